@@ -1,0 +1,235 @@
+"""The command line. Thin: it reads options, calls the library and prints; heavy imports are inside the commands."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gecko import __version__
+from gecko.config import RunConfig, load_config
+from gecko.errors import GeckoError
+from gecko.progress import Terminal
+from gecko.store import Run
+
+app = typer.Typer(
+    name="gecko",
+    help="Distil a language model's relevance judgement into a compact text-embedding model, on your own passages.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+DEMO = Path("runs/demo")
+
+RunArg = Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")]
+Recipe = Annotated[Path | None, typer.Option("-c", "--config", help="A recipe: TOML with settings.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value. Can be repeated.")]
+Llm = Annotated[
+    str | None, typer.Option(help="The teacher: default, default-small, smollm2, hf:NAME, gguf:PATH or fake.")
+]
+Backbone = Annotated[str | None, typer.Option(help="The start model: minilm, hf:NAME or a folder.")]
+Budget = Annotated[str | None, typer.Option(help="Teacher time or tokens: 20m, 2h, 300000tok.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on with a refused teacher, or in a folder made with other settings.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Read the corpus, say what the run would cost, and stop.")]
+Evals = Annotated[list[str] | None, typer.Option("--eval", help="A BEIR folder (DIR or DIR@SPLIT) to measure on.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(f"gecko {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    budget: Budget = None, llm: Llm = None, backbone: Backbone = None, sets: Sets = None, force: Force = False
+) -> None:
+    """The main job on the embedded default: the standard library's documentation, a 1.5B teacher, MiniLM."""
+    base: dict[str, Any] = {"corpus": {"sources": ["stdlib"]}, "evaluate": {"sets": ["stdlib-questions"]}}
+    _distil(DEMO, load_config(None, sets or (), _given(base, budget, llm, backbone)), force=force, dry_run=False)
+
+
+@app.command()
+def distill(
+    corpus: Annotated[list[str], typer.Argument(help="Files, folders, or `stdlib`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run folder.")],
+    config: Recipe = None,
+    sets: Sets = None,
+    llm: Llm = None,
+    backbone: Backbone = None,
+    budget: Budget = None,
+    evals: Evals = None,
+    dry_run: DryRun = False,
+    force: Force = False,
+) -> None:
+    """From your passages to a better embedding model, the dataset that taught it, and a report."""
+    base: dict[str, Any] = {"corpus": {"sources": corpus}}
+    if evals:
+        base["evaluate"] = {"sets": evals}
+    _distil(out, load_config(config, sets or (), _given(base, budget, llm, backbone)), force=force, dry_run=dry_run)
+
+
+def _given(base: dict[str, Any], budget: str | None, llm: str | None, backbone: str | None) -> dict[str, Any]:
+    options = {"budget": budget, "llm": llm, "backbone": backbone}
+    return base | {key: value for key, value in options.items() if value is not None}
+
+
+def _distil(folder: Path, config: RunConfig, *, force: bool, dry_run: bool) -> None:
+    from gecko.pipeline import Pipeline
+    from gecko.pipeline import distill as run_all
+
+    ui, began = Terminal(), time.perf_counter()
+    with Run(folder, config, force=force, say=ui.say) as run:
+        if dry_run:
+            print(Pipeline(run, ui, force=force).estimate())
+            return
+        result = run_all(run, ui, force=force)
+        _closing(run, result)
+        print(f"model: {folder / 'model'}   report: {folder / 'report.html'}   {time.perf_counter() - began:.0f} s")
+
+
+def _closing(run: Run, result: dict[str, Any]) -> None:
+    from gecko.report.table import closing_rows, verdict
+
+    header, *rows = closing_rows(result)
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width of its own; 80 columns would cut the numbers.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    seconds = sum(manifest.seconds for stage in ("check", "generate", "relabel") if (manifest := run.manifest(stage)))
+    print(verdict(result, run.finished("select").rows, seconds))
+
+
+@contextmanager
+def _stage(path: Path, sets: list[str] | None, force: bool) -> "Iterator[Any]":
+    """A pipeline on an existing run; ``--set`` changes its settings for good."""
+    from gecko.config import make_config, override
+    from gecko.pipeline import Pipeline
+
+    ui = Terminal()
+    with Run(path, say=ui.say) as run:
+        config = make_config(override(run.config.model_dump(), sets), "--set") if sets else None
+    with Run(path, config, force=True, say=ui.say) as run:
+        yield Pipeline(run, ui, force=force)
+
+
+def _say_rows(manifest: Any) -> None:
+    drops = ", ".join(f"{count} {reason}" for reason, count in manifest.drops.items())
+    print(f"{manifest.stage}: {manifest.rows:,} rows" + (f"; dropped: {drops}" if drops else ""))
+
+
+@app.command()
+def ingest(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+    """Read the corpus of a run."""
+    with _stage(run, sets, force) as pipeline:
+        _say_rows(pipeline.ingest())
+
+
+@app.command()
+def generate(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+    """Check the teacher, plan the budget and write the queries."""
+    with _stage(run, sets, force) as pipeline:
+        pipeline.check()
+        _say_rows(pipeline.generate())
+
+
+@app.command()
+def mine(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+    """Find the candidates of each query."""
+    with _stage(run, sets, force) as pipeline:
+        _say_rows(pipeline.mine())
+
+
+@app.command()
+def relabel(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+    """Score each candidate with the teacher."""
+    with _stage(run, sets, force) as pipeline:
+        _say_rows(pipeline.relabel())
+
+
+@app.command()
+def select(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+    """Choose positives and negatives from the scores; no teacher is asked."""
+    with _stage(run, sets, force) as pipeline:
+        _say_rows(pipeline.select())
+
+
+@app.command()
+def train(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+    """Train the start model on the rows."""
+    with _stage(run, sets, force) as pipeline:
+        print(pipeline.train())
+
+
+@app.command()
+def evaluate(run: RunArg, evals: Evals = None, sets: Sets = None, force: Force = False) -> None:
+    """Measure the trained model of a run."""
+    chosen = [*(sets or ()), *([f"evaluate.sets={evals}"] if evals else ())]
+    with _stage(run, chosen, force) as pipeline:
+        _closing(pipeline.run, pipeline.evaluate())
+
+
+@app.command()
+def report(run: RunArg) -> None:
+    """Write the report of a run again."""
+    with _stage(run, None, False) as pipeline:
+        print(pipeline.report())
+
+
+@app.command("eval")
+def evaluate_model(
+    model: Annotated[str, typer.Argument(help="A folder, hf:NAME or minilm.")],
+    sets: Annotated[list[str], typer.Argument(help="BEIR folders, DIR or DIR@SPLIT, or `stdlib-questions`.")],
+    split: Annotated[str | None, typer.Option(help="The split where none is named with @SPLIT.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="A model to hold it against.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Keep only so many dimensions of the model's vectors.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure any model on labelled sets, with BM25 and a baseline beside it."""
+    import json
+
+    from gecko.encoder import load_encoder
+    from gecko.evaluation import eval_json, evaluate_retrieval, load_beir
+    from gecko.evaluation.builtin import STDLIB_QUESTIONS, stdlib_questions
+
+    data = [stdlib_questions() if spec == STDLIB_QUESTIONS else load_beir(spec, split) for spec in sets]
+    encoder = load_encoder(model)
+    models = {"model": encoder.truncated(dim) if dim is not None else encoder}
+    if baseline is not None:
+        models["baseline"] = load_encoder(baseline)
+    scores = evaluate_retrieval(data, models, progress=True)
+    result = eval_json(scores, "model", "baseline" if baseline is not None else None)
+    if as_json:
+        print(json.dumps(result))
+        return
+    table = Table("set", "queries", "nDCG@10", "baseline", "difference, 95 % interval", "BM25", "recall@100")
+    for name, row in (*result["sets"].items(), *([("macro mean", result["macro"])] if "macro" in result else [])):
+        delta = "" if row["delta"] is None else f"{row['delta']:+.3f} [{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"
+        base = "" if row["baseline"] is None else f"{row['baseline']:.3f}"
+        cells = (name, str(row["queries"]), f"{row['ndcg@10']:.3f}", base, delta, f"{row['bm25']:.3f}")
+        table.add_row(*cells, f"{row['recall@100']:.3f}")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def main() -> None:
+    """Entry point: errors of this package are one message and exit code 1; anything else is a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except GeckoError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False, style="red")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; run the same command again to continue")
+        sys.exit(130)

@@ -1,0 +1,316 @@
+"""The settings of a run: one pydantic tree, one TOML file, two presets.
+
+Unknown keys are errors that name the key and its nearest neighbour. The presets differ in selection, loss and mining:
+``default`` is what was measured to work best at small scale, ``paper`` follows the Gecko paper to the letter.
+``docs/paper.md`` maps each field to the place in the paper that it comes from.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gecko.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class CorpusConfig(_Section):
+    """What becomes a passage."""
+
+    sources: list[str] = Field(default=["stdlib"], description="files, folders, or `stdlib`")
+    max_chars: int = Field(default=4000, ge=200, description="a longer passage is split into pieces")
+    chunk_chars: int = Field(default=2000, ge=100, description="the largest piece")
+    min_chars: int = Field(default=1, ge=1, description="a shorter passage is dropped")
+
+
+class GenerateConfig(_Section):
+    """Step 1 of FRet: `LLM(P_QG, p_seed) -> (task, query)`."""
+
+    queries: int | None = Field(default=None, ge=2, description="how many seeds; none: as many as the budget buys")
+    neighbourhood: int = Field(
+        default=10, ge=1, description="seeds drawn together; 1: drawn at random, as in the paper"
+    )
+    heldout: float = Field(default=0.1, ge=0, lt=1, description="share of neighbourhoods kept for the agreement test")
+    heldout_max: int = Field(default=200, ge=0, description="at most so many held-out queries")
+    min_seed_chars: int = Field(default=60, ge=1, description="a shorter passage is no seed")
+    temperature: float = Field(default=0.7, ge=0, description="0: greedy")
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_new_tokens: int = Field(default=64, ge=8)
+    batch: int = Field(default=32, ge=1, description="passages decoded together; also the rows of one shard")
+
+
+class MineConfig(_Section):
+    """Step 2: the initial embedder's N nearest passages of each query."""
+
+    n: int = Field(default=20, ge=2, description="candidates a query, N in the paper")
+    warmup_epochs: int = Field(
+        default=0, ge=0, description="train the embedder on (q, p_seed) first, as the paper does"
+    )
+
+
+class RelabelConfig(_Section):
+    """Step 3: the same LLM scores each (query, candidate) twice."""
+
+    passage_tokens: int = Field(default=256, ge=16, description="the LLM reads at most so many tokens of a passage")
+    pack_tokens: int = Field(default=1024, ge=64, description="tokens of one forward pass; bounds the memory")
+    shard_passages: int = Field(default=64, ge=1, description="passages of one shard, the unit of resuming")
+
+
+class PromptsConfig(_Section):
+    """The prompts: a shipped one by name, or a TOML file by path."""
+
+    generate: str = "generate"
+    query_likelihood: str = "query_likelihood"
+    relevance: str = "relevance"
+
+
+class SelectConfig(_Section):
+    """Step 4: the better positive and the hard negative."""
+
+    fusion: Literal["rrf", "ql", "rc"] = "rrf"
+    rrf_constant: float = Field(default=0.0, ge=0, description="added to the ranks; the paper has 0, not the usual 60")
+    positive: Literal["p1", "seed"] = "p1"
+    negative: Literal["last", "random", "none"] = "last"
+    min_rc: float | None = Field(
+        default=0.0, description="keep rows whose positive has RC log-odds above this; none: all"
+    )
+
+
+class LossConfig(_Section):
+    """Eq. 3 of the paper and its switches."""
+
+    temperature: float = Field(default=0.05, gt=0)
+    same_tower: bool = Field(default=True, description="other rows' queries are negatives, too")
+    mask_groups: bool = Field(default=True, description="rows with an equal query, positive or group are no negatives")
+    hard_negatives: Literal["own", "all", "none"] = Field(
+        default="own", description="own: the row's own, as in the paper; all: those of all rows in the batch; none"
+    )
+    false_negative_margin: float | None = Field(
+        default=None, ge=0, description="other rows' texts this much nearer than the positive are no negatives"
+    )
+    hardness: float = Field(default=0.0, ge=0, description="alpha: own hard negatives count exp(alpha * cosine) times")
+
+
+class TrainConfig(_Section):
+    """Stage 2 of the paper."""
+
+    formats: list[Literal["native", "unified"]] = Field(
+        default=["native", "unified"], min_length=1, description="of several, the one nearest to the teacher is kept"
+    )
+    epochs: int = Field(default=3, ge=1)
+    batch: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=2e-5, gt=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=256, ge=16)
+    matryoshka: bool = Field(default=True, description="train shorter prefixes of the embedding, too")
+    dims: list[int] = Field(default=[], description="Matryoshka widths below the full one; empty: half and a quarter")
+    dim_weights: list[float] = Field(
+        default=[], description="weights of the widths in the loss, the full one first; empty: all equal"
+    )
+    max_grad_norm: float = Field(default=1.0, ge=0, description="longer gradients are shortened to this; 0: never")
+    bf16: bool = Field(default=False, description="compute in bfloat16; the weights stay float32")
+    checkpoint_steps: int = Field(default=25, ge=1)
+    loss: LossConfig = LossConfig()
+
+
+class EvaluateConfig(_Section):
+    """What the result is held against."""
+
+    sets: list[str] = Field(default=[], description="BEIR folders, DIR or DIR@SPLIT; `stdlib-questions` is built in")
+    resamples: int = Field(default=10_000, ge=100, description="of the paired bootstrap")
+
+
+class CheckConfig(_Section):
+    """When a teacher is refused."""
+
+    enabled: bool = True
+    min_parsed: float = Field(default=0.70, ge=0, le=1, description="share of generations that parse")
+    min_seed_found: float = Field(default=0.50, ge=0, le=1, description="share of seeds in the start model's top N")
+
+
+class RunConfig(_Section):
+    """Everything that shapes a run. Saved as `config.json` in the run folder."""
+
+    preset: Literal["default", "paper"] = "default"
+    seed: int = Field(default=0, ge=0, description="of every random choice")
+    llm: str = Field(default="default", description="the teacher")
+    backbone: str = Field(default="minilm", description="the start model: it mines, it is the baseline, it is trained")
+    budget: str | None = Field(default=None, description="teacher time or tokens: 20m, 2h, 300000tok")
+    corpus: CorpusConfig = CorpusConfig()
+    generate: GenerateConfig = GenerateConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    mine: MineConfig = MineConfig()
+    relabel: RelabelConfig = RelabelConfig()
+    select: SelectConfig = SelectConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    check: CheckConfig = CheckConfig()
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_budget(value)
+        return value
+
+    @model_validator(mode="after")
+    def _conflicts(self) -> "RunConfig":
+        if self.generate.queries is None and self.budget is None:
+            raise ValueError("generate.queries and budget are both unset: give one, so that the run has an end")
+        return self
+
+
+# What a preset changes against the fields' own defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"budget": "20m"},
+    "paper": {
+        "budget": "20m",
+        "generate": {"neighbourhood": 1},
+        "mine": {"warmup_epochs": 1},
+        "select": {"min_rc": None},
+        "train": {"formats": ["unified"], "loss": {"mask_groups": False}},
+    },
+}
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_budget(text: str) -> tuple[Literal["seconds", "tokens"], float]:
+    """``"20m"`` as ``("seconds", 1200.0)``, ``"300000tok"`` as ``("tokens", 300000.0)``.
+
+    Raises:
+        ConfigError: the text is neither.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|tok)\s*", text)
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(f"budget {text!r} is not a duration or a count; write 90s, 20m, 2h or 300000tok")
+    if match[2] == "tok":
+        return "tokens", float(match[1])
+    return "seconds", float(match[1]) * _UNITS[match[2]]
+
+
+def load_config(
+    path: Path | None = None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """A run's settings: preset, then recipe file, then ``base`` values, then ``key=value`` overrides.
+
+    Args:
+        path: a TOML recipe; it may name a ``preset``.
+        overrides: ``section.key=value`` strings; a value is read as TOML, and as a plain string where that fails.
+        base: values from the command line's own options.
+
+    Raises:
+        ConfigError: an unknown key, a bad value or an unreadable file; the message names it.
+    """
+    recipe: dict[str, Any] = {}
+    if path is not None:
+        try:
+            recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"recipe {path}: {error.strerror}; give the path of a TOML file") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe {path}: not valid TOML: {error}") from error
+    given = override(base or {}, overrides)
+    preset = given.get("preset", recipe.get("preset", "default"))
+    if preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r} does not exist; choose one of: {', '.join(PRESETS)}")
+    values: dict[str, Any] = {}
+    for layer in (PRESETS[preset], recipe, given):
+        _merge(values, layer)
+    return make_config(values, str(path) if path else "the settings")
+
+
+def override(values: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """``values`` with ``section.key=value`` texts applied.
+
+    Raises:
+        ConfigError: a text is not of that form.
+    """
+    changed: dict[str, Any] = _copy(values)
+    for text in texts:
+        _merge(changed, _parse_override(text))
+    return changed
+
+
+def make_config(values: Mapping[str, Any], place: str) -> RunConfig:
+    """Validate ``values``; errors name ``place`` and the key.
+
+    Raises:
+        ConfigError: as for :func:`load_config`.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(entry, place) for entry in error.errors())) from error
+
+
+def _explain(entry: Any, place: str) -> str:
+    key = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, sorted(known_keys()), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else f"; known sections: {', '.join(RunConfig.model_fields)}"
+        return f"{place}: unknown key {key}{hint}"
+    what = entry["msg"].removeprefix("Value error, ")
+    return f"{place}: {key} = {entry['input']!r}: {what}" if key else f"{place}: {what}"
+
+
+def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every key that a recipe may hold, dotted."""
+    keys = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """``key: old -> new`` for each setting in which two configurations differ."""
+    before, after = _flatten(old.model_dump()), _flatten(new.model_dump())
+    return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = _copy(value)
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals or not re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)*", key.strip()):
+        raise ConfigError(f"--set {text!r}: write it as section.key=value, for example mine.n=10")
+    value: Any
+    if raw.strip() == "none":  # TOML has no null
+        value = None
+    else:
+        try:
+            value = tomllib.loads(f"value = {raw}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = raw
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return dict(value)

@@ -1,0 +1,21 @@
+"""Embedding models: find, load, run and save them."""
+
+from gecko.encoder.encoder import (
+    Encoder,
+    detect_form,
+    has_native_bf16,
+    load_encoder,
+    model_identity,
+    resolve_model,
+    save_model,
+)
+
+__all__ = [
+    "Encoder",
+    "detect_form",
+    "has_native_bf16",
+    "load_encoder",
+    "model_identity",
+    "resolve_model",
+    "save_model",
+]

@@ -1,0 +1,47 @@
+"""BM25, the ranking that needs no model: Lucene's form, English stop words and the Snowball stemmer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gecko.evaluation.search import largest, pack, unpack
+from gecko.records import Passage
+
+
+def bm25_run(passages: Sequence[Passage], queries: Sequence[tuple[str, str]], k: int) -> dict[str, dict[str, float]]:
+    """Rank passages, title and text as one string.
+
+    Args:
+        passages: the corpus.
+        queries: (id, text).
+        k: how many a query, at most; a passage that shares no word with the query is never listed.
+
+    Returns:
+        score by query id and passage id, best first, ties in passage order.
+    """
+    import bm25s
+    import snowballstemmer
+
+    stemmer = snowballstemmer.stemmer("english")
+
+    def words(texts: list[str]) -> list[list[str]]:
+        tokens: list[list[str]] = bm25s.tokenize(
+            texts, stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False
+        )
+        return tokens
+
+    corpus = words([passage.content for passage in passages])
+    vocabulary = {word for tokens in corpus for word in tokens if word}
+    run: dict[str, dict[str, float]] = {key: {} for key, _ in queries}
+    if not vocabulary:
+        return run
+    order = np.arange(len(corpus))
+    index = bm25s.BM25()
+    index.index(corpus, show_progress=False)
+    for (key, _), tokens in zip(queries, words([text for _, text in queries]), strict=True):
+        known = [word for word in tokens if word in vocabulary]
+        if known:
+            places, scores = unpack(largest(pack(index.get_scores(known)[None, :], order), k))
+            found = zip(places[0].tolist(), scores[0].tolist(), strict=True)
+            run[key] = {passages[place].id: score for place, score in found if score > 0}
+    return run

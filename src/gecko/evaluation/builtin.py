@@ -1,0 +1,84 @@
+"""Test data that ships with the package: questions on the standard library, and the reranking probe.
+
+Both were written for this project by hand of its authors, not by the teacher, and no stage but ``evaluate`` (the probe:
+the teacher check) reads them.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from gecko.corpus.stdlib import read_stdlib
+from gecko.evaluation.beir import RetrievalSet
+from gecko.records import Passage
+from gecko.store import digest
+
+STDLIB_QUESTIONS = "stdlib-questions"
+
+
+def stdlib_questions() -> RetrievalSet:
+    """460 questions as people ask them, over the documentation of the running Python's standard library.
+
+    Half of them share no stemmed content word with the title of the passage they were written for. Grades: 2 answers
+    the question, 1 helps. Judgements of passages that this Python does not have are left out and counted; a question
+    without any passage of grade 2 left is left out and counted, too.
+    """
+    passages = list(read_stdlib())
+    known = {passage.id for passage in passages}
+    queries: list[tuple[str, str]] = []
+    qrels: dict[str, dict[str, int]] = {}
+    missing = left_out = 0
+    for row in _rows("stdlib-questions.jsonl"):
+        grades = {key: grade for key, grade in row["qrels"].items() if key in known}
+        missing += len(row["qrels"]) - len(grades)
+        if 2 not in grades.values():
+            left_out += 1
+            continue
+        queries.append((row["id"], row["text"]))
+        qrels[row["id"]] = grades
+    return RetrievalSet(
+        name=STDLIB_QUESTIONS,
+        split="test",
+        passages=passages,
+        queries=queries,
+        qrels=qrels,
+        task="question answering",
+        unknown_documents=missing,
+        unknown_queries=left_out,
+    )
+
+
+@dataclass(frozen=True)
+class ProbeTopic:
+    """Twenty passages on one subject and nine queries, with a grade for every pair (0 unless listed)."""
+
+    topic: str
+    passages: list[Passage]
+    queries: list[tuple[str, str]]
+    qrels: dict[str, dict[str, int]]
+
+
+def probe() -> list[ProbeTopic]:
+    """The reranking probe: 90 queries, each with the 20 passages of its topic to put in order."""
+    return [
+        ProbeTopic(
+            row["topic"],
+            [Passage(source="probe", **passage) for passage in row["passages"]],
+            [(query["id"], query["text"]) for query in row["queries"]],
+            {query["id"]: query["qrels"] for query in row["queries"]},
+        )
+        for row in _rows("probe.jsonl")
+    ]
+
+
+def data_hash(name: str) -> str:
+    """Hash of a shipped file, for fingerprints."""
+    return digest(files("gecko.evaluation").joinpath("data", name).read_bytes())
+
+
+def _rows(name: str) -> Iterator[Any]:
+    with files("gecko.evaluation").joinpath("data", name).open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)

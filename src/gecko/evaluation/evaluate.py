@@ -1,0 +1,137 @@
+"""Models side by side on labelled sets, and the JSON that ``gecko eval`` prints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gecko.errors import EvaluationError
+from gecko.evaluation.beir import RetrievalSet
+from gecko.evaluation.bm25 import bm25_run
+from gecko.evaluation.metrics import METRICS, Array, macro_ci, per_query
+from gecko.evaluation.search import top_k
+
+if TYPE_CHECKING:
+    from gecko.encoder import Encoder
+
+BM25 = "bm25"
+DEPTH = 100  # of every ranking: the deepest measure's
+HEADLINE = "ndcg@10"
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """What was measured on one set, with the evidence.
+
+    Attributes:
+        data: the set.
+        per_query: for each label (a model's, or ``bm25``) and measure, (queries,) on 0–1 in the set's query order.
+    """
+
+    data: RetrievalSet
+    per_query: dict[str, dict[str, Array]]
+
+    def mean(self, label: str, metric: str = HEADLINE) -> float:
+        """A measure's mean over the queries, on 0–1."""
+        return float(self.per_query[label][metric].mean())
+
+
+def evaluate_retrieval(
+    sets: Sequence[RetrievalSet], models: "Mapping[str, Encoder]", *, bm25: bool = True, progress: bool = False
+) -> dict[str, SetScores]:
+    """Rank every set's passages for its queries with every model.
+
+    Each model embeds a set's passages and queries once. A query whose id is also a passage's may find that passage.
+
+    Args:
+        sets: test sets, with different names.
+        models: encoders by label.
+        bm25: rank with BM25 too, under the label ``bm25``.
+        progress: show a bar when embedding takes long.
+
+    Returns:
+        scores by set name.
+
+    Raises:
+        EvaluationError: two sets have one name, or a model is labelled ``bm25``.
+    """
+    names = [data.name for data in sets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise EvaluationError(f"several test sets are named {', '.join(twice)}; rename a folder, or measure them apart")
+    if BM25 in models:
+        raise EvaluationError(f"a model cannot be labelled {BM25!r}, which is taken; choose another label")
+    scores = {}
+    for data in sets:
+        measured = {
+            label: per_query(dense_run(data, encoder, progress=progress), data.qrels)
+            for label, encoder in models.items()
+        }
+        if bm25:
+            measured[BM25] = per_query(bm25_run(data.passages, data.queries, DEPTH), data.qrels)
+        scores[data.name] = SetScores(data, measured)
+    return scores
+
+
+def dense_run(
+    data: RetrievalSet, encoder: "Encoder", k: int = DEPTH, *, progress: bool = False
+) -> dict[str, dict[str, float]]:
+    """Cosine by query id and passage id of the best k passages, best first."""
+    passages = encoder.passages(data.passages, progress=progress)
+    queries = encoder.queries([text for _, text in data.queries], data.task, progress=progress)
+    places, cosines = top_k(queries, passages, k)
+    return {
+        key: {data.passages[place].id: score for place, score in zip(row, line, strict=True)}
+        for (key, _), row, line in zip(data.queries, places.tolist(), cosines.tolist(), strict=True)
+    }
+
+
+def eval_json(
+    scores: Mapping[str, SetScores], model: str, baseline: str | None = None, *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
+    """The result as ``gecko eval --json`` prints it; numbers on 0–1.
+
+    ``delta`` is model minus baseline in nDCG@10 and ``ci95`` its paired interval; both are null without a baseline, as
+    is ``bm25`` where it was not run. With several sets, ``macro`` is their unweighted mean.
+
+    Args:
+        scores: what :func:`evaluate_retrieval` returned.
+        model: label of the model.
+        baseline: label of the model it is held against.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        EvaluationError: a label was not measured.
+    """
+    for name, score in scores.items():
+        for label in (model, baseline):
+            if label is not None and label not in score.per_query:
+                raise EvaluationError(f"{name}: {label!r} was not measured; there are {', '.join(score.per_query)}")
+    rows = {name: _row([score], model, baseline, resamples, seed) for name, score in scores.items()}
+    result: dict[str, Any] = {"sets": rows}
+    for name, row in rows.items():
+        if unknown := scores[name].data.unknown_documents:
+            row["unknown_documents"] = unknown
+        if unknown := scores[name].data.unknown_queries:
+            row["unknown_queries"] = unknown
+    if len(scores) > 1:
+        result["macro"] = _row(list(scores.values()), model, baseline, resamples, seed)
+    return result
+
+
+def _row(scores: Sequence[SetScores], model: str, baseline: str | None, resamples: int, seed: int) -> dict[str, Any]:
+    def mean(label: str, metric: str = HEADLINE) -> float:
+        return sum(score.mean(label, metric) for score in scores) / len(scores)
+
+    row: dict[str, Any] = {
+        "queries": sum(len(score.data.queries) for score in scores),
+        HEADLINE: mean(model),
+        "baseline": None,
+        "delta": None,
+        "ci95": None,
+        "bm25": mean(BM25) if all(BM25 in score.per_query for score in scores) else None,
+    }
+    if baseline is not None:
+        differences = [score.per_query[model][HEADLINE] - score.per_query[baseline][HEADLINE] for score in scores]
+        delta, low, high = macro_ci(differences, resamples, seed)
+        row |= {"baseline": mean(baseline), "delta": delta, "ci95": [low, high]}
+    return row | {metric: mean(model, metric) for metric in METRICS if metric != HEADLINE}

@@ -1,0 +1,113 @@
+"""Measures of a ranking, query by query, and paired intervals of their differences.
+
+The measures are trec_eval's, through pytrec_eval. Equal scores rank in the order in which the run lists them, so that a
+number does not hang on how ids are spelled.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from gecko.errors import EvaluationError
+
+Array = npt.NDArray[np.float64]
+Run = Mapping[str, Mapping[str, float]]
+Qrels = Mapping[str, Mapping[str, int]]
+
+METRICS = ("ndcg@10", "recall@20", "recall@100", "mrr@10")
+
+_MEASURES = {"ndcg": "ndcg_cut", "recall": "recall", "mrr": "recip_rank"}
+_BLOCK = 1 << 21  # resampled values held at once: 16 MiB of indices
+
+
+def per_query(run: Run, qrels: Qrels, names: Sequence[str] = METRICS) -> dict[str, Array]:
+    """Measures of each judged query.
+
+    Args:
+        run: score by query id and passage id, higher is better; ties rank in the order listed.
+        qrels: grade by query id and passage id.
+        names: ``ndcg@K``, ``recall@K`` or ``mrr@K``.
+
+    Returns:
+        for each name, (queries,) on 0–1 in the order of ``qrels``; a query the run lacks counts 0.
+
+    Raises:
+        EvaluationError: a name is not known.
+    """
+    ranked = {query: _order(run.get(query, {})) for query in qrels}
+    return {name: _measure(ranked, qrels, name) for name in names}
+
+
+def _order(row: Mapping[str, float]) -> list[str]:
+    return sorted(row, key=lambda passage: -row[passage])
+
+
+def _measure(ranked: Mapping[str, list[str]], qrels: Qrels, name: str) -> Array:
+    import pytrec_eval
+
+    kind, _, depth = name.partition("@")
+    if kind not in _MEASURES or not depth.isdigit() or int(depth) < 1:
+        raise EvaluationError(f"measure {name!r} is not known; give ndcg@K, recall@K or mrr@K")
+    measure = _MEASURES[kind]
+    asked = measure if kind == "mrr" else f"{measure}.{depth}"
+    key = measure if kind == "mrr" else f"{measure}_{depth}"
+    # Places instead of scores: trec_eval holds scores in single precision and breaks ties by id.
+    places = {
+        query: {passage: float(-place) for place, passage in enumerate(order[: int(depth)])}
+        for query, order in ranked.items()
+        if order
+    }
+    judged = {query: dict(grades) for query, grades in qrels.items()}
+    found = pytrec_eval.RelevanceEvaluator(judged, {asked}).evaluate(places) if places else {}
+    return np.array([found[query][key] if query in found else 0.0 for query in qrels], dtype=np.float64)
+
+
+def bootstrap_ci(differences: Array, resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 95 % percentile interval of paired differences, by resampling queries.
+
+    Args:
+        differences: (queries,) model minus baseline, one query each.
+        resamples: how many resamples.
+        seed: of the generator.
+
+    Returns:
+        mean, lower and upper end, in the unit of ``differences``.
+
+    Raises:
+        EvaluationError: there are no differences.
+    """
+    return macro_ci([differences], resamples, seed)
+
+
+def macro_ci(differences: Sequence[Array], resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """The same for the mean over several sets, each weighing the same; queries are resampled within their set.
+
+    Args:
+        differences: for each set, (queries,).
+        resamples: how many resamples.
+        seed: of the generator.
+
+    Returns:
+        mean, lower and upper end, in the unit of ``differences``.
+
+    Raises:
+        EvaluationError: there is no set, or one is empty.
+    """
+    if not differences or any(len(values) == 0 for values in differences):
+        raise EvaluationError("an interval needs at least one judged query in every set")
+    generator = np.random.default_rng(seed)
+    means = np.mean([_resampled_means(values, resamples, generator) for values in differences], axis=0)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(np.mean([values.mean() for values in differences])), float(low), float(high)
+
+
+def _resampled_means(values: Array, resamples: int, generator: np.random.Generator) -> Array:
+    """(resamples,) means of resamples drawn with replacement."""
+    rows = max(1, _BLOCK // len(values))
+    means = np.empty(resamples, dtype=np.float64)
+    for start in range(0, resamples, rows):
+        stop = min(start + rows, resamples)
+        drawn = generator.integers(0, len(values), size=(stop - start, len(values)))
+        means[start:stop] = values[drawn].mean(axis=1)
+    return means

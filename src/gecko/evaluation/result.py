@@ -1,0 +1,74 @@
+"""What a run measures at its end: the trained models, the start model and BM25 on the test sets, and agreement."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gecko.evaluation.beir import load_beir
+from gecko.evaluation.builtin import STDLIB_QUESTIONS, stdlib_questions
+from gecko.evaluation.evaluate import BM25, SetScores, evaluate_retrieval
+from gecko.evaluation.metrics import bootstrap_ci
+
+if TYPE_CHECKING:
+    from gecko.pipeline import Pipeline
+
+START, STUDENT = "start", "student"
+SHOWN = ("ndcg@10", "recall@20")
+
+
+def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
+    """The numbers of a run, on 0–1.
+
+    Returns:
+        ``form``: the input format that was kept; ``sets``: for each test set its queries and, for each measure, the mean of
+        every model (``bm25``, ``start``, each trained format) with its difference to ``start`` and the paired 95 %
+        interval; ``agreement``: the same for agreement with the teacher on held-out queries.
+    """
+    from gecko.encoder import load_encoder
+
+    config = pipeline.config
+    forms = config.train.formats
+    chosen = pipeline.chosen_format()
+    sets = [stdlib_questions() if spec == STDLIB_QUESTIONS else load_beir(spec) for spec in config.evaluate.sets]
+    result: dict[str, Any] = {"form": chosen, "formats": list(forms), "sets": {}, "agreement": None}
+    if sets:
+        models = {START: pipeline.start} | {form: load_encoder(str(pipeline.student_folder(form))) for form in forms}
+        pipeline.ui.say(f"measuring {len(models)} models on {', '.join(data.name for data in sets)}")
+        scores = evaluate_retrieval(sets, models, progress=True)
+        result["sets"] = {
+            name: _set(score, list(forms), config.evaluate.resamples, config.seed) for name, score in scores.items()
+        }
+    if pipeline.heldout:
+        values = {label: np.array(row) for label, row in pipeline.agreements().items()}
+        result["agreement"] = {
+            "queries": len(values[START]),
+            "models": {
+                label: _against(row, values[START], config.evaluate.resamples, config.seed, label == START)
+                for label, row in values.items()
+            },
+        }
+    return result
+
+
+def _set(score: SetScores, forms: list[str], resamples: int, seed: int) -> dict[str, Any]:
+    measures = {}
+    for measure in SHOWN:
+        base = score.per_query[START][measure]
+        measures[measure] = {
+            label: _against(score.per_query[label][measure], base, resamples, seed, label == START)
+            for label in (BM25, START, *forms)
+        }
+    return {
+        "queries": len(score.data.queries),
+        "passages": len(score.data.passages),
+        "unknown_documents": score.data.unknown_documents,
+        "unknown_queries": score.data.unknown_queries,
+        "measures": measures,
+    }
+
+
+def _against(values: np.ndarray, base: np.ndarray, resamples: int, seed: int, is_base: bool) -> dict[str, Any]:
+    if is_base:
+        return {"mean": float(values.mean()), "delta": None, "ci95": None}
+    delta, low, high = bootstrap_ci(values - base, resamples, seed)
+    return {"mean": float(values.mean()), "delta": delta, "ci95": [low, high]}

@@ -1,0 +1,172 @@
+"""Is this language model fit to teach? A bad teacher makes an embedder worse, so a run stops before it is paid for.
+
+A bad teacher also writes bad queries, and then agrees with itself, so its own queries alone cannot judge it. Three
+questions are asked: do its generations parse, does the start model find their seeds again, and, on a small reranking
+probe that ships with the package, is the teacher's order worse than the start model's?
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gecko.config import CheckConfig
+from gecko.errors import TeacherRefused
+from gecko.evaluation.builtin import ProbeTopic, data_hash, probe
+from gecko.evaluation.metrics import Array, bootstrap_ci, per_query
+from gecko.fret.fuse import fuse
+from gecko.fret.relabel import prompt_hash, relabel
+from gecko.llm.base import LanguageModel
+from gecko.llm.weights import cache_folder
+from gecko.prompts import Prompt
+from gecko.records import Candidate, Query, Score
+from gecko.store import Counts, digest, read_json, write_json
+
+if TYPE_CHECKING:
+    from gecko.encoder import Encoder
+
+HEADLINE = "ndcg@10"
+ORDERS = ("ql", "rc", "rrf")
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What the probe found; nDCG@10 on 0–1.
+
+    Attributes:
+        queries: how many.
+        start: the start model's order.
+        ql, rc, rrf: the teacher's orders.
+        delta, low, high: RRF minus start, paired, with its 95 % interval.
+        seconds, tokens: what asking took; ``cached``: the teacher's answers were kept from an earlier run.
+    """
+
+    queries: int
+    start: float
+    ql: float
+    rc: float
+    rrf: float
+    delta: float
+    low: float
+    high: float
+    seconds: float
+    tokens: int
+    cached: bool
+
+
+def run_probe(
+    teacher: LanguageModel, likelihood: Prompt, relevance: Prompt, start: "Encoder", *, resamples: int, seed: int
+) -> ProbeResult:
+    """Rerank the probe's passages with the teacher; its scores are cached by teacher, prompts and probe."""
+    topics = probe()
+    scores, seconds, tokens, cached = _scores(topics, teacher, likelihood, relevance)
+    orders = {name: [] for name in ("start", *ORDERS)}  # type: dict[str, list[Array]]
+    for topic in topics:
+        for name, values in _orders(topic, scores, start).items():
+            orders[name].append(values)
+    joined = {name: np.concatenate(parts) for name, parts in orders.items()}
+    delta, low, high = bootstrap_ci(joined["rrf"] - joined["start"], resamples, seed)
+    means = {name: float(values.mean()) for name, values in joined.items()}
+    return ProbeResult(
+        queries=len(joined["start"]),
+        **means,
+        delta=delta,
+        low=low,
+        high=high,
+        seconds=seconds,
+        tokens=tokens,
+        cached=cached,
+    )
+
+
+def _scores(
+    topics: list[ProbeTopic], teacher: LanguageModel, likelihood: Prompt, relevance: Prompt
+) -> tuple[dict[tuple[str, str], Score], float, int, bool]:
+    key = digest(str(VERSION), teacher.identity, prompt_hash(likelihood, relevance), data_hash("probe.jsonl"))
+    file = cache_folder() / "checks" / f"{key}.json"
+    if file.exists():
+        rows = [Score(**row) for row in read_json(file)]
+        return {(row.query_id, row.passage_id): row for row in rows}, 0.0, 0, True
+    began, counts, rows = time.perf_counter(), Counts(), []
+    for topic in topics:
+        queries = [_query(identifier, text) for identifier, text in topic.queries]
+        pairs = [(passage, queries) for passage in topic.passages]
+        rows += list(relabel(pairs, teacher, likelihood, relevance, counts))
+    write_json(file, [asdict(row) for row in rows])
+    return {(row.query_id, row.passage_id): row for row in rows}, time.perf_counter() - began, counts.tokens, False
+
+
+def _query(identifier: str, text: str) -> Query:
+    return Query(identifier, "", text, "", "")
+
+
+def _orders(topic: ProbeTopic, scores: dict[tuple[str, str], Score], start: "Encoder") -> dict[str, Array]:
+    vectors = start.passages(topic.passages)
+    asked = start.queries([text for _, text in topic.queries])
+    runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in ("start", *ORDERS)}
+    for (identifier, _), vector in zip(topic.queries, asked, strict=True):
+        cosines = vectors @ vector
+        order = np.argsort(-cosines, kind="stable")
+        candidates = [
+            Candidate(identifier, topic.passages[index].id, rank, float(cosines[index]))
+            for rank, index in enumerate(order, start=1)
+        ]
+        given = {candidate.passage_id: scores[identifier, candidate.passage_id] for candidate in candidates}
+        runs["start"][identifier] = _descending([candidate.passage_id for candidate in candidates])
+        for name in ORDERS:
+            ranked = fuse(candidates, given, name)  # type: ignore[arg-type]
+            runs[name][identifier] = _descending([label.passage_id for label in ranked])
+    return {name: per_query(run, topic.qrels, (HEADLINE,))[HEADLINE] for name, run in runs.items()}
+
+
+def _descending(order: list[str]) -> dict[str, float]:
+    return {identifier: float(-place) for place, identifier in enumerate(order)}
+
+
+def refuse_by_probe(result: ProbeResult, teacher: str) -> None:
+    """Stop if the teacher orders the probe worse than the start model.
+
+    Raises:
+        TeacherRefused: the upper end of the interval is below 0.
+    """
+    if result.high < 0:
+        raise TeacherRefused(
+            f"{teacher} would make the embedder worse: on the reranking probe its order has nDCG@10 {result.rrf:.3f} against "
+            f"{result.start:.3f} for the start model ({result.delta:+.3f}, 95 % interval {result.low:+.3f} to "
+            f"{result.high:+.3f}). Take a stronger teacher with --llm, or go on all the same with --force"
+        )
+
+
+def refuse_by_parsing(parsed: int, asked: int, drops: dict[str, int], config: CheckConfig, teacher: str) -> None:
+    """Stop if too few generations parse.
+
+    Raises:
+        TeacherRefused: the share is below ``config.min_parsed``.
+    """
+    if asked and parsed / asked < config.min_parsed:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items(), key=lambda item: -item[1]))
+        raise TeacherRefused(
+            f"only {parsed} of {asked} generations of {teacher} can be used ({reasons}), fewer than "
+            f"{config.min_parsed:.0%}. Take a stronger teacher with --llm, or go on all the same with --force"
+        )
+
+
+def refuse_by_seeds(found: int, asked: int, n: int, config: CheckConfig, teacher: str) -> None:
+    """Stop if the start model does not find the passages that the queries were written for.
+
+    Raises:
+        TeacherRefused: the share is below ``config.min_seed_found``.
+    """
+    if asked and found / asked < config.min_seed_found:
+        raise TeacherRefused(
+            f"only {found} of {asked} queries by {teacher} find their own passage among the start model's first {n}, fewer "
+            f"than {config.min_seed_found:.0%}: they say too little about it. Take a stronger teacher with --llm, or go on "
+            "all the same with --force"
+        )
+
+
+def as_dict(result: ProbeResult) -> dict[str, Any]:
+    """For a JSON file."""
+    return asdict(result)

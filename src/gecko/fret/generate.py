@@ -1,0 +1,106 @@
+"""Step 1 of FRet: ``LLM(P_QG, p_seed) -> (task, query)``, both in one call.
+
+What does not parse is dropped and counted by reason; nothing is mended. A query that carries markup, repeats one of the
+prompt's examples or is only the passage's title teaches nothing and is dropped, too.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gecko.config import GenerateConfig
+from gecko.fret.seeds import Seed
+from gecko.llm.base import LanguageModel, Sampling
+from gecko.prompts import Prompt
+from gecko.records import Passage, Query
+from gecko.store import Counts, digest
+
+MAX_QUERY_WORDS = 40
+MAX_TASK_CHARS = 200
+_MARKUP = re.compile(r"[`<>{}|\\]|\*\*|__\w|https?://|^\s*[#*\-•]\s|\[[^\]]*\]\(")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A task and a query, or the reason why there is none."""
+
+    task: str = ""
+    query: str = ""
+    reason: str = ""
+
+
+def parse(text: str, passage: Passage, prompt: Prompt) -> Parsed:
+    """Read one generated text of the form ``task`` newline ``Query: query``."""
+    task, found, query = text.strip().partition("\nQuery:")
+    task, query = task.strip(), query.strip()
+    if not found:
+        return Parsed(reason="no query line")
+    if len(query) >= 2 and query[0] == query[-1] and query[0] in "\"'":
+        query = query[1:-1].strip()  # quotation marks around the whole are the form of a quotation, not its content
+    if not query or not task:
+        return Parsed(reason="empty")
+    if "\n" in query or "\n" in task:
+        return Parsed(reason="more than one line")
+    if _MARKUP.search(query) or _MARKUP.search(task):
+        return Parsed(reason="markup")
+    if len(query.split()) > MAX_QUERY_WORDS or len(task) > MAX_TASK_CHARS:
+        return Parsed(reason="too long")
+    plain = _plain(query)
+    if len(plain) < 4 or not re.search(r"[^\W\d_]{2}", query):
+        return Parsed(reason="too short")
+    if any(plain in (_plain(example["query"]), _plain(example["passage"])) for example in prompt.examples):
+        return Parsed(reason="copied example")
+    if plain in (_plain(passage.title), _plain(passage.title.partition("(")[0])):
+        return Parsed(reason="title alone")
+    return Parsed(task, query)
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def query_id(passage_id: str, prompt: Prompt, seed: int) -> str:
+    """A query's id: the same seed passage, prompt and random seed always make the same one."""
+    return f"q-{digest(passage_id, prompt.hash, str(seed))[:12]}"
+
+
+def generate(
+    seeds: Sequence[Seed],
+    passages: dict[str, Passage],
+    teacher: LanguageModel,
+    prompt: Prompt,
+    config: GenerateConfig,
+    seed: int,
+    counts: Counts,
+) -> Iterator[Query]:
+    """Write a query for each seed of one shard.
+
+    Args:
+        seeds: the shard's seeds; they are decoded together, in batches of ``config.batch``.
+        passages: the corpus by id.
+        teacher: writes.
+        prompt: P_QG.
+        config: how texts are drawn.
+        seed: of the run; each text is drawn from its own generator.
+        counts: drops by reason and tokens.
+    """
+    before = teacher.usage.tokens
+    seen: set[str] = set()
+    for start in range(0, len(seeds), config.batch):
+        batch = seeds[start : start + config.batch]
+        chosen = [passages[item.passage_id] for item in batch]
+        ids = [query_id(passage.id, prompt, seed) for passage in chosen]
+        sampling = Sampling(
+            config.temperature, config.top_p, config.max_new_tokens, tuple(int(digest(text)[:12], 16) for text in ids)
+        )
+        texts = teacher.generate(prompt, [passage.content for passage in chosen], sampling)
+        for item, passage, identifier, text in zip(batch, chosen, ids, texts, strict=True):
+            parsed = parse(text, passage, prompt)
+            if not parsed.reason and _plain(parsed.query) in seen:
+                parsed = Parsed(reason="repeated")
+            if parsed.reason:
+                counts.drops[parsed.reason] += 1
+                continue
+            seen.add(_plain(parsed.query))
+            yield Query(identifier, parsed.task, parsed.query, passage.id, teacher.name, item.split)
+    counts.tokens += teacher.usage.tokens - before

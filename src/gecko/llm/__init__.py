@@ -1,0 +1,1 @@
+"""Language models as teachers: the protocol, and one file a backend."""

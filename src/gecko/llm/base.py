@@ -1,0 +1,91 @@
+"""What a teacher must be able to do, and the plain data that goes in and out.
+
+A *group* is one passage with the queries that are asked of it. The prompt's text up to the end of the passage is shared by
+all of them, so a backend may read it once; that is where nearly all of the cost of relabelling is saved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gecko.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Group:
+    """One passage and the queries that are asked of it."""
+
+    passage: str
+    queries: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a text is drawn.
+
+    ``temperature`` 0 is greedy. ``seeds`` holds one seed a prompt: a text never depends on the prompts beside it.
+    """
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seeds: tuple[int, ...]
+
+
+@dataclass
+class Usage:
+    """What a backend has read and written since it was made, in tokens that it really processed."""
+
+    read: int = 0
+    written: int = 0
+    truncated: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Read and written together."""
+        return self.read + self.written
+
+
+class LanguageModel(Protocol):
+    """A teacher.
+
+    Attributes:
+        name: what to call it before people.
+        identity: hash of its weights or address: a part of the fingerprint of what it makes.
+        can_score: whether it can return the log-probabilities of a given text.
+        usage: tokens so far.
+    """
+
+    name: str
+    identity: str
+    can_score: bool
+    usage: Usage
+
+    def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling) -> list[str]:
+        """One text a passage, up to the first stop string (which is cut off)."""
+        ...
+
+    def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:
+        """For each group and query: (sum of the log-probabilities of the query's tokens, their number)."""
+        ...
+
+    def label_logprobs(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
+        """For each group and query: the natural logarithms of the probabilities of the prompt's labels' first tokens.
+
+        Raises:
+            TeacherError: two labels begin with the same token.
+        """
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as data, before any truncation."""
+        ...
+
+
+@dataclass
+class Speed:
+    """Tokens a second, as measured on this machine just now."""
+
+    read: float
+    write: float
+    facts: dict[str, str] = field(default_factory=dict)

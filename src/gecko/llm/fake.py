@@ -1,0 +1,76 @@
+"""A teacher without weights, for tests and for trying a pipeline: everything it says follows from shared words.
+
+Its log-probabilities are known in closed form, so QL, RC and RRF can be worked out by hand.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+from gecko.llm.base import Group, Sampling, Usage
+from gecko.prompts import Prompt
+from gecko.store import digest
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of three or more letters, in order, each once."""
+    return list(dict.fromkeys(re.findall(r"[a-z]{3,}", text.lower())))
+
+
+class FakeLM:
+    """Deterministic stand-in for a teacher.
+
+    - ``score``: every query word costs log 2 nats if the passage has it, log 16 if not; a word is one token.
+    - ``label_logprobs``: P(Yes) is the share of the query's words that the passage has, kept within [0.02, 0.98].
+    - ``generate``: a query of a few of the passage's words, in the form that the generation prompt asks for.
+    """
+
+    name = "fake"
+    identity = "fake-1"
+    can_score = True
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+
+    def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling) -> list[str]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        texts = []
+        for passage, seed in zip(passages, sampling.seeds, strict=True):
+            known = words(passage)
+            start = int(digest(passage, str(seed)), 16) % max(1, len(known) - 4)
+            task = ("Given a question, find the answer.", "Given a search query, find a passage.")[seed % 2]
+            texts.append(f" {task}\nQuery: where is {' '.join(known[start : start + 5])}")
+            self.usage.read += len(known)
+            self.usage.written += 8
+        return texts
+
+    def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        results = []
+        for group in groups:
+            known = set(words(group.passage))
+            row = []
+            for query in group.queries:
+                asked = words(query)
+                row.append((-sum(math.log(2 if word in known else 16) for word in asked), max(1, len(asked))))
+                self.usage.read += len(asked)
+            results.append(row)
+        return results
+
+    def label_logprobs(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        results: list[list[tuple[float, ...]]] = []
+        for group in groups:
+            known = set(words(group.passage))
+            row: list[tuple[float, ...]] = []
+            for query in group.queries:
+                asked = words(query)
+                share = sum(word in known for word in asked) / max(1, len(asked))
+                yes = min(0.98, max(0.02, share))
+                row.append((math.log(yes), math.log(1 - yes)))
+            results.append(row)
+        return results
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        return [len(words(text)) for text in texts]

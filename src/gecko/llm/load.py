@@ -1,0 +1,117 @@
+"""From an LLM SPEC to a teacher.
+
+``default`` and ``default-small`` are the embedded Qwen2.5-Coder models (1.5B, 0.5B), ``smollm2`` a 135M one that is too
+weak to teach and good for tests, ``hf:NAME`` any instruct model of a hub or a folder, ``gguf:PATH`` a GGUF file, and
+``fake`` a stand-in without weights.
+"""
+
+from pathlib import Path
+
+from gecko.config import RelabelConfig
+from gecko.errors import ConfigError, TeacherError
+from gecko.llm import weights
+from gecko.llm.base import LanguageModel
+from gecko.progress import Ui
+from gecko.store import digest
+
+FORMS = f"{', '.join(weights.EMBEDDED)}, hf:NAME, gguf:PATH or fake"
+
+
+def teacher_identity(spec: str) -> str:
+    """What a teacher's answers depend on, as a hash, without loading it.
+
+    Raises:
+        ConfigError: the spec is of no known form, or its file does not exist.
+    """
+    kind, colon, rest = spec.partition(":")
+    if spec == "fake":
+        return "fake-1"
+    if spec in weights.EMBEDDED:
+        return weights.EMBEDDED[spec].sha256[:16]
+    if kind == "gguf" and rest:
+        if not Path(rest).is_file():
+            raise ConfigError(f"--llm {spec}: the file {rest} does not exist")
+        return weights.gguf_identity(Path(rest))
+    if kind == "hf" and colon and rest:
+        return _folder_identity(Path(rest)) if Path(rest).is_dir() else digest(spec, _hub_commit(rest))
+    raise ConfigError(f"--llm {spec!r} is of no known form; use {FORMS}")
+
+
+def _folder_identity(folder: Path) -> str:
+    files = sorted(file for pattern in ("*.json", "*.safetensors", "*.jinja") for file in folder.glob(pattern))
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"--llm hf:{folder}: the folder has no config.json, so it is no transformers model")
+    return digest(*(text for file in files for text in (file.name, weights.gguf_identity(file))))
+
+
+def _hub_commit(name: str) -> str:
+    from huggingface_hub import HfApi, scan_cache_dir
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return str(HfApi().model_info(name, timeout=5).sha)
+    except (HfHubHTTPError, OSError, ValueError):
+        pass
+    try:
+        commits = [
+            revision.commit_hash
+            for repository in scan_cache_dir().repos
+            if repository.repo_id == name
+            for revision in sorted(repository.revisions, key=lambda revision: revision.last_modified)
+        ]
+    except Exception:  # no cache folder
+        commits = []
+    return str(commits[-1]) if commits else ""
+
+
+def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
+    """Fetch, convert and load a teacher.
+
+    Args:
+        spec: an LLM SPEC.
+        config: how many tokens of a passage it reads, and how many it packs together.
+        ui: where the progress goes.
+
+    Raises:
+        ConfigError: the spec is of no known form.
+        TeacherError: it cannot be fetched or loaded.
+    """
+    identity = teacher_identity(spec)
+    if spec == "fake":
+        from gecko.llm.fake import FakeLM
+
+        return FakeLM()
+    if spec in weights.EMBEDDED:
+        source = str(weights.to_safetensors(weights.fetch(spec, ui), identity))
+        name = weights.EMBEDDED[spec].name
+    elif spec.startswith("gguf:"):
+        path = Path(spec.removeprefix("gguf:"))
+        source, name = str(weights.to_safetensors(path, identity)), path.stem
+    else:
+        source = name = spec.removeprefix("hf:")
+    return _load(source, name, identity, config)
+
+
+def _load(source: str, name: str, identity: str, config: RelabelConfig) -> LanguageModel:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from gecko.device import best_device, fast_dtype
+    from gecko.llm.transformers import TransformersLM
+
+    device = best_device()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(device), use_safetensors=True)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise TeacherError(f"teacher {name} cannot be loaded: {first}; use {FORMS}") from error
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return TransformersLM(
+        model,
+        tokenizer,
+        name=name,
+        identity=identity,
+        passage_tokens=config.passage_tokens,
+        pack_tokens=config.pack_tokens,
+    )

@@ -1,0 +1,404 @@
+"""A teacher on transformers: the default backend, and the one the others are held against.
+
+What is notable here:
+
+- A prompt is cut into a preamble, a passage and a tail. The preamble's keys and values are computed once a prompt, a
+  passage's once a group, and every query is a branch below them.
+- Groups are packed one after the other into one sequence: no padding. A mask lets a branch see the preamble, its own
+  passage and itself. Position numbers run along each branch as if it stood alone.
+
+::
+
+      keys:        preamble   passage A   A.q1   A.q2   passage B   B.q1
+      passage A       x           x\
+      A.q1            x           x         x\
+      A.q2            x           x                x\
+      passage B       x                                    x\
+      B.q1            x                                    x          x\
+
+- Control text and data are tokenised apart, so borders do not move with the passage and no control token is ever parsed
+  out of a passage. A space before a slot belongs to the data (` how`, not ` ` + `how`), as in running text.
+- Only the positions that are read go through the output layer, in float32 from there on.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from gecko.errors import TeacherError
+from gecko.llm.base import Group, Sampling, Usage
+from gecko.prompts import Prompt
+
+NUCLEUS = 256  # the nucleus of top-p sampling is looked for among so many of the likeliest tokens
+READ_ROWS = 256  # rows of the output layer computed together: 256 x 152k x 6 bytes = 230 MB
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A prompt's control text as token ids; the slots lie between."""
+
+    preamble: list[int]
+    middle: list[int]
+    end: list[int]
+    space_before_passage: bool
+    space_before_query: bool
+
+
+@dataclass(frozen=True)
+class _Branches:
+    """One group as token ids: the passage with the text up to the query, and one tail a query."""
+
+    index: int
+    first: int
+    passage: list[int]
+    tails: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.passage) + sum(map(len, self.tails))
+
+
+class TransformersLM:
+    """A causal language model from transformers as a teacher.
+
+    Args:
+        model: any causal LM with full attention.
+        tokenizer: its tokenizer.
+        name: what to call it.
+        identity: hash of its weights.
+        passage_tokens: longer passages are cut to so many tokens, and counted in ``usage.truncated``.
+        pack_tokens: tokens of one forward pass; bounds the memory, whatever the number of pairs.
+    """
+
+    can_score = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        identity: str,
+        passage_tokens: int = 256,
+        pack_tokens: int = 1024,
+    ) -> None:
+        self.model: Any = model
+        self.model.requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.identity = identity
+        self.passage_tokens = passage_tokens
+        self.pack_tokens = pack_tokens
+        self.usage = Usage()
+        self._cuts: dict[str, _Cut] = {}
+        self._caches: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    # --- the protocol
+
+    @torch.inference_mode()
+    def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        results: list[list[tuple[float, int]]] = [[(0.0, 0)] * len(group.queries) for group in groups]
+        if self._cut(prompt).end:
+            raise TeacherError(f"prompt {prompt.name!r}: text follows {{query}}, so it cannot score the query's tokens")
+        for pack in self._packs(prompt, groups):
+            hidden = self._forward(prompt, pack)
+            rows, targets, owners = [], [], []
+            offset = 0
+            for branches in pack:
+                last = offset + len(branches.passage) - 1
+                start = last + 1
+                for number, tail in enumerate(branches.tails):
+                    # The state before a token predicts it: the passage's last state predicts the tail's first token.
+                    rows += [last, *range(start, start + len(tail) - 1)]
+                    targets += tail
+                    owners += [(branches.index, branches.first + number)] * len(tail)
+                    start += len(tail)
+                offset += len(branches)
+            logprobs = self._token_logprobs(hidden[rows], torch.tensor(targets, device=hidden.device))
+            for (group, query), value in zip(owners, logprobs.tolist(), strict=True):
+                total, count = results[group][query]
+                results[group][query] = (total + value, count + 1)
+        return results
+
+    @torch.inference_mode()
+    def label_logprobs(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        labels = self._label_ids(prompt)
+        results: list[list[tuple[float, ...]]] = [[()] * len(group.queries) for group in groups]
+        for pack in self._packs(prompt, groups):
+            hidden = self._forward(prompt, pack)
+            rows, owners = [], []
+            offset = 0
+            for branches in pack:
+                end = offset + len(branches.passage)
+                for number, tail in enumerate(branches.tails):
+                    end += len(tail)
+                    rows.append(end - 1)
+                    owners.append((branches.index, branches.first + number))
+                offset += len(branches)
+            targets = torch.tensor(labels, device=hidden.device).expand(len(rows), -1)
+            logprobs = self._token_logprobs(hidden[rows], targets)
+            for (group, query), values in zip(owners, logprobs.tolist(), strict=True):
+                results[group][query] = tuple(values)
+        return results
+
+    def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling) -> list[str]:
+        """See :class:`gecko.llm.base.LanguageModel`. All passages are decoded together; a finished one leaves the batch."""
+        if not passages:
+            return []
+        cut = self._cut(prompt)
+        bodies = [ids + cut.middle for ids in self._passage_ids(cut, passages)]
+        return self._decode(prompt, bodies, sampling)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        return [len(ids) for ids in self._data_ids(texts)]
+
+    # --- prompts to tokens
+
+    def _cut(self, prompt: Prompt) -> _Cut:
+        if prompt.hash not in self._cuts:
+            text = prompt.text
+            if prompt.form == "chat":
+                if not self.tokenizer.chat_template:
+                    raise TeacherError(f"{self.name} has no chat template, and prompt {prompt.name!r} needs one")
+                messages = [{"role": role, "content": content} for role, content in prompt.messages]
+                text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            before, _, after = text.partition("{passage}")
+            middle, _, end = after.partition("{query}")
+            start = (
+                [] if prompt.form == "chat" else list(self.tokenizer("")["input_ids"])
+            )  # the BOS, where there is one
+            has_query = "{query}" in after
+            self._cuts[prompt.hash] = _Cut(
+                preamble=start + self._control_ids(before.removesuffix(" ")),
+                middle=self._control_ids(middle.removesuffix(" ") if has_query else middle),
+                end=self._control_ids(end),
+                space_before_passage=before.endswith(" "),
+                space_before_query=has_query and middle.endswith(" "),
+            )
+        return self._cuts[prompt.hash]
+
+    def _control_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def _data_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def _passage_ids(self, cut: _Cut, passages: Sequence[str]) -> list[list[int]]:
+        space = " " if cut.space_before_passage else ""
+        # A token is at least one character, and rarely more than a dozen: no need to tokenise a megabyte for 256 tokens.
+        limit = 16 * self.passage_tokens
+        encoded = self._data_ids([space + passage[:limit] for passage in passages])
+        self.usage.truncated += sum(
+            len(ids) > self.passage_tokens or len(passage) > limit
+            for ids, passage in zip(encoded, passages, strict=True)
+        )
+        return [ids[: self.passage_tokens] for ids in encoded]
+
+    def _label_ids(self, prompt: Prompt) -> list[int]:
+        ids = [self._control_ids(label)[0] for label in prompt.labels]
+        if len(set(ids)) != len(ids) or len(ids) < 2:
+            raise TeacherError(
+                f"labels {', '.join(prompt.labels) or '(none)'} of prompt {prompt.name!r} do not begin with different tokens "
+                f"for {self.name}; choose other labels"
+            )
+        return ids
+
+    # --- packing
+
+    def _packs(self, prompt: Prompt, groups: Sequence[Group]) -> Iterator[list[_Branches]]:
+        cut = self._cut(prompt)
+        passages = self._passage_ids(cut, [group.passage for group in groups])
+        space = " " if cut.space_before_query else ""
+        flat = self._data_ids([space + query for group in groups for query in group.queries])
+        queries = iter(flat)
+        pack: list[_Branches] = []
+        size = 0
+        for index, (group, passage) in enumerate(zip(groups, passages, strict=True)):
+            body = passage + cut.middle
+            tails = [next(queries) + cut.end for _ in group.queries]
+            for part in self._fit(index, body, tails):
+                if pack and size + len(part) > self.pack_tokens:
+                    yield pack
+                    pack, size = [], 0
+                pack.append(part)
+                size += len(part)
+        if pack:
+            yield pack
+
+    def _fit(self, index: int, body: list[int], tails: list[list[int]]) -> Iterator[_Branches]:
+        """Cut a group that is larger than a pack into several; each reads the passage again."""
+        chosen: list[list[int]] = []
+        first, size = 0, len(body)
+        for tail in tails:
+            if chosen and size + len(tail) > self.pack_tokens:
+                yield _Branches(index, first, body, chosen)
+                first, chosen, size = first + len(chosen), [], len(body)
+            chosen.append(tail)
+            size += len(tail)
+        yield _Branches(index, first, body, chosen)
+
+    def _forward(self, prompt: Prompt, pack: list[_Branches]) -> torch.Tensor:
+        """Final hidden states of a pack: (tokens, width)."""
+        preamble = self._preamble(prompt)
+        past = preamble[0][0].shape[-2]
+        ids: list[int] = []
+        positions: list[int] = []
+        group_of: list[int] = []
+        branch_of: list[int] = []
+        for number, branches in enumerate(pack):
+            depth = past + len(branches.passage)
+            ids += branches.passage
+            positions += range(past, depth)
+            group_of += [number] * len(branches.passage)
+            branch_of += [-1] * len(branches.passage)
+            for place, tail in enumerate(branches.tails):
+                ids += tail
+                positions += range(depth, depth + len(tail))
+                group_of += [number] * len(tail)
+                branch_of += [place] * len(tail)
+        device = self.model.device
+        group = torch.tensor(group_of, device=device)
+        branch = torch.tensor(branch_of, device=device)
+        order = torch.arange(len(ids), device=device)
+        sees = (
+            (group[:, None] == group[None, :])
+            & ((branch[None, :] == -1) | (branch[:, None] == branch[None, :]))
+            & (order[:, None] >= order[None, :])
+        )  # (T, T)
+        mask = torch.cat([torch.ones(len(ids), past, dtype=torch.bool, device=device), sees], dim=1)  # (T, P + T)
+        cache = DynamicCache(preamble)
+        self.usage.read += len(ids)
+        output = self._body()(
+            input_ids=torch.tensor([ids], device=device),
+            attention_mask=mask[None, None],
+            position_ids=torch.tensor([positions], device=device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _preamble(self, prompt: Prompt) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of the prompt's preamble, one pair a layer: each (1, heads, P, width of a head)."""
+        if prompt.hash not in self._caches:
+            ids = self._cut(prompt).preamble
+            cache = DynamicCache()
+            with torch.inference_mode():
+                self._body()(
+                    input_ids=torch.tensor([ids], device=self.model.device), past_key_values=cache, use_cache=True
+                )
+            self.usage.read += len(ids)
+            self._caches[prompt.hash] = [(layer.keys, layer.values) for layer in cast("list[Any]", cache.layers)]
+        return self._caches[prompt.hash]
+
+    def _body(self) -> Any:
+        return self.model.base_model
+
+    def _token_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of tokens, float32.
+
+        Args:
+            hidden: (R, width) states that predict.
+            targets: (R,) or (R, L) token ids.
+
+        Returns:
+            The same shape as ``targets``. The targets' own logits are computed in float32; the normaliser sums the
+            exponentials of the model's logits in float32.
+        """
+        head: Any = self.model.get_output_embeddings()
+        wanted = targets if targets.ndim == 2 else targets[:, None]
+        parts = []
+        for start in range(0, len(hidden), READ_ROWS):
+            rows = hidden[start : start + READ_ROWS]
+            ids = wanted[start : start + READ_ROWS]
+            normaliser = torch.logsumexp(head(rows).float(), dim=-1, keepdim=True)  # (r, 1)
+            logits = torch.einsum("rd,rld->rl", rows.float(), head.weight[ids].float())  # (r, L)
+            if head.bias is not None:
+                logits = logits + head.bias[ids].float()
+            parts.append(logits - normaliser)
+        logprobs = torch.cat(parts) if parts else hidden.new_zeros((0, wanted.shape[1]), dtype=torch.float32)
+        return logprobs if targets.ndim == 2 else logprobs[:, 0]
+
+    # --- generation
+
+    @torch.inference_mode()
+    def _decode(self, prompt: Prompt, bodies: list[list[int]], sampling: Sampling) -> list[str]:
+        preamble = self._preamble(prompt)
+        past, width, device = preamble[0][0].shape[-2], max(map(len, bodies)), self.model.device
+        pad = self.tokenizer.pad_token_id or 0
+        rows = len(bodies)
+        ids = torch.tensor([[pad] * (width - len(body)) + body for body in bodies], device=device)  # left-padded (B, W)
+        real = torch.tensor([[False] * (width - len(body)) + [True] * len(body) for body in bodies], device=device)
+        seen = torch.cat([torch.ones(rows, past, dtype=torch.bool, device=device), real], dim=1)
+        positions = past + (real.long().cumsum(dim=1) - 1).clamp(min=0)
+        cache = DynamicCache(
+            [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in preamble]
+        )
+        generators = [torch.Generator().manual_seed(seed) for seed in sampling.seeds]
+        written: list[list[int]] = [[] for _ in bodies]
+        texts = [""] * rows
+        alive = list(range(rows))
+        self.usage.read += sum(map(len, bodies))
+        ends = self._end_ids()
+        for step in range(sampling.max_new_tokens):
+            output = self._body()(
+                input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            head: Any = self.model.get_output_embeddings()
+            logits = head(output.last_hidden_state[:, -1]).float()
+            chosen = self._draw(logits, [generators[row] for row in alive], sampling)
+            self.usage.written += len(alive)
+            keep = []
+            for place, (row, token) in enumerate(zip(alive, chosen, strict=True)):
+                written[row].append(token)
+                texts[row], stopped = self._cut_at_stop(written[row], prompt.stop)
+                if token in ends:
+                    texts[row] = str(self.tokenizer.decode(written[row][:-1], skip_special_tokens=False))
+                    stopped = True
+                if not stopped:
+                    keep.append(place)
+            if not keep or step == sampling.max_new_tokens - 1:
+                break
+            if len(keep) < len(alive):
+                index = torch.tensor(keep, device=device)
+                cache.batch_select_indices(index)
+                seen, positions = seen[index], positions[index]
+                alive = [alive[place] for place in keep]
+            ids = torch.tensor([[written[row][-1]] for row in alive], device=device)
+            positions = positions[:, -1:] + 1
+            seen = torch.cat([seen, torch.ones(len(alive), 1, dtype=torch.bool, device=device)], dim=1)
+        return texts
+
+    def _cut_at_stop(self, tokens: list[int], stops: Sequence[str]) -> tuple[str, bool]:
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=False))
+        found = re.search("|".join(map(re.escape, stops)), text) if stops else None
+        return (text[: found.start()], True) if found else (text, False)
+
+    def _end_ids(self) -> set[int]:
+        config: Any = self.model.generation_config
+        ends = config.eos_token_id if config is not None else None
+        return set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+
+    @staticmethod
+    def _draw(logits: torch.Tensor, generators: list[torch.Generator], sampling: Sampling) -> list[int]:
+        """One token a row; a row's draw depends on its own generator only."""
+        if sampling.temperature == 0:
+            return [int(token) for token in logits.argmax(dim=-1)]
+        likeliest, order = logits.topk(min(NUCLEUS, logits.shape[-1]), dim=-1)  # sorted, (B, 256)
+        probabilities = functional.softmax(likeliest.cpu().double() / sampling.temperature, dim=-1)
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities[before >= sampling.top_p] = 0.0
+        above = probabilities.cumsum(dim=-1)
+        spots = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+        places = torch.searchsorted(above, spots * above[:, -1:]).clamp(max=above.shape[1] - 1)
+        return [int(token) for token in order.cpu().gather(1, places)[:, 0]]

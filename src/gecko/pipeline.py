@@ -1,0 +1,761 @@
+"""The order of the stages, and what each of them depends on.
+
+::
+
+    ingest ─▶ embed ─▶ check ─▶ plan ─▶ generate ─▶ mine ─▶ relabel ─▶ select ─▶ train ─▶ evaluate ─▶ report
+
+A stage takes records and gives records; the store decides whether it has to run at all. Models are loaded when a stage
+first needs them, so a run whose shards are all there loads none.
+"""
+
+import gc
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gecko.config import parse_budget
+from gecko.errors import CorpusError, RunError, TeacherRefused, TrainingError
+from gecko.formats import InputFormat
+from gecko.fret.seeds import CONTROL_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
+from gecko.progress import Silent, Ui
+from gecko.prompts import Prompt, load_prompt
+from gecko.records import Candidate, Example, Passage, Query, Score
+from gecko.store import Counts, Manifest, Run, digest, file_sha256, read_json, schema_digest, tree_sha256, write_json
+
+if TYPE_CHECKING:
+    from gecko.encoder import Encoder
+    from gecko.fret.fuse import Label
+    from gecko.llm.base import LanguageModel
+
+STAGES = ("ingest", "generate", "mine", "relabel", "select", "train", "evaluate", "report")
+
+# Raised by hand when a stage gives other results for the same input.
+VERSIONS = {
+    "ingest": 1,
+    "embed": 1,
+    "warmup": 1,
+    "check": 1,
+    "plan": 1,
+    "generate": 1,
+    "mine": 1,
+    "relabel": 1,
+    "select": 1,
+    "train": 1,
+    "evaluate": 1,
+}
+
+QUERIES_A_SHARD = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which seeds are used, and what they were expected to cost. Measured once a run and then kept.
+
+    Attributes:
+        blocks: neighbourhoods of seeds, in order.
+        relabel_tokens: what relabelling may read; none: no limit.
+        read_speed, write_speed: tokens a second; 0 where nothing was measured.
+        expected: tokens to read and to write.
+    """
+
+    blocks: list[list[Seed]]
+    relabel_tokens: int | None
+    read_speed: float
+    write_speed: float
+    expected: Cost
+
+
+class Pipeline:
+    """All stages of one run.
+
+    Args:
+        run: the run folder, held.
+        ui: where sentences and progress go.
+        force: go on with a teacher that the check refuses.
+    """
+
+    def __init__(self, run: Run, ui: Ui | None = None, *, force: bool = False) -> None:
+        self.run = run
+        self.ui: Ui = ui or Silent()
+        self.force = force
+        self.config = run.config
+        self._teacher: LanguageModel | None = None
+
+    # --- what stages share
+
+    @cached_property
+    def passages(self) -> list[Passage]:
+        """The corpus."""
+        return self.run.read("ingest", Passage)
+
+    @cached_property
+    def by_id(self) -> dict[str, Passage]:
+        """The corpus by id."""
+        return {passage.id: passage for passage in self.passages}
+
+    @cached_property
+    def start_identity(self) -> str:
+        """Hash of the start model."""
+        from gecko.encoder import model_identity
+
+        return model_identity(self.config.backbone)
+
+    @cached_property
+    def start(self) -> "Encoder":
+        """The start model, in its own input format."""
+        from gecko.encoder import load_encoder
+
+        return load_encoder(self.config.backbone)
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """The start model's embeddings of the corpus: (passages, d), unit rows."""
+        parts = {"passages": self.run.finished("ingest").identity, "model": self.start_identity, **_version("embed")}
+        return self._embedded("embed", parts, lambda: self.start)
+
+    def _embedded(self, stage: str, parts: dict[str, str], encoder: "Callable[[], Encoder]") -> np.ndarray:
+        def make(path: Path) -> None:
+            self.ui.say(f"embedding {len(self.passages):,} passages")
+            with path.open("wb") as handle:
+                np.save(handle, encoder().passages(self.passages, progress=True))
+
+        vectors: np.ndarray = np.load(self.run.artifact(stage, parts, "passages.npy", make), mmap_mode="r")
+        return vectors
+
+    @cached_property
+    def teacher_identity(self) -> str:
+        """Hash of the teacher's weights."""
+        from gecko.llm.load import teacher_identity
+
+        return teacher_identity(self.config.llm)
+
+    @property
+    def teacher(self) -> "LanguageModel":
+        """The teacher, loaded on first use."""
+        if self._teacher is None:
+            from gecko.llm.load import load_teacher
+
+            began = time.perf_counter()
+            self.ui.say(f"loading the teacher ({self.config.llm})")
+            self._teacher = load_teacher(self.config.llm, self.config.relabel, self.ui)
+            self.ui.say(f"{self._teacher.name} is ready after {time.perf_counter() - began:.0f} s")
+        return self._teacher
+
+    def forget_teacher(self) -> None:
+        """Free the teacher's memory."""
+        self._teacher = None
+        gc.collect()
+
+    @cached_property
+    def prompts(self) -> dict[str, Prompt]:
+        """The prompts of the run, by role."""
+        settings = self.config.prompts
+        names = {
+            "generate": settings.generate,
+            "likelihood": settings.query_likelihood,
+            "relevance": settings.relevance,
+        }
+        return {role: load_prompt(name) for role, name in names.items()}
+
+    def _teacher_parts(self, *roles: str) -> dict[str, str]:
+        return {"teacher": self.teacher_identity} | {f"prompt {role}": self.prompts[role].hash for role in roles}
+
+    # --- stages
+
+    def ingest(self) -> Manifest:
+        """Read the corpus."""
+        from gecko.corpus import ingest
+
+        settings = self.config.corpus
+        parts = {
+            "sources": digest(*(f"{spec}={_source_identity(spec)}" for spec in settings.sources)),
+            "settings": settings.model_dump_json(exclude={"sources"}),
+            "schema": schema_digest(Passage),
+            **_version("ingest"),
+        }
+
+        def work(_: int, counts: Counts) -> list[Passage]:
+            self.ui.say(f"reading {', '.join(settings.sources)}")
+            return list(ingest(settings, counts))
+
+        manifest = self.run.execute("ingest", Passage, parts, [0], work)
+        if manifest.rows < self.config.mine.n:
+            raise CorpusError(
+                f"the corpus has {manifest.rows} passages, and mining takes {self.config.mine.n} candidates a query; give more "
+                f"passages, or set mine.n to at most {max(2, manifest.rows)}"
+            )
+        return manifest
+
+    def check(self) -> dict[str, Any] | None:
+        """Put the teacher to the reranking probe.
+
+        Raises:
+            TeacherRefused: it orders the probe worse than the start model.
+        """
+        from gecko.evaluation import builtin, teacher_check
+
+        if not self.config.check.enabled:
+            return None
+        parts = {
+            **self._teacher_parts("likelihood", "relevance"),
+            "start model": self.start_identity,
+            "probe": builtin.data_hash("probe.jsonl"),
+            "resamples": str(self.config.evaluate.resamples),
+            **_version("check"),
+        }
+
+        def make(path: Path) -> None:
+            self.ui.say("putting the teacher to the reranking probe")
+            result = teacher_check.run_probe(
+                self.teacher,
+                self.prompts["likelihood"],
+                self.prompts["relevance"],
+                self.start,
+                resamples=self.config.evaluate.resamples,
+                seed=self.config.seed,
+            )
+            write_json(path, teacher_check.as_dict(result))
+
+        result = teacher_check.ProbeResult(**read_json(self.run.artifact("check", parts, "probe.json", make)))
+        self._refusing(lambda: teacher_check.refuse_by_probe(result, self.config.llm))
+        return teacher_check.as_dict(result)
+
+    def _refusing(self, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except TeacherRefused as refusal:
+            if not self.force:
+                raise
+            self.ui.say(f"warning, going on because of --force: {refusal}")
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The seeds of the run. Speeds are measured when it is made, and never again."""
+        config = self.config
+        parts = {
+            **self._teacher_parts("generate", "likelihood", "relevance"),
+            "passages": self.run.finished("ingest").identity,
+            "start model": self.start_identity,
+            "budget": str(config.budget),
+            "settings": config.generate.model_dump_json(),
+            "candidates": str(config.mine.n),
+            "passage tokens": str(config.relabel.passage_tokens),
+            "seed": str(config.seed),
+            **_version("plan"),
+        }
+        raw = read_json(self.run.artifact("plan", parts, "plan.json", self._make_plan))
+        return Plan(
+            blocks=[[Seed(**seed) for seed in block] for block in raw["blocks"]],
+            relabel_tokens=raw["relabel_tokens"],
+            read_speed=raw["read_speed"],
+            write_speed=raw["write_speed"],
+            expected=Cost(**raw["expected"]),
+        )
+
+    def _make_plan(self, path: Path) -> None:
+        from gecko.evaluation.search import top_k
+
+        config = self.config
+        vectors = np.asarray(self.vectors)
+        blocks = draw_seeds(self.passages, vectors, config.generate, np.random.default_rng(config.seed))
+        if config.generate.queries is not None:
+            blocks = within_count(blocks, config.generate.queries)
+        place = {passage.id: index for index, passage in enumerate(self.passages)}
+        chosen = [seed.passage_id for block in blocks for seed in block]
+        near, _ = top_k(vectors[[place[identifier] for identifier in chosen]], vectors, config.mine.n)
+        neighbours = dict(zip(chosen, near.tolist(), strict=True))
+        lengths = np.array(
+            self.teacher.count_tokens(
+                [passage.content[: 16 * config.relabel.passage_tokens] for passage in self.passages]
+            )
+        )
+        costs = prefix_costs(blocks, neighbours, lengths, config.relabel, config.mine)
+        read_speed = write_speed = 0.0
+        relabel_tokens: int | None = None
+        if config.budget is not None and config.generate.queries is None:
+            unit, amount = parse_budget(config.budget)
+            read_price = write_price = 1.0  # of a token, in the budget's unit
+            if unit == "seconds":
+                read_speed, write_speed, measuring = self._measure()
+                read_price, write_price = 1 / read_speed, 1 / write_speed
+                amount -= self._probe_seconds() + measuring
+            kept = max(2, sum(cost.read * read_price + cost.written * write_price <= amount for cost in costs))
+            blocks = blocks[:kept]
+            writing = costs[len(blocks) - 1].generate_read * read_price + costs[len(blocks) - 1].written * write_price
+            relabel_tokens = max(1, int((amount - writing) / read_price))
+            speeds = f" ({read_speed:.0f} tokens/s read, {write_speed:.0f} written)" if read_speed else ""
+            self.ui.say(f"the budget of {config.budget} buys about {sum(map(len, blocks))} queries{speeds}")
+        expected = costs[len(blocks) - 1]
+        value = {
+            "blocks": [[asdict(seed) for seed in block] for block in blocks],
+            "relabel_tokens": relabel_tokens,
+            "read_speed": read_speed,
+            "write_speed": write_speed,
+            "expected": asdict(expected),
+        }
+        write_json(path, value)
+
+    def _probe_seconds(self) -> float:
+        file = self.run.path / "check" / "probe.json"
+        return float(read_json(file)["seconds"]) if file.exists() else 0.0
+
+    def _measure(self) -> tuple[float, float, float]:
+        """(tokens read a second, tokens written a second, seconds that measuring took)."""
+        from gecko.evaluation.builtin import probe
+        from gecko.llm.base import Group, Sampling
+
+        self.ui.say("measuring the teacher's speed")
+        teacher, began = self.teacher, time.perf_counter()
+        topic = probe()[0]
+        groups = [Group(passage.content, tuple(text for _, text in topic.queries)) for passage in topic.passages[:8]]
+        teacher.label_logprobs(self.prompts["relevance"], groups[:1])  # warm-up, and the preamble
+        teacher.score(self.prompts["likelihood"], groups[:1])
+        start, before = time.perf_counter(), teacher.usage.tokens
+        teacher.score(self.prompts["likelihood"], groups)
+        teacher.label_logprobs(self.prompts["relevance"], groups)
+        read_speed = (teacher.usage.tokens - before) / (time.perf_counter() - start)
+        texts = [passage.content for topic in probe()[:2] for passage in topic.passages][: self.config.generate.batch]
+        read, written = teacher.usage.read, teacher.usage.written
+        start = time.perf_counter()
+        teacher.generate(self.prompts["generate"], texts, Sampling(0.0, 1.0, 24, tuple(range(len(texts)))))
+        took = time.perf_counter() - start - (teacher.usage.read - read) / read_speed
+        write_speed = (teacher.usage.written - written) / max(took, 1e-6)
+        return read_speed, write_speed, time.perf_counter() - began
+
+    def estimate(self) -> str:
+        """What the run would cost, stage by stage, in words; reads the corpus and measures the teacher."""
+        self.ingest()
+        plan = self.plan
+        cost, queries = plan.expected, sum(map(len, plan.blocks))
+        read_speed, write_speed = plan.read_speed, plan.write_speed
+        if not read_speed:
+            read_speed, write_speed, _ = self._measure()
+        writing = cost.generate_read / read_speed + cost.written / write_speed
+        judging = (cost.read - cost.generate_read) / read_speed
+        return (
+            f"{len(self.passages):,} passages, {queries:,} queries, {self.config.mine.n} candidates each\n"
+            f"generate: {cost.generate_read:,} tokens read, {cost.written:,} written, about {writing / 60:.1f} minutes\n"
+            f"relabel:  {cost.read - cost.generate_read:,} tokens read, about {judging / 60:.1f} minutes\n"
+            f"(measured: {read_speed:.0f} tokens/s read, {write_speed:.0f} written)"
+        )
+
+    def generate(self) -> Manifest:
+        """Write a task and a query for each seed.
+
+        Raises:
+            TeacherRefused: too few generations parse.
+        """
+        from gecko.evaluation.teacher_check import refuse_by_parsing
+        from gecko.fret.generate import generate
+
+        config = self.config.generate
+        seeds = [seed for block in self.plan.blocks for seed in block]
+        shards = [seeds[start : start + config.batch] for start in range(0, len(seeds), config.batch)]
+        parts = {
+            **self._teacher_parts("generate"),
+            "passages": self.run.finished("ingest").identity,
+            "seeds": digest(*(f"{seed.passage_id}={seed.split}" for seed in seeds)),
+            "settings": config.model_dump_json(include={"temperature", "top_p", "max_new_tokens", "batch"}),
+            "seed": str(self.config.seed),
+            "schema": schema_digest(Query),
+            **_version("generate"),
+        }
+        with self._shard_bar("generate", f"writing {len(seeds)} queries", len(shards)) as advance:
+
+            def work(shard: Sequence[Seed], counts: Counts) -> list[Query]:
+                rows = list(
+                    generate(
+                        shard, self.by_id, self.teacher, self.prompts["generate"], config, self.config.seed, counts
+                    )
+                )
+                advance(1)
+                return rows
+
+            manifest = self.run.execute("generate", Query, parts, shards, work)
+        if self.config.check.enabled:
+            drops, check, name = dict(manifest.drops), self.config.check, self.config.llm
+            self._refusing(lambda: refuse_by_parsing(manifest.rows, len(seeds), drops, check, name))
+        return manifest
+
+    def mine(self) -> Manifest:
+        """Find each query's candidates.
+
+        Raises:
+            TeacherRefused: too few seeds are found again.
+        """
+        from gecko.evaluation.teacher_check import refuse_by_seeds
+        from gecko.fret.mine import mine
+
+        queries = self.run.read("generate", Query)
+        if not queries:
+            raise RunError(f"{self.run.path}: no generated query can be used; see the drops in generate/manifest.json")
+        shards = [queries[start : start + QUERIES_A_SHARD] for start in range(0, len(queries), QUERIES_A_SHARD)]
+        warm = self.config.mine.warmup_epochs > 0
+        parts = {
+            "queries": self.run.finished("generate").identity,
+            "passages": self.run.finished("ingest").identity,
+            "model": self.start_identity,
+            "settings": self.config.mine.model_dump_json(),
+            "schema": schema_digest(Candidate),
+            **({"training": self._warmup_settings()} if warm else {}),
+            **_version("mine"),
+        }
+
+        def work(shard: Sequence[Query], _: Counts) -> list[Candidate]:
+            encoder, vectors = (self._warm, self._warm_vectors) if warm else (self.start, self.vectors)
+            asked = encoder.queries([query.text for query in shard], [query.task for query in shard])
+            return list(mine(shard, asked, self.passages, np.asarray(vectors), self.config.mine.n))
+
+        manifest = self.run.execute("mine", Candidate, parts, shards, work)
+        if self.config.check.enabled:
+            lost = sum(not row.natural for row in self.run.read("mine", Candidate))
+            check, n, name = self.config.check, self.config.mine.n, self.config.llm
+            self._refusing(lambda: refuse_by_seeds(len(queries) - lost, len(queries), n, check, name))
+        return manifest
+
+    def _warmup_settings(self) -> str:
+        return self.config.train.model_dump_json(exclude={"formats", "checkpoint_steps", "epochs"})
+
+    @cached_property
+    def _warm(self) -> "Encoder":
+        """The start model after training on (q, p_seed) with in-batch negatives: the paper's initial embedder."""
+        from gecko.encoder import load_encoder, resolve_model
+        from gecko.fret.fuse import Label
+        from gecko.fret.select import make_row
+        from gecko.training import train
+
+        train_queries = [query for query in self.run.read("generate", Query) if query.split == "train"]
+        alone = self.config.select.model_copy(update={"positive": "seed", "negative": "none"})
+        rows = [
+            make_row(query, [Label(query.seed_id, 1, 0, 0, 1, 1, 2.0)], self.by_id, alone, self.config.seed)
+            for query in train_queries
+        ]
+        loss = self.config.train.loss.model_copy(update={"hard_negatives": "none", "same_tower": False})
+        settings = self.config.train.model_copy(update={"epochs": self.config.mine.warmup_epochs, "loss": loss})
+        parts = {
+            "queries": self.run.finished("generate").identity,
+            "start model": self.start_identity,
+            "settings": settings.model_dump_json(exclude={"formats", "checkpoint_steps"}),
+            "seed": str(self.config.seed),
+            **_version("warmup"),
+        }
+
+        def make(path: Path) -> None:
+            self.ui.say(f"training the initial embedder on {len(rows)} pairs of query and seed")
+            checkpoints = self.run.path / "warmup" / "checkpoints"
+            start = resolve_model(self.config.backbone)
+            train(rows, start, path, "native", settings, self.config.seed, checkpoints=checkpoints, say=self.ui.say)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+
+        return load_encoder(str(self.run.artifact("warmup", parts, "model", make)))
+
+    @cached_property
+    def _warm_vectors(self) -> np.ndarray:
+        parts = {"passages": self.run.finished("ingest").identity, "model": self._warm.identity, **_version("embed")}
+        return self._embedded("embed-warmup", parts, lambda: self._warm)
+
+    def relabel(self) -> Manifest:
+        """Score every pair with the teacher, passage by passage."""
+        from gecko.fret.relabel import relabel
+
+        config = self.config.relabel
+        queries = {query.id: query for query in self.run.read("generate", Query)}
+        candidates = self.run.read("mine", Candidate)
+        kept = self._affordable(queries, candidates)
+        by_passage: dict[str, list[Query]] = {}
+        for candidate in candidates:
+            if candidate.query_id in kept:
+                by_passage.setdefault(candidate.passage_id, []).append(queries[candidate.query_id])
+        order = [passage.id for passage in self.passages if passage.id in by_passage]
+        shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
+        parts = {
+            **self._teacher_parts("likelihood", "relevance"),
+            "candidates": self.run.finished("mine").identity,
+            "queries kept": digest(*sorted(kept)),
+            "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
+            "schema": schema_digest(Score),
+            **_version("relabel"),
+        }
+        pairs = sum(map(len, by_passage.values()))
+        with self._shard_bar("relabel", f"judging {pairs:,} pairs of {len(order):,} passages", len(shards)) as advance:
+
+            def work(shard: Sequence[str], counts: Counts) -> list[Score]:
+                chosen = [(self.by_id[identifier], by_passage[identifier]) for identifier in shard]
+                rows = list(
+                    relabel(chosen, self.teacher, self.prompts["likelihood"], self.prompts["relevance"], counts)
+                )
+                advance(1)
+                return rows
+
+            return self.run.execute("relabel", Score, parts, shards, work)
+
+    def _affordable(self, queries: dict[str, Query], candidates: Sequence[Candidate]) -> set[str]:
+        """The queries, neighbourhood by neighbourhood, whose exact cost fits what the plan left for relabelling."""
+        limit = self.plan.relabel_tokens
+        if limit is None:
+            return set(queries)
+        retrieved: dict[str, list[str]] = {}
+        for candidate in candidates:
+            retrieved.setdefault(candidate.query_id, []).append(candidate.passage_id)
+        by_seed = {query.seed_id: query.id for query in queries.values()}
+        used = sorted({candidate.passage_id for candidate in candidates})
+        length = self._token_counts("passage-tokens", [self.by_id[identifier].content for identifier in used], used)
+        words = self._token_counts("query-tokens", [query.text for query in queries.values()], list(queries))
+        kept: list[str] = []
+        seen: set[str] = set()
+        spent = 0
+        for number, block in enumerate(self.plan.blocks):
+            members = [by_seed[seed.passage_id] for seed in block if seed.passage_id in by_seed]
+            new = {passage for identifier in members for passage in retrieved[identifier]} - seen
+            spent += sum(2 * (length[passage] + CONTROL_TOKENS) for passage in new)
+            spent += sum(
+                (2 * words[identifier] + CONTROL_TOKENS) * len(retrieved[identifier]) for identifier in members
+            )
+            if spent > limit and number >= 2:
+                break
+            seen |= new
+            kept += members
+        return set(kept)
+
+    def _token_counts(self, stage: str, texts: Sequence[str], ids: Sequence[str]) -> dict[str, int]:
+        """Tokens of each text, at most as many as are read; kept in the run, so that a finished run needs no teacher."""
+        parts = {
+            "texts": digest(*texts),
+            **self._teacher_parts(),
+            "passage tokens": str(self.config.relabel.passage_tokens),
+        }
+
+        def make(path: Path) -> None:
+            limit = self.config.relabel.passage_tokens
+            counted = self.teacher.count_tokens([text[: 16 * limit] for text in texts])
+            write_json(path, [min(count, limit) for count in counted])
+
+        counts = read_json(self.run.artifact(stage, parts, "tokens.json", make))
+        return dict(zip(ids, counts, strict=True))
+
+    def select(self) -> Manifest:
+        """Choose positives and negatives from the scores."""
+        from gecko.fret.select import select
+
+        queries = self.run.read("generate", Query)
+        parts = {
+            "queries": self.run.finished("generate").identity,
+            "scores": self.run.finished("relabel").identity,
+            "candidates": self.run.finished("mine").identity,
+            "settings": self.config.select.model_dump_json(),
+            "seed": str(self.config.seed),
+            "schema": schema_digest(Example),
+            **_version("select"),
+        }
+
+        def work(_: int, counts: Counts) -> list[Example]:
+            return list(select(queries, self.labels, self.by_id, self.config.select, self.config.seed, counts))
+
+        return self.run.execute("select", Example, parts, [0], work)
+
+    @cached_property
+    def labels(self) -> "dict[str, list[Label]]":
+        """Each query's candidates in fused order."""
+        from gecko.fret.select import group_labels
+
+        return group_labels(
+            self.run.read("generate", Query),
+            self.run.read("mine", Candidate),
+            self.run.read("relabel", Score),
+            self.config.select,
+        )
+
+    @cached_property
+    def heldout(self) -> list[Query]:
+        """The queries kept from training that the teacher has labelled."""
+        return [
+            query for query in self.run.read("generate", Query) if query.split == "heldout" and query.id in self.labels
+        ]
+
+    def train(self) -> Path:
+        """Train the start model in each input format that is asked for, and keep the one nearest to the teacher.
+
+        Returns:
+            the folder of the final model, ``RUN/model``.
+        """
+        self.forget_teacher()
+        examples = self.run.read("select", Example)
+        if len(examples) < 2:
+            drops = ", ".join(f"{count} {reason}" for reason, count in self.run.finished("select").drops.items())
+            raise TrainingError(
+                f"{len(examples)} training rows are left ({drops}); raise the budget, or lower select.min_rc"
+            )
+        for form in self.config.train.formats:
+            self.student_folder(form)
+        chosen = self.chosen_format()
+        source, final = self.student_folder(chosen), self.run.path / "model"
+        if not final.exists() or tree_sha256(final) != tree_sha256(source):
+            aside = self.run.path / ".model.partial"
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(source, aside, copy_function=_link_or_copy)
+            shutil.rmtree(final, ignore_errors=True)
+            aside.replace(final)
+        return final
+
+    def student_folder(self, form: InputFormat) -> Path:
+        """The model trained in one input format; trained now if it is not there."""
+        settings = self.config.train
+        parts = {
+            "rows": self.run.finished("select").identity,
+            "start model": self.start_identity,
+            "settings": settings.model_dump_json(exclude={"formats", "checkpoint_steps"}),
+            "format": form,
+            "seed": str(self.config.seed),
+            **_version("train"),
+        }
+
+        def make(path: Path) -> None:
+            from gecko.encoder import resolve_model
+            from gecko.training import train
+
+            examples = self.run.read("select", Example)
+            self.ui.say(f"training on {len(examples)} rows, {form} format")
+            checkpoints = self.run.path / f"train-{form}" / "checkpoints"
+            start = resolve_model(self.config.backbone)
+            report = train(
+                examples, start, path, form, settings, self.config.seed, checkpoints=checkpoints, say=self.ui.say
+            )
+            write_json(checkpoints.parent / "training.json", asdict(report))
+            shutil.rmtree(checkpoints, ignore_errors=True)
+
+        return self.run.artifact(f"train-{form}", parts, "model", make)
+
+    def chosen_format(self) -> InputFormat:
+        """Of the trained formats the one that agrees best with the teacher on held-out queries; first come on a tie."""
+        forms = self.config.train.formats
+        if len(forms) == 1 or not self.heldout:
+            return forms[0]
+        values = self.agreements()
+        return max(forms, key=lambda form: (float(np.mean(values[form])), -forms.index(form)))
+
+    def agreements(self) -> dict[str, list[float]]:
+        """Agreement with the teacher on each held-out query: for ``start`` and each trained format."""
+        from gecko.encoder import load_encoder
+        from gecko.evaluation.agreement import agreement
+
+        folders = {form: self.student_folder(form) for form in self.config.train.formats}
+        parts = {
+            "scores": self.run.finished("relabel").identity,
+            "selection": self.run.finished("select").identity,
+            "start model": self.start_identity,
+            **{form: self.run.finished(f"train-{form}").identity for form in folders},
+        }
+
+        def make(path: Path) -> None:
+            models: dict[str, Encoder] = {"start": self.start}
+            models.update({form: load_encoder(str(folder)) for form, folder in folders.items()})
+            values = {
+                label: agreement(self.heldout, self.labels, self.by_id, encoder).tolist()
+                for label, encoder in models.items()
+            }
+            write_json(path, values)
+
+        values: dict[str, list[float]] = read_json(self.run.artifact("agreement", parts, "agreement.json", make))
+        return values
+
+    def evaluate(self) -> dict[str, Any]:
+        """Hold the start model, the trained ones and BM25 against the test sets."""
+        from gecko.evaluation import builtin
+        from gecko.evaluation.result import measure_run
+
+        forms = self.config.train.formats
+        parts = {
+            **{form: self.run.finished(f"train-{form}").identity for form in forms},
+            "agreement": digest(str(self.agreements())) if self.heldout else "",
+            "start model": self.start_identity,
+            "sets": digest(*(f"{spec}={_set_identity(spec)}" for spec in self.config.evaluate.sets)),
+            "questions": builtin.data_hash("stdlib-questions.jsonl"),
+            "resamples": str(self.config.evaluate.resamples),
+            "seed": str(self.config.seed),
+            **_version("evaluate"),
+        }
+
+        def make(path: Path) -> None:
+            write_json(path, measure_run(self))
+
+        result: dict[str, Any] = read_json(self.run.artifact("evaluate", parts, "results.json", make))
+        return result
+
+    def report(self) -> Path:
+        """Write ``RUN/report.html``."""
+        from gecko.report import write_report
+
+        path = self.run.path / "report.html"
+        write_report(self, path)
+        return path
+
+    def _shard_bar(self, stage: str, title: str, total: int) -> Any:
+        manifest = self.run.manifest(stage)
+        left = total if manifest is None or not manifest.done else 0
+        return self.ui.bar(title, left) if left else Silent().bar(title, 0)
+
+
+def distill(run: Run, ui: Ui | None = None, *, force: bool = False) -> dict[str, Any]:
+    """All stages in order: from the corpus to the model, its numbers and the report.
+
+    Args:
+        run: the run folder, held.
+        ui: where sentences and progress go.
+        force: go on with a teacher that the check refuses.
+
+    Returns:
+        what ``evaluate`` measured.
+
+    Raises:
+        GeckoError: see the stages.
+    """
+    pipeline = Pipeline(run, ui, force=force)
+    pipeline.ingest()
+    pipeline.check()
+    pipeline.generate()
+    pipeline.mine()
+    pipeline.relabel()
+    pipeline.select()
+    pipeline.train()
+    result = pipeline.evaluate()
+    pipeline.report()
+    return result
+
+
+def _version(stage: str) -> dict[str, str]:
+    return {"version": str(VERSIONS[stage])}
+
+
+def _source_identity(spec: str) -> str:
+    """What the passages of a source depend on."""
+    if spec == "stdlib":
+        return digest(sys.version, platform.platform())
+    path = Path(spec)
+    if path.is_file():
+        return file_sha256(path)
+    if path.is_dir():
+        files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+        return digest(*(text for file in files for text in (str(file.relative_to(path)), file_sha256(file))))
+    raise CorpusError(f"{spec} does not exist; give a file, a folder or `stdlib`")
+
+
+def _set_identity(spec: str) -> str:
+    if spec == "stdlib-questions":
+        return _source_identity("stdlib")
+    return _source_identity(spec.rpartition("@")[0] or spec)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,55 @@
+"""What a long piece of work tells the person who waits: sentences and bars. Library calls are silent by default."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Ui(Protocol):
+    """Where sentences and progress go."""
+
+    def say(self, text: str) -> None:
+        """One sentence."""
+        ...
+
+    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A context whose value moves the bar by so many units."""
+        ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """No bar."""
+        yield lambda _: None
+
+
+class Terminal:
+    """Sentences and bars on standard error, so that standard output stays for results."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        """One sentence on a line of its own."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar with counts, time gone and time to go; where there is no terminal, a line at the start and the end."""
+        if not self.console.is_terminal:
+            self.say(f"{title} ({total:,})")
+            yield lambda _: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=self.console) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda count: progress.advance(task, count)

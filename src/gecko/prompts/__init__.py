@@ -1,0 +1,99 @@
+"""Prompts as data: TOML files, read here, known by the hash of their content.
+
+A prompt has two slots, ``{passage}`` and then ``{query}`` (a generation prompt has only the first), so everything up to
+the end of the passage is a prefix that all queries of a passage share. What goes into a slot is data: a backend never
+parses control tokens out of it.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from gecko.errors import ConfigError
+from gecko.store import digest
+
+NAMES = ("generate", "query_likelihood", "relevance")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, ready for a backend.
+
+    Attributes:
+        name: what it is for, in words.
+        form: ``completion``: ``text`` is continued as it is; ``chat``: ``messages`` go through the model's chat
+            template.
+        text: the whole text of a completion prompt, slots included.
+        messages: (role, content) of a chat prompt, slots included.
+        labels: answers to tell apart, the relevant one first.
+        stop: where a generated text ends.
+        examples: the few-shot examples that it shows, for the check that none is copied.
+        hash: of the file's content.
+    """
+
+    name: str
+    form: Literal["completion", "chat"]
+    text: str
+    messages: tuple[tuple[str, str], ...]
+    labels: tuple[str, ...]
+    stop: tuple[str, ...]
+    examples: tuple[dict[str, str], ...]
+    hash: str
+
+
+def load_prompt(name: str) -> Prompt:
+    """Read a shipped prompt by name, or a file by path (one that ends in ``.toml``).
+
+    Raises:
+        ConfigError: there is no such prompt, or it lacks what its form needs.
+    """
+    if name in NAMES:
+        raw = files("gecko.prompts").joinpath(f"{name}.toml").read_bytes()
+    elif name.endswith(".toml"):
+        try:
+            raw = Path(name).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"prompt {name}: {error.strerror}; give the path of a TOML file") from error
+    else:
+        raise ConfigError(f"prompt {name!r} is neither a .toml file nor one of: {', '.join(NAMES)}")
+    try:
+        values = tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prompt {name}: not valid TOML: {error}") from error
+    return _build(name, values, digest(raw))
+
+
+def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
+    form = values.get("form")
+    examples = values.get("examples", [])
+    text = ""
+    messages: tuple[tuple[str, str], ...] = ()
+    if form == "completion":
+        shown = "".join(_fill(values.get("example", "").lstrip("\n"), example) for example in examples)
+        text = values.get("template", "").lstrip("\n").replace("{examples}", shown)
+        whole = text
+    elif form == "chat":
+        messages = tuple((entry["role"], entry["content"].lstrip("\n")) for entry in values.get("messages", []))
+        whole = "".join(content for _, content in messages)
+    else:
+        raise ConfigError(f"prompt {name}: form = {form!r}; write completion or chat")
+    if whole.count("{passage}") != 1 or whole.count("{query}") > 1 or "{passage}" in whole.partition("{query}")[2]:
+        raise ConfigError(f"prompt {name}: it must hold {{passage}} once, and after it {{query}} at most once")
+    return Prompt(
+        name=values.get("name", name),
+        form=form,
+        text=text,
+        messages=messages,
+        labels=tuple(values.get("labels", ())),
+        stop=tuple(values.get("stop", ())),
+        examples=tuple(examples),
+        hash=content_hash,
+    )
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    for key, value in values.items():
+        template = template.replace("{" + key + "}", value)
+    return template

@@ -1,0 +1,186 @@
+"""The records that stages hand to each other: one dataclass and one Arrow schema each, declared here and nowhere else.
+
+=========  ==========================================================================================
+Passage    what the corpus holds
+Query      what the teacher wrote for one passage, its seed (Section 3.2 of the paper, step 1)
+Candidate  one of the N passages that the initial embedder ranks first for a query
+Score      what the teacher says of one (query, candidate): query likelihood and relevance
+Example    one training row, raw: only ``formats.py`` turns it into the text an encoder reads
+=========  ==========================================================================================
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage of the corpus; ``id`` is unique in a run, ``title`` may be empty, ``source`` names its origin."""
+
+    id: str
+    title: str
+    text: str
+    source: str = ""
+
+    @property
+    def content(self) -> str:
+        """Title and text as one string: what a reader without a title field (a teacher, a plain embedder) is shown."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A generated task and query; ``split`` is ``train``, or ``heldout`` for the agreement test."""
+
+    id: str
+    task: str
+    text: str
+    seed_id: str
+    llm: str
+    split: str = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Passage ``passage_id`` at place ``rank`` (from 1) of ``query_id``; ``score`` is the embedder's cosine.
+
+    ``natural`` is False for a seed that was not retrieved and was given the last place.
+    """
+
+    query_id: str
+    passage_id: str
+    rank: int
+    score: float
+    natural: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one teacher says of one pair. Natural logarithms.
+
+    Attributes:
+        ql_sum: log-probability of the query's tokens given the passage, summed; ``ql_tokens`` is their number.
+        rc: log-odds of "relevant" against "not relevant".
+        prompt_hash: hash of the prompts that were used.
+    """
+
+    query_id: str
+    passage_id: str
+    teacher: str
+    prompt_hash: str
+    ql_sum: float
+    ql_tokens: int
+    rc: float
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A passage inside a training row, without its source; ``id`` identifies equal texts in a batch."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training row in the unified format's raw parts (Section 3.3 of the paper).
+
+    Attributes:
+        dataset: the set the row came from; batches are drawn from one set at a time where that is asked for.
+        task: the task description, free-form.
+        query: the query's text.
+        positive: the passage that should rank first.
+        negatives: hard negatives, the hardest use first; may be empty.
+        symmetric: both sides are queries (similarity, classification).
+        group: rows of one group never serve as each other's negatives (the positive's id, or a class).
+        weight: the row's weight in the loss.
+        query_id: the query this row was made from.
+        seed_id: the passage the query was written for.
+        candidates: ids of the passages that were scored, in the fused order, first to last.
+        fused: their fused scores, in the same order.
+    """
+
+    dataset: str
+    task: str
+    query: str
+    positive: Text
+    negatives: tuple[Text, ...] = ()
+    symmetric: bool = False
+    group: str = ""
+    weight: float = 1.0
+    query_id: str = ""
+    seed_id: str = ""
+    candidates: tuple[str, ...] = ()
+    fused: tuple[float, ...] = ()
+
+
+_TEXT = pa.struct([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+
+SCHEMAS: dict[type, pa.Schema] = {
+    Passage: pa.schema([(name, pa.string()) for name in ("id", "title", "text", "source")]),
+    Query: pa.schema([(name, pa.string()) for name in ("id", "task", "text", "seed_id", "llm", "split")]),
+    Candidate: pa.schema(
+        [
+            ("query_id", pa.string()),
+            ("passage_id", pa.string()),
+            ("rank", pa.int32()),
+            ("score", pa.float32()),
+            ("natural", pa.bool_()),
+        ]
+    ),
+    Score: pa.schema(
+        [
+            ("query_id", pa.string()),
+            ("passage_id", pa.string()),
+            ("teacher", pa.string()),
+            ("prompt_hash", pa.string()),
+            ("ql_sum", pa.float64()),
+            ("ql_tokens", pa.int32()),
+            ("rc", pa.float64()),
+        ]
+    ),
+    Example: pa.schema(
+        [
+            ("dataset", pa.string()),
+            ("task", pa.string()),
+            ("query", pa.string()),
+            ("positive", _TEXT),
+            ("negatives", pa.list_(_TEXT)),
+            ("symmetric", pa.bool_()),
+            ("group", pa.string()),
+            ("weight", pa.float32()),
+            ("query_id", pa.string()),
+            ("seed_id", pa.string()),
+            ("candidates", pa.list_(pa.string())),
+            ("fused", pa.list_(pa.float64())),
+        ]
+    ),
+}
+
+Record = Passage | Query | Candidate | Score | Example
+R = TypeVar("R")
+
+
+def to_table(kind: type, rows: Sequence[Any]) -> pa.Table:
+    """Records of one kind as an Arrow table with that kind's schema."""
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMAS[kind])
+
+
+def from_table(kind: type[R], table: pa.Table) -> Iterable[R]:
+    """The records of an Arrow table made by :func:`to_table`."""
+    rows = table.to_pylist()
+    if kind is Example:
+        return (_example(row) for row in rows)  # type: ignore[misc]
+    return (kind(**row) for row in rows)
+
+
+def _example(values: dict[str, Any]) -> Example:
+    values["positive"] = Text(**values["positive"])
+    values["negatives"] = tuple(Text(**text) for text in values["negatives"])
+    values["candidates"] = tuple(values["candidates"])
+    values["fused"] = tuple(values["fused"])
+    return Example(**values)

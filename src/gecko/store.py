@@ -1,0 +1,427 @@
+"""A run is a folder; a stage writes parquet shards and a manifest into a folder of its own there.
+
+::
+
+    RUN/config.json                     the settings
+    RUN/relabel/part-00007.parquet      one shard: the unit of resuming
+    RUN/relabel/manifest.json           fingerprint, shards with checksums, drops by reason, tokens, seconds
+    RUN/archive/relabel-1a2b3c4d/       what an earlier fingerprint made; it comes back when that one does
+
+The **fingerprint** covers a stage's inputs (the identity of the stages it reads), the settings it reads, and its
+version, a number that is raised by hand when its results change. Same fingerprint: the shards are used as they are.
+Another: the store says which part changed, puts the old output into ``archive/`` and starts afresh. The **identity** of a
+finished stage covers its fingerprint and its shards' checksums, never the seconds it took.
+
+Files appear under their names only when they are complete (written aside, synced, renamed), and the manifest is
+rewritten after each shard, so a killed run continues at the next shard.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from gecko.config import RunConfig, changed_keys, make_config
+from gecko.errors import RunError, StorageError
+from gecko.records import SCHEMAS, from_table, to_table
+
+LAYOUT = 1
+R = TypeVar("R")
+Item = TypeVar("Item")
+
+
+def digest(*parts: str | bytes) -> str:
+    """A hash of several strings in which their borders count; 16 hexadecimal digits."""
+    joined = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8") if isinstance(part, str) else part
+        joined.update(len(data).to_bytes(8, "little") + data)
+    return joined.hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            message = (
+                f"cannot write {path}: {error.strerror}; what was finished before is kept, run the same command again"
+            )
+            raise StorageError(message) from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it exists whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with _disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; run the stage that writes it") from error
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path} is damaged ({error}); delete it to have it made again") from error
+
+
+@dataclass
+class Counts:
+    """What a stage counts while it works on one shard."""
+
+    drops: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Shard:
+    """One file of a stage, as the manifest knows it."""
+
+    file: str
+    rows: int
+    sha256: str
+    seconds: float
+    tokens: int
+    drops: dict[str, int]
+    notes: dict[str, int]
+
+
+@dataclass
+class Manifest:
+    """What a stage has done so far. ``done`` is set with the last shard."""
+
+    stage: str
+    fingerprint: str
+    parts: dict[str, str]
+    shards: list[Shard] = field(default_factory=list)
+    done: bool = False
+    layout: int = LAYOUT
+
+    @property
+    def identity(self) -> str:
+        """Hash of what was made: fingerprint and checksums."""
+        return digest(self.fingerprint, *(shard.sha256 for shard in self.shards))
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the teacher read or wrote."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def seconds(self) -> float:
+        """Working time, over all the sessions it took."""
+        return sum(shard.seconds for shard in self.shards)
+
+    @property
+    def drops(self) -> Counter[str]:
+        """Rows dropped, by reason."""
+        return sum((Counter(shard.drops) for shard in self.shards), Counter[str]())
+
+    @property
+    def notes(self) -> Counter[str]:
+        """Other things that were counted (passages cut, say)."""
+        return sum((Counter(shard.notes) for shard in self.shards), Counter[str]())
+
+
+class Run:
+    """A run folder, held by one process at a time. Use it as a context manager.
+
+    Args:
+        path: the folder; it is made if need be.
+        config: the run's settings; none: those saved in the folder.
+        force: go on in a folder that was made with other settings.
+        say: where a sentence for the user goes.
+
+    Raises:
+        RunError: another process holds the folder, its settings differ, or it is no run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: RunConfig | None = None,
+        *,
+        force: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.path = path
+        self.say = say
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; give the path of a folder for the run")
+        if config is None and not (path / "config.json").exists():
+            raise RunError(
+                f"{path} is not a run (it has no config.json); start one with: gecko distill CORPUS -o {path}"
+            )
+        with _disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path / ".lock")
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(f"another process works in {path}; wait for it to end, or use another folder") from None
+        try:
+            self.config = self._settle(config, force)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _settle(self, config: RunConfig | None, force: bool) -> RunConfig:
+        file = self.path / "config.json"
+        if file.exists():
+            saved = make_config(read_json(file), str(file))
+            if config is None:
+                return saved
+            changes = changed_keys(saved, config)
+            if changes and not force:
+                listed = "\n  ".join(changes)
+                raise RunError(
+                    f"{self.path} holds a run with other settings:\n  {listed}\n"
+                    "Use another folder, or --force to go on here with the new ones: the stages they touch are done again, "
+                    f"and their old output is kept in {self.path / 'archive'}"
+                )
+        elif config is None:
+            raise RunError(f"{file} is missing")
+        assert config is not None
+        write_json(file, config.model_dump())
+        return config
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def manifest(self, stage: str) -> Manifest | None:
+        """What ``stage`` has done so far, if anything.
+
+        Raises:
+            RunError: the manifest is damaged or of another layout.
+        """
+        file = self.path / stage / "manifest.json"
+        if not file.exists():
+            return None
+        raw = read_json(file)
+        if raw.get("layout") != LAYOUT:
+            raise RunError(
+                f"{file} has layout {raw.get('layout')}, this version reads {LAYOUT}; "
+                "use the version that made the run, or another folder"
+            )
+        try:
+            return Manifest(**{**raw, "shards": [Shard(**shard) for shard in raw["shards"]]})
+        except (TypeError, KeyError) as error:
+            raise RunError(
+                f"{file} is damaged ({error}); delete the folder {file.parent} to do the stage again"
+            ) from error
+
+    def finished(self, stage: str) -> Manifest:
+        """The manifest of a stage that must be complete.
+
+        Raises:
+            RunError: it is not.
+        """
+        manifest = self.manifest(stage)
+        if manifest is None or not manifest.done:
+            raise RunError(f"{self.path}: stage {stage} is not finished; run: gecko {stage} {self.path}")
+        return manifest
+
+    def read(self, stage: str, kind: type[R]) -> list[R]:
+        """All records of a finished stage.
+
+        Raises:
+            RunError: the stage is not finished, or a shard is missing or does not match its checksum.
+        """
+        manifest = self.finished(stage)
+        records: list[R] = []
+        for shard in manifest.shards:
+            path = self.path / stage / shard.file
+            self._verify(path, shard)
+            records.extend(from_table(kind, pq.read_table(path)))
+        return records
+
+    def _verify(self, path: Path, shard: Shard) -> None:
+        if not path.exists():
+            raise RunError(f"shard {path} is missing; delete the folder {path.parent} to do the stage again")
+        if file_sha256(path) != shard.sha256:
+            raise RunError(
+                f"shard {path} does not match its checksum (damaged or edited); "
+                f"delete the folder {path.parent} to do the stage again"
+            )
+
+    def execute(
+        self,
+        stage: str,
+        kind: type[R],
+        parts: dict[str, str],
+        shards: Sequence[Item] | Callable[[], Sequence[Item]],
+        work: Callable[[Item, Counts], Iterable[R]],
+    ) -> Manifest:
+        """Run one stage: reuse what is there, do what is not.
+
+        Args:
+            stage: its name, and its folder's.
+            kind: the record it makes.
+            parts: what the result depends on, by name; hashed into the fingerprint.
+            shards: one item a shard, always the same for the same ``parts``; a function is called only when needed.
+            work: makes the records of one shard.
+
+        Raises:
+            RunError: a shard on disk is damaged.
+            StorageError: the disk is full.
+        """
+        manifest = self.prepare(stage, parts)
+        if manifest.done:
+            return manifest
+        items = shards() if callable(shards) else shards
+        for shard in manifest.shards:
+            self._verify(self.path / stage / shard.file, shard)
+        if manifest.shards:
+            self.say(f"{stage}: continues at part {len(manifest.shards) + 1} of {len(items)}")
+        for index in range(len(manifest.shards), len(items)):
+            counts = Counts()
+            start = time.perf_counter()
+            rows = list(work(items[index], counts))
+            manifest.shards.append(self._write_shard(stage, index, kind, rows, counts, time.perf_counter() - start))
+            manifest.done = index == len(items) - 1
+            self.save(manifest)
+        if not items:
+            manifest.done = True
+            self.save(manifest)
+        return manifest
+
+    def prepare(self, stage: str, parts: dict[str, str]) -> Manifest:
+        """The manifest to go on with for these ``parts``: the current one, an archived one, or a new one."""
+        fingerprint = digest(stage, *(text for item in sorted(parts.items()) for text in item))
+        current = self.manifest(stage)
+        if current is not None and current.fingerprint != fingerprint:
+            changed = [
+                key for key in sorted(parts.keys() | current.parts.keys()) if parts.get(key) != current.parts.get(key)
+            ]
+            self.say(f"{stage}: {', '.join(changed)} changed, so it is done again; the old output is kept in archive/")
+            self._move(self.path / stage, self._archived(stage, current.fingerprint))
+            current = None
+        if current is None and (archived := self._archived(stage, fingerprint)).exists():
+            self.say(f"{stage}: taken back from archive/")
+            self._move(archived, self.path / stage)
+            current = self.manifest(stage)
+        if current is None:
+            folder = self.path / stage
+            if folder.exists():  # only debris of a run that ended before its first shard
+                shutil.rmtree(folder)
+            current = Manifest(stage, fingerprint, parts)
+            self.save(current)
+        return current
+
+    def _archived(self, stage: str, fingerprint: str) -> Path:
+        return self.path / "archive" / f"{stage}-{fingerprint}"
+
+    def _move(self, source: Path, target: Path) -> None:
+        with _disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+            source.rename(target)
+
+    def _write_shard(
+        self, stage: str, index: int, kind: type[R], rows: list[R], counts: Counts, seconds: float
+    ) -> Shard:
+        sink = pa.BufferOutputStream()
+        pq.write_table(to_table(kind, rows), sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        path = self.path / stage / f"part-{index:05d}.parquet"
+        write_bytes(path, data)
+        return Shard(
+            file=path.name,
+            rows=len(rows),
+            sha256=hashlib.sha256(data).hexdigest(),
+            seconds=seconds,
+            tokens=counts.tokens,
+            drops=dict(sorted(counts.drops.items())),
+            notes=dict(sorted(counts.notes.items())),
+        )
+
+    def save(self, manifest: Manifest) -> None:
+        """Write a manifest, whole or not at all."""
+        write_json(self.path / manifest.stage / "manifest.json", asdict(manifest))
+
+    def artifact(self, stage: str, parts: dict[str, str], file: str, make: Callable[[Path], None]) -> Path:
+        """For a stage whose output is a file or folder (a model, a report) and not records.
+
+        ``make`` gets the path to write, below the stage's folder; a folder is made aside and renamed when complete.
+        """
+        manifest = self.prepare(stage, parts)
+        final = self.path / stage / file
+        if manifest.done and final.exists():
+            return final
+        aside = final.with_name(f".{final.name}.partial")
+        start = time.perf_counter()
+        with _disk_errors(final):
+            make(aside)
+            if final.is_dir():
+                shutil.rmtree(final)
+            aside.replace(final)
+        manifest.shards = [Shard(file, 1, tree_sha256(final), time.perf_counter() - start, 0, {}, {})]
+        manifest.done = True
+        self.save(manifest)
+        return final
+
+
+def tree_sha256(path: Path) -> str:
+    """One hash for a file, or for a folder's files with their names."""
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return digest(*(text for entry in files for text in (str(entry.relative_to(path)), file_sha256(entry))))
+
+
+def schema_digest(kind: type) -> str:
+    """Hash of a record's schema: a part of the fingerprint of the stage that writes it."""
+    return digest(str(SCHEMAS[kind]))

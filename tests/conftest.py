@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+_WORDS = (
+    "the a of in and to is red blue green cat dog fish bird house tree river car runs sleeps eats flies big small old "
+    "new fast slow search result task query title text none fact checking : | , . ? { }"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random BERT of 2 layers and 32 dimensions, as sentence-transformers saves it; window 48 tokens."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *_WORDS.split(),
+        *letters[1:],
+        *(f"##{one}" for one in letters),
+    ]
+    raw = folder / "raw"
+    raw.mkdir()
+    (raw / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast(str(raw / "vocab.txt"), model_max_length=48)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(raw)
+    tokenizer.save_pretrained(raw)
+    transformer = Transformer(str(raw))
+    model = SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu")
+    saved = folder / "model"
+    model.save_pretrained(str(saved), create_model_card=False)
+    return saved

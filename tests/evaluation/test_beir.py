@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from gecko.errors import EvaluationError
+from gecko.evaluation import load_beir
+
+
+def write(folder: Path, qrels: str = "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\nq2\t3\t1\n") -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [{"_id": "d1", "title": "A", "text": "one"}, {"_id": "d2", "text": "two"}, {"_id": 3, "text": "three"}]
+    queries = [{"_id": "q0", "text": "zero"}, {"_id": "q2", "text": "dos"}, {"_id": "q1", "text": "uno"}]
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "qrels" / "test.tsv").write_text(qrels)
+    return folder
+
+
+def test_reads(tmp_path: Path) -> None:
+    data = load_beir(str(write(tmp_path / "scifact")))
+    assert (data.name, data.split, data.task) == ("scifact", "test", "fact checking")
+    assert [(one.id, one.title, one.text) for one in data.passages] == [
+        ("d1", "A", "one"),
+        ("d2", "", "two"),
+        ("3", "", "three"),
+    ]
+    assert data.queries == [("q2", "dos"), ("q1", "uno")]
+    assert data.qrels == {"q2": {"3": 1}, "q1": {"d1": 2, "d2": 0}}
+    assert list(data.qrels) == ["q2", "q1"]
+    assert data.unknown_documents == data.unknown_queries == 0
+
+
+def test_split_and_header(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine", "q1\td1\t1\r\nq1\tgone\t1\nqx\td1\t1\n")
+    (folder / "qrels" / "dev.tsv").write_text("q2\td2\t1\n")
+    data = load_beir(str(folder))
+    assert (data.task, data.unknown_documents, data.unknown_queries) == ("search result", 1, 1)
+    assert data.qrels == {"q1": {"d1": 1, "gone": 1}}
+    assert load_beir(f"{folder}@dev").qrels == load_beir(str(folder), "dev").qrels == {"q2": {"d2": 1}}
+    with pytest.raises(EvaluationError, match="no split 'train'; it has: dev, test"):
+        load_beir(f"{folder}@train")
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("corpus.jsonl", "{oops", r"corpus.jsonl:4: not valid JSON"),
+        ("corpus.jsonl", '{"text": "x"}', r"corpus.jsonl:4: .*_id"),
+        ("corpus.jsonl", '{"_id": "d1", "text": "x"}', r"corpus.jsonl:4: .*twice"),
+        ("corpus.jsonl", '{"_id": "d9", "text": 1}', r'corpus.jsonl:4: "text" must be a string'),
+        ("queries.jsonl", '{"_id": "q1"', r"queries.jsonl:4: not valid JSON"),
+        ("qrels/test.tsv", "q1 d1 1", r"test.tsv:5: 1 columns"),
+        ("qrels/test.tsv", "q1\td3\thigh", r"test.tsv:5: grade 'high'"),
+        ("qrels/test.tsv", "q1\td1\t1", r"test.tsv:5: .*another grade"),
+    ],
+)
+def test_broken_lines(tmp_path: Path, file: str, line: str, message: str) -> None:
+    folder = write(tmp_path / "set")
+    with (folder / file).open("a") as handle:
+        handle.write(line + "\n")
+    with pytest.raises(EvaluationError, match=message):
+        load_beir(str(folder))
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="not a folder"):
+        load_beir(str(tmp_path / "none"))
+    folder = write(tmp_path / "set", "other\td1\t1\n")
+    with pytest.raises(EvaluationError, match="ids match"):
+        load_beir(str(folder))
+    (folder / "corpus.jsonl").unlink()
+    with pytest.raises(EvaluationError, match=r"corpus.jsonl is missing"):
+        load_beir(str(folder))

@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gecko.encoder import load_encoder
+from gecko.errors import EvaluationError
+from gecko.evaluation import RetrievalSet, SetScores, eval_json, evaluate_retrieval
+from gecko.evaluation.metrics import METRICS
+from gecko.records import Passage
+
+TEXTS = ["the red cat sleeps", "a big dog runs", "blue fish in the river", "old house and tree", "fast green car"]
+
+
+def small(name: str, count: int = 5) -> RetrievalSet:
+    passages = [Passage(f"p{place}", "", text) for place, text in enumerate(TEXTS)]
+    queries = [(f"q{place}", text) for place, text in enumerate(TEXTS[:count])]
+    return RetrievalSet(name, "test", passages, queries, {f"q{place}": {f"p{place}": 1} for place in range(count)})
+
+
+def scored(name: str, model: list[float], base: list[float]) -> SetScores:
+    def row(values: list[float]) -> dict[str, np.ndarray]:
+        return {metric: np.array(values) for metric in METRICS}
+
+    return SetScores(small(name, len(model)), {"new": row(model), "old": row(base)})
+
+
+def test_end_to_end(tiny_model: Path) -> None:
+    encoder = load_encoder(str(tiny_model), bf16=False)
+    scores = evaluate_retrieval([small("one"), small("two", 3)], {"new": encoder, "old": encoder.truncated(4)})
+    assert scores["one"].per_query["new"]["ndcg@10"].tolist() == [1.0] * 5  # each text finds itself
+    assert scores["one"].per_query["bm25"]["mrr@10"].tolist() == [1.0] * 5
+    result = json.loads(json.dumps(eval_json(scores, "new", "old", resamples=100, seed=0)))
+    assert result["sets"]["two"]["queries"] == 3
+    assert result["sets"]["one"]["bm25"] == 1.0
+
+
+def test_shape_without_a_baseline() -> None:
+    result = eval_json({"s": scored("s", [1.0, 0.5], [0.0, 0.0])}, "new")
+    assert result == {
+        "sets": {
+            "s": {
+                "queries": 2,
+                "ndcg@10": 0.75,
+                "baseline": None,
+                "delta": None,
+                "ci95": None,
+                "bm25": None,
+                "recall@20": 0.75,
+                "recall@100": 0.75,
+                "mrr@10": 0.75,
+            }
+        }
+    }
+
+
+def test_baseline_and_macro() -> None:
+    scores = {"s": scored("s", [0.9, 0.5], [0.5, 0.1]), "t": scored("t", [0.2] * 3, [0.4] * 3)}
+    result = eval_json(scores, "new", "old", resamples=100, seed=0)
+    one = result["sets"]["s"]
+    assert one["baseline"] == pytest.approx(0.3)
+    assert one["delta"] == pytest.approx(0.4)
+    assert one["ci95"] == pytest.approx([0.4, 0.4])
+    macro = result["macro"]
+    assert macro["queries"] == 5
+    assert macro["ndcg@10"] == pytest.approx(0.45)
+    assert macro["delta"] == pytest.approx(0.1)
+    assert macro["ci95"] == pytest.approx([0.1, 0.1])
+
+
+def test_refusals(tiny_model: Path) -> None:
+    with pytest.raises(EvaluationError, match="several test sets are named one"):
+        evaluate_retrieval([small("one"), small("one")], {})
+    with pytest.raises(EvaluationError, match="bm25"):
+        evaluate_retrieval([small("one")], {"bm25": load_encoder(str(tiny_model))})
+    with pytest.raises(EvaluationError, match="'x' was not measured; there are new, old"):
+        eval_json({"s": scored("s", [1.0], [1.0])}, "x")

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from gecko.errors import EvaluationError
+from gecko.evaluation import search
+from gecko.evaluation.bm25 import bm25_run
+from gecko.records import Passage
+
+
+def slow(queries: np.ndarray, passages: np.ndarray, k: int) -> np.ndarray:
+    return np.argsort(-(queries @ passages.T), axis=1, kind="stable")[:, :k]
+
+
+@pytest.mark.parametrize("k", [1, 7, 50, 200])
+def test_equals_sorting(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(search, "PASSAGE_BLOCK", 13)
+    generator = np.random.default_rng(0)
+    # small whole numbers: inner products are exact, and many are equal
+    queries, passages = (generator.integers(-2, 3, (rows, 5)).astype(np.float32) for rows in (9, 60))
+    places, scores = search.top_k(queries, passages, k)
+    assert places.dtype == np.int64
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(places, slow(queries, passages, k))
+    np.testing.assert_array_equal(scores, np.take_along_axis(queries @ passages.T, places, axis=1))
+
+
+def test_keys_keep_scores() -> None:
+    scores = np.array([[-0.0, 0.0, 1.5, -2.25, 1e-30, -1e30]], dtype=np.float32)
+    places, back = search.unpack(search.pack(scores, np.arange(3, 9)))
+    assert places.tolist() == [[3, 4, 5, 6, 7, 8]]
+    np.testing.assert_array_equal(back, scores)
+    assert search.unpack(search.largest(search.pack(scores, np.arange(6)), 6))[0].tolist() == [[2, 4, 0, 1, 3, 5]]
+
+
+def test_refusals() -> None:
+    good = np.ones((2, 3), dtype=np.float32)
+    with pytest.raises(EvaluationError, match="do not match"):
+        search.top_k(good, np.ones((2, 4), dtype=np.float32), 1)
+    with pytest.raises(EvaluationError, match="k = 0"):
+        search.top_k(good, good, 0)
+    with pytest.raises(EvaluationError, match="passages hold NaN"):
+        search.top_k(good, good * np.float32("nan"), 1)
+    assert search.top_k(good[:0], good, 5)[0].shape == (0, 2)
+    assert search.top_k(good, good[:0], 5)[0].shape == (2, 0)
+
+
+def test_bm25(capfd: pytest.CaptureFixture[str]) -> None:
+    passages = [
+        Passage("p0", "", "The cats are running in the garden"),
+        Passage("p1", "Dogs", "they bark at night"),
+        Passage("p2", "", "a garden of roses"),
+        Passage("p3", "", "a garden of roses"),
+        Passage("p4", "", ""),
+    ]
+    queries = [("q0", "cat run"), ("q1", "dog"), ("q2", "roses"), ("q3", "the of"), ("q4", "quasar"), ("q5", "")]
+    run = bm25_run(passages, queries, 3)
+    assert {key: list(row) for key, row in run.items()} == {
+        "q0": ["p0"],
+        "q1": ["p1"],
+        "q2": ["p2", "p3"],
+        "q3": [],
+        "q4": [],
+        "q5": [],
+    }
+    assert run["q0"]["p0"] > 0
+    assert list(bm25_run(passages, [("q", "garden")], 1)["q"]) == ["p2"]
+    assert bm25_run([Passage("p", "", "")], queries[:1], 3) == {"q0": {}}
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,311 @@
+"""Training end to end on a tiny random BERT: what is learned, resumed, refused and left alone."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gecko.config import TrainConfig
+from gecko.errors import TrainingError
+from gecko.training import train, trainer
+from gecko.training.loss import GeckoLoss
+
+CONFIG = TrainConfig(epochs=3, batch=8, learning_rate=1e-3, max_tokens=16, checkpoint_steps=2)  # 3 steps an epoch
+
+
+class Stop(Exception):
+    """Ends a training from inside, as a kill would, but without a process of its own."""
+
+
+@pytest.fixture(scope="module")
+def run_in(tiny_bert, examples):
+    """Train in a folder; gives the report, the weights and what was said."""
+
+    def go(folder, config=CONFIG, rows=examples, seed=3, start=tiny_bert):
+        said: list[str] = []
+        report = train(
+            rows,
+            str(start),
+            folder / "model",
+            "native",
+            config,
+            seed,
+            checkpoints=folder / "checkpoints",
+            say=said.append,
+        )
+        return report, load_file(folder / "model" / "model.safetensors"), said
+
+    return go
+
+
+@pytest.fixture
+def run(run_in, tmp_path):
+    """The same in ``tmp_path / name``."""
+    return lambda name="run", **kwargs: run_in(tmp_path / name, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def whole(run_in, tmp_path_factory):
+    """A training that nothing disturbed."""
+    return run_in(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def stop_before(monkeypatch):
+    """Make the loss raise ``Stop`` at its n-th call from now, once."""
+    plain = GeckoLoss.forward
+
+    def arm(call):
+        calls = iter(range(1, 1000))
+
+        def forward(self, *args):
+            if next(calls) == call:
+                raise Stop
+            return plain(self, *args)
+
+        monkeypatch.setattr(GeckoLoss, "forward", forward)
+
+    return arm
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_learns_and_reports(whole, tiny_bert):
+    report, weights, said = whole
+    assert (report.rows, report.steps, report.dims, report.form) == (20, 9, [32, 16, 8], "native")
+    assert [step for step, _ in report.losses] == list(range(1, 10))
+    assert report.losses[-1][1] < 0.7 * report.losses[0][1]
+    assert all(weight.dtype == torch.float32 for weight in weights.values() if weight.is_floating_point())
+    assert not equal(weights, load_file(tiny_bert / "model.safetensors"))
+    assert said == []
+
+
+def test_the_saved_model_tells_its_widths(run, tmp_path):
+    run(config=CONFIG.model_copy(update={"epochs": 1}))
+    saved = json.loads((tmp_path / "run" / "model" / "config_sentence_transformers.json").read_text())
+    assert saved["matryoshka_dimensions"] == [32, 16, 8]
+
+
+def test_the_seed_alone_decides(run, whole):
+    again, other = run("again")[1], run("other", seed=4)[1]
+    assert equal(whole[1], again)
+    assert not equal(whole[1], other)
+
+
+# 9 steps, a checkpoint after each second: stopped in the first epoch after a checkpoint, at an epoch's border (the
+# checkpoint after step 6), and in the middle of the last one.
+@pytest.mark.parametrize("call", [4, 7, 9])
+def test_resumed_equals_uninterrupted(run, whole, stop_before, call):
+    stop_before(call)
+    with pytest.raises(Stop):
+        run("cut")
+    resumed = run("cut")
+    assert resumed[2] == [f"training continues after step {(call - 1) // 2 * 2}"]
+    assert equal(resumed[1], whole[1])
+    assert resumed[0].losses == whole[0].losses
+
+
+def test_a_finished_training_is_not_repeated(run, stop_before):
+    first = run()
+    stop_before(1)
+    again = run()
+    assert equal(first[1], again[1])
+    assert again[2] == ["training continues after step 9"]
+    assert again[0].losses == first[0].losses
+
+
+@pytest.mark.parametrize("damage", ["no list", "cut short", "missing file"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(run, whole, stop_before, tmp_path, damage):
+    stop_before(6)
+    with pytest.raises(Stop):
+        run("cut")
+    newest = tmp_path / "cut" / "checkpoints" / "checkpoint-4"
+    match damage:
+        case "no list":
+            (newest / trainer.FILES).unlink()
+        case "cut short":
+            os.truncate(newest / "optimizer.pt", (newest / "optimizer.pt").stat().st_size - 1)
+        case "missing file":
+            (newest / "rng_state.pth").unlink()
+    resumed = run("cut")
+    assert resumed[2] == [f"{newest} is not whole; it is removed", "training continues after step 2"]
+    assert equal(resumed[1], whole[1])
+
+
+@pytest.mark.parametrize("change", ["rows", "settings", "seed"])
+def test_checkpoints_of_another_training_are_not_resumed(run, stop_before, examples, change):
+    other = {
+        "rows": {"rows": examples[:-1]},
+        "settings": {"config": CONFIG.model_copy(update={"learning_rate": 5e-4})},
+        "seed": {"seed": 8},
+    }[change]
+    expected = run("fresh", **other)
+    stop_before(6)
+    with pytest.raises(Stop):
+        run("used")
+    afresh = run("used", **other)
+    assert len(afresh[2]) == 1
+    assert f"({change} differ)" in afresh[2][0]
+    assert equal(afresh[1], expected[1])
+
+
+def test_how_often_checkpoints_are_written_is_no_other_training(run, whole, stop_before):
+    stop_before(6)
+    with pytest.raises(Stop):
+        run("cut")
+    resumed = run("cut", config=CONFIG.model_copy(update={"checkpoint_steps": 3}))
+    assert resumed[2] == ["training continues after step 4"]
+    assert equal(resumed[1], whole[1])
+
+
+def test_fewer_rows_than_a_batch_and_no_negatives(run, examples):
+    report, _, _ = run(rows=[examples[0], examples[5]], config=CONFIG.model_copy(update={"batch": 64}))
+    assert report.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("update", "dims"),
+    [({"matryoshka": False}, [32]), ({"dims": [4, 12], "dim_weights": [2.0, 1.0, 1.0]}, [32, 12, 4])],
+)
+def test_widths(run, update, dims):
+    assert run(config=CONFIG.model_copy(update={"epochs": 1, **update}))[0].dims == dims
+
+
+@pytest.mark.parametrize(
+    ("update", "message"), [({"dims": [32]}, "train.dims"), ({"dim_weights": [1.0]}, "dim_weights")]
+)
+def test_widths_that_do_not_fit_are_refused(run, update, message):
+    with pytest.raises(TrainingError, match=message):
+        run(config=CONFIG.model_copy(update=update))
+
+
+def test_more_tokens_than_the_model_has_places_are_said(run):
+    _, _, said = run(config=CONFIG.model_copy(update={"epochs": 1, "max_tokens": 256}))
+    assert len(said) == 1
+    assert "at most 64" in said[0]
+
+
+def test_a_start_model_that_is_not_there_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(TrainingError, match="nowhere"):
+        run(start=tmp_path / "nowhere")
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training_and_keeps_the_checkpoint(run, monkeypatch, tmp_path):
+    plain, calls = GeckoLoss.forward, iter(range(1, 100))
+
+    def forward(self, *args):
+        return plain(self, *args) * (float("nan") if next(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(GeckoLoss, "forward", forward)
+    with pytest.raises(
+        TrainingError, match=r"the loss is nan after step 5; the last good checkpoint is .*checkpoint-4"
+    ):
+        run()
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_weight_that_is_not_a_number_is_never_saved(run, monkeypatch, tmp_path):
+    plain, calls = GeckoLoss.forward, iter(range(1, 100))
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("nan")
+
+    def forward(self, *args):
+        loss = plain(self, *args)
+        return Poison.apply(loss) if next(calls) == 4 else loss
+
+    monkeypatch.setattr(GeckoLoss, "forward", forward)
+    with pytest.raises(TrainingError, match=r"the weight .* is nan after step 4; .*checkpoint-2"):
+        run()
+
+
+def test_collapsed_embeddings_are_refused(run, monkeypatch, tmp_path):
+    def pull_together(self, features, labels):
+        vectors = torch.cat([self.model(side)["sentence_embedding"] for side in features])
+        unit = torch.nn.functional.normalize(vectors, dim=-1)
+        return -(unit @ unit.T).mean()
+
+    monkeypatch.setattr(GeckoLoss, "forward", pull_together)
+    with pytest.raises(TrainingError, match="collapsed"):
+        run(config=CONFIG.model_copy(update={"epochs": 30, "learning_rate": 1e-2, "checkpoint_steps": 1000}))
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "refused"),
+    [(0.3, 0.99, True), (0.99, 0.985, False), (0.3, 0.9, False), (0.3, float("nan"), True)],
+)
+def test_what_counts_as_collapse(before, after, refused):
+    if refused:
+        with pytest.raises(TrainingError):
+            trainer._refuse_collapse(before, after, CONFIG)
+    else:
+        trainer._refuse_collapse(before, after, CONFIG)
+
+
+def test_the_callers_random_state_is_left_alone_and_nothing_is_printed(run, capfd):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    run()
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bfloat16_computes_but_is_not_stored(run, whole):
+    _, half, _ = run(config=CONFIG.model_copy(update={"bf16": True}))
+    assert all(weight.dtype == torch.float32 for weight in half.values() if weight.is_floating_point())
+    assert not equal(half, whole[1])
+
+
+CHILD = """
+    import os, signal, sys
+    from pathlib import Path
+    import torch
+    from gecko.config import TrainConfig
+    from gecko.records import Example, Text
+    from gecko.training import train
+    from gecko.training.loss import GeckoLoss
+
+    torch.set_num_threads(1)
+    start, folder, rows = sys.argv[1], Path(sys.argv[2]), eval(sys.argv[3])
+    config = TrainConfig.model_validate_json(sys.argv[4])
+    plain, calls = GeckoLoss.forward, iter(range(1, 100))
+
+    def forward(self, *args):
+        if next(calls) == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, *args)
+
+    GeckoLoss.forward = forward
+    train(rows, start, folder / "model", "native", config, 3, checkpoints=folder / "checkpoints")
+"""
+
+
+def test_killed_and_started_again_equals_uninterrupted(run, whole, tiny_bert, examples, tmp_path):
+    script = textwrap.dedent(CHILD)
+    arguments = [str(tiny_bert), str(tmp_path / "cut"), repr(examples), CONFIG.model_dump_json()]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(trainer.__file__).parents[2])}
+    child = subprocess.run([sys.executable, "-c", script, *arguments], env=environment, timeout=300, check=False)
+    assert child.returncode == -signal.SIGKILL
+    resumed = run("cut")
+    assert resumed[2] == ["training continues after step 4"]
+    assert equal(resumed[1], whole[1])
