@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gecko import __version__
@@ -104,7 +105,7 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
     header, *rows = closing_rows(result)
     table = Table(*header)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     # A pipe has no width of its own; 80 columns would cut the numbers.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     seconds = sum(manifest.seconds for stage in ("check", "generate", "relabel") if (manifest := run.manifest(stage)))
@@ -217,7 +218,7 @@ def evaluate_model(
     for name, row in (*result["sets"].items(), *([("macro mean", result["macro"])] if "macro" in result else [])):
         delta = "" if row["delta"] is None else f"{row['delta']:+.3f} [{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"
         base = "" if row["baseline"] is None else f"{row['baseline']:.3f}"
-        cells = (name, str(row["queries"]), f"{row['ndcg@10']:.3f}", base, delta, f"{row['bm25']:.3f}")
+        cells = (escape(name), str(row["queries"]), f"{row['ndcg@10']:.3f}", base, delta, f"{row['bm25']:.3f}")
         table.add_row(*cells, f"{row['recall@100']:.3f}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 

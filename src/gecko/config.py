@@ -18,7 +18,8 @@ from gecko.errors import ConfigError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    # NaN differs from itself, so a run's settings would never be the ones it was saved with.
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class CorpusConfig(_Section):
@@ -220,7 +221,7 @@ def load_config(
             raise ConfigError(f"recipe {path}: not valid TOML: {error}") from error
     given = override(base or {}, overrides)
     preset = given.get("preset", recipe.get("preset", "default"))
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(f"preset {preset!r} does not exist; choose one of: {', '.join(PRESETS)}")
     values: dict[str, Any] = {}
     for layer in (PRESETS[preset], recipe, given):
@@ -255,7 +256,7 @@ def make_config(values: Mapping[str, Any], place: str) -> RunConfig:
 def _explain(entry: Any, place: str) -> str:
     key = ".".join(str(part) for part in entry["loc"])
     if entry["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, sorted(known_keys()), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(key, sorted({*known_keys(), *RunConfig.model_fields}), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else f"; known sections: {', '.join(RunConfig.model_fields)}"
         return f"{place}: unknown key {key}{hint}"
     what = entry["msg"].removeprefix("Value error, ")

@@ -1,5 +1,6 @@
 """What this machine computes with: detected, never assumed."""
 
+import platform
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,9 +24,13 @@ def has_fast_bfloat16(device: str) -> bool:
 
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
+        # The library's own question, mkldnn's, is answered with yes where bfloat16 is only emulated.
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(bool(getattr(torch.cpu, name)()) for name in probes if hasattr(torch.cpu, name))
     if device == "cpu":
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "amx_bf16_tile", "bf16"))
+        probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        return probe is not None and bool(probe())
     return False
 
 

@@ -190,8 +190,8 @@ class Pipeline:
         manifest = self.run.execute("ingest", Passage, parts, [0], work)
         if manifest.rows < self.config.mine.n:
             raise CorpusError(
-                f"the corpus has {manifest.rows} passages, and mining takes {self.config.mine.n} candidates a query; give more "
-                f"passages, or set mine.n to at most {max(2, manifest.rows)}"
+                f"the corpus has {manifest.rows} passages, and mining takes {self.config.mine.n} candidates a query; "
+                f"give more passages, or set mine.n to at most {max(2, manifest.rows)}"
             )
         return manifest
 
@@ -262,7 +262,7 @@ class Pipeline:
         )
 
     def _make_plan(self, path: Path) -> None:
-        from gecko.evaluation.search import top_k
+        from gecko.encoder.search import top_k
 
         config = self.config
         vectors = np.asarray(self.vectors)
@@ -652,8 +652,8 @@ class Pipeline:
             "scores": self.run.finished("relabel").identity,
             "selection": self.run.finished("select").identity,
             "start model": self.start_identity,
-            **{form: self.run.finished(f"train-{form}").identity for form in folders},
         }
+        parts.update({form: self.run.finished(f"train-{form}").identity for form in folders})
 
         def make(path: Path) -> None:
             models: dict[str, Encoder] = {"start": self.start}

@@ -1,8 +1,9 @@
 """What a long piece of work tells the person who waits: sentences and bars. Library calls are silent by default."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,6 +19,27 @@ class Ui(Protocol):
     def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """A context whose value moves the bar by so many units."""
         ...
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Only errors of the model libraries are shown, and none of their progress bars."""
+    from transformers.utils import logging as reports
+
+    report: Any = reports  # its functions are not typed
+    verbosity, bars = report.get_verbosity(), report.is_progress_bar_enabled()
+    other = logging.getLogger("sentence_transformers")
+    level = other.level
+    report.set_verbosity_error()
+    report.disable_progress_bar()
+    other.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        report.set_verbosity(verbosity)
+        other.setLevel(level)
+        if bars:
+            report.enable_progress_bar()
 
 
 class Silent:

@@ -205,7 +205,8 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / ".lock")
         try:
-            self._lock.acquire(blocking=False)
+            with _disk_errors(path):
+                self._lock.acquire(blocking=False)
         except Timeout:
             raise RunError(f"another process works in {path}; wait for it to end, or use another folder") from None
         try:
@@ -250,6 +251,8 @@ class Run:
         if not file.exists():
             return None
         raw = read_json(file)
+        if not isinstance(raw, dict):
+            raise RunError(f"{file} is damaged (no table); delete the folder {file.parent} to do the stage again")
         if raw.get("layout") != LAYOUT:
             raise RunError(
                 f"{file} has layout {raw.get('layout')}, this version reads {LAYOUT}; "
@@ -404,14 +407,21 @@ class Run:
         aside = final.with_name(f".{final.name}.partial")
         start = time.perf_counter()
         with _disk_errors(final):
+            _remove(aside)  # what a killed attempt left must not be mixed into this one
             make(aside)
-            if final.is_dir():
-                shutil.rmtree(final)
+            _remove(final)
             aside.replace(final)
         manifest.shards = [Shard(file, 1, tree_sha256(final), time.perf_counter() - start, 0, {}, {})]
         manifest.done = True
         self.save(manifest)
         return final
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def tree_sha256(path: Path) -> str:

@@ -11,7 +11,8 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from gecko import formats
-from gecko.encoder import Encoder, detect_form, has_native_bf16, load_encoder, model_identity, resolve_model, save_model
+from gecko.device import has_fast_bfloat16
+from gecko.encoder import Encoder, detect_form, load_encoder, model_identity, resolve_model, save_model
 from gecko.encoder import encoder as room
 from gecko.errors import ConfigError
 from gecko.records import Passage, Text
@@ -110,7 +111,7 @@ def test_bf16_is_close_and_follows_the_weights(tiny_model: Path) -> None:
 
 
 def test_bf16_probe_answers() -> None:
-    assert has_native_bf16() in (True, False)
+    assert has_fast_bfloat16("cpu") in (True, False)
 
 
 def test_forms(tiny_model: Path, tmp_path: Path) -> None:

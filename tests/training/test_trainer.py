@@ -85,7 +85,8 @@ def test_training_learns_and_reports(whole, tiny_bert):
     report, weights, said = whole
     assert (report.rows, report.steps, report.dims, report.form) == (20, 9, [32, 16, 8], "native")
     assert [step for step, _ in report.losses] == list(range(1, 10))
-    assert report.losses[-1][1] < 0.7 * report.losses[0][1]
+    losses = [loss for _, loss in report.losses]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])  # the last epoch against the first: the same rows
     assert all(weight.dtype == torch.float32 for weight in weights.values() if weight.is_floating_point())
     assert not equal(weights, load_file(tiny_bert / "model.safetensors"))
     assert said == []

@@ -3,7 +3,6 @@
 from gecko.encoder.encoder import (
     Encoder,
     detect_form,
-    has_native_bf16,
     load_encoder,
     model_identity,
     resolve_model,
@@ -13,7 +12,6 @@ from gecko.encoder.encoder import (
 __all__ = [
     "Encoder",
     "detect_form",
-    "has_native_bf16",
     "load_encoder",
     "model_identity",
     "resolve_model",

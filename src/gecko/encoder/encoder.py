@@ -10,8 +10,6 @@ What is notable here:
 
 import contextlib
 import json
-import logging
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gecko import formats
+from gecko.device import has_fast_bfloat16
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat
+from gecko.progress import quiet_libraries
 from gecko.records import Passage, Text
 from gecko.store import digest, file_sha256, write_json
 
@@ -105,23 +105,6 @@ def detect_form(prompts: Mapping[str, str | None]) -> InputFormat:
     """The form that a model with these saved prompts reads."""
     unified = formats.prompts("unified")["document"]
     return "unified" if prompts.get("document") == unified else "native"
-
-
-def has_native_bf16() -> bool:
-    """Whether this machine's processor multiplies bfloat16 in hardware, rather than by way of float32."""
-    import torch
-
-    probes: tuple[Any, ...]
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        probes = tuple(
-            getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        )
-    else:
-        probes = (getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None),)
-    try:
-        return any(probe is not None and bool(probe()) for probe in probes)
-    except (RuntimeError, AttributeError):
-        return False
 
 
 class Encoder:
@@ -229,7 +212,7 @@ class Encoder:
             return self.model.dtype == torch.float32
         match self.model.device.type:
             case "cpu":
-                return has_native_bf16()
+                return has_fast_bfloat16("cpu")
             case "cuda":
                 return torch.cuda.get_device_capability(self.model.device) >= (8, 0)
             case _:
@@ -397,7 +380,7 @@ def load_encoder(
     from sentence_transformers import SentenceTransformer
 
     try:
-        with _quiet():
+        with quiet_libraries():
             model = SentenceTransformer(
                 target,
                 trust_remote_code=False,
@@ -432,26 +415,6 @@ def _refuse_pickles(folder: Path, spec: str) -> None:
                 f"model {spec!r}: {pickled} has no safetensors beside it, and pickled weights are not read; save the "
                 "model again with SentenceTransformer.save_pretrained(path, safe_serialization=True)"
             )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no report of the libraries while a model loads."""
-    from transformers.utils import logging as reports
-
-    on: Callable[[], None] = reports.enable_progress_bar
-    off: Callable[[], None] = reports.disable_progress_bar
-
-    logger = logging.getLogger("transformers")
-    bars, level = reports.is_progress_bar_enabled(), logger.level
-    try:
-        off()
-        logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            on()
 
 
 def save_model(model: "SentenceTransformer", folder: Path, form: InputFormat, dims: Sequence[int] = ()) -> None:

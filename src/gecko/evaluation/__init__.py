@@ -3,7 +3,6 @@
 from gecko.evaluation.beir import RetrievalSet, load_beir
 from gecko.evaluation.evaluate import SetScores, eval_json, evaluate_retrieval
 from gecko.evaluation.metrics import METRICS, bootstrap_ci, per_query
-from gecko.evaluation.search import top_k
 
 __all__ = [
     "METRICS",
@@ -14,5 +13,4 @@ __all__ = [
     "evaluate_retrieval",
     "load_beir",
     "per_query",
-    "top_k",
 ]

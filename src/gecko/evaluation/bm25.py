@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gecko.evaluation.search import largest, pack, unpack
+from gecko.encoder.search import largest, pack, unpack
 from gecko.records import Passage
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gecko.encoder.search import top_k
 from gecko.errors import EvaluationError
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.bm25 import bm25_run
 from gecko.evaluation.metrics import METRICS, Array, macro_ci, per_query
-from gecko.evaluation.search import top_k
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder

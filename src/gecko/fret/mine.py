@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gecko.evaluation.search import top_k
+from gecko.encoder.search import top_k
 from gecko.records import Candidate, Passage, Query
 
 

@@ -11,7 +11,7 @@ from gecko.config import RelabelConfig
 from gecko.errors import ConfigError, TeacherError
 from gecko.llm import weights
 from gecko.llm.base import LanguageModel
-from gecko.progress import Ui
+from gecko.progress import Ui, quiet_libraries
 from gecko.store import digest
 
 FORMS = f"{', '.join(weights.EMBEDDED)}, hf:NAME, gguf:PATH or fake"
@@ -82,11 +82,11 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
 
         return FakeLM()
     if spec in weights.EMBEDDED:
-        source = str(weights.to_safetensors(weights.fetch(spec, ui), identity))
+        source = str(weights.to_safetensors(weights.fetch(spec, ui), identity, ui))
         name = weights.EMBEDDED[spec].name
     elif spec.startswith("gguf:"):
         path = Path(spec.removeprefix("gguf:"))
-        source, name = str(weights.to_safetensors(path, identity)), path.stem
+        source, name = str(weights.to_safetensors(path, identity, ui)), path.stem
     else:
         source = name = spec.removeprefix("hf:")
     return _load(source, name, identity, config)
@@ -101,8 +101,9 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
 
     device = best_device()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(device), use_safetensors=True)
+        with quiet_libraries():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(device), use_safetensors=True)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise TeacherError(f"teacher {name} cannot be loaded: {first}; use {FORMS}") from error

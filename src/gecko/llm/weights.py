@@ -18,7 +18,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from gecko.errors import TeacherError
-from gecko.progress import Ui
+from gecko.progress import Ui, quiet_libraries
 from gecko.store import digest, file_sha256, read_json, write_json
 
 CONVERTED = 1  # raised when the conversion changes
@@ -178,10 +178,15 @@ def _check(file: Path, weights: Wheels) -> None:
         )
 
 
-def to_safetensors(gguf: Path, identity: str) -> Path:
+def to_safetensors(gguf: Path, identity: str, ui: Ui) -> Path:
     """The same model as bfloat16 safetensors with its tokenizer, in the cache; made on the first call, in minutes.
 
     Dequantised weights load in a second, and bfloat16 is several times as fast as packed blocks on a CPU that has it.
+
+    Args:
+        gguf: the file.
+        identity: its hash.
+        ui: where a sentence for the user goes.
 
     Raises:
         TeacherError: the file is no GGUF model that transformers can read.
@@ -189,6 +194,7 @@ def to_safetensors(gguf: Path, identity: str) -> Path:
     folder = cache_folder() / "converted" / f"{identity}-{CONVERTED}"
     with FileLock(_made(folder.parent) / f"{folder.name}.lock"):
         if not (folder / "config.json").exists():
+            ui.say(f"turning {gguf.name} into bfloat16 safetensors, once: about a minute")
             _convert(gguf, folder)
     return folder
 
@@ -203,19 +209,21 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent),
-            gguf_file=gguf.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),  # by default the weights stay packed, and slow
-        )
+        with quiet_libraries():
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                gguf_file=gguf.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),  # by default the weights stay packed, and slow
+            )
     except Exception as error:
         raise TeacherError(f"{gguf} cannot be loaded as a GGUF model: {error}") from error
     aside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
+    with quiet_libraries():
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
     shutil.rmtree(folder, ignore_errors=True)
     aside.replace(folder)
 

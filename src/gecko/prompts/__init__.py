@@ -75,7 +75,10 @@ def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
         text = values.get("template", "").lstrip("\n").replace("{examples}", shown)
         whole = text
     elif form == "chat":
-        messages = tuple((entry["role"], entry["content"].lstrip("\n")) for entry in values.get("messages", []))
+        entries = values.get("messages", [])
+        if any(not {"role", "content"} <= entry.keys() for entry in entries):
+            raise ConfigError(f"prompt {name}: each of the messages must have role and content")
+        messages = tuple((entry["role"], entry["content"].lstrip("\n")) for entry in entries)
         whole = "".join(content for _, content in messages)
     else:
         raise ConfigError(f"prompt {name}: form = {form!r}; write completion or chat")

@@ -3,37 +3,34 @@
 Notable here:
 
 - weights and optimizer are float32 (half-precision weights under AdamW collapse); bfloat16 is for the computing only;
-- the order of the rows is a function of seed and epoch alone, and a checkpoint counts only once its file list with
-  checksums, written last, agrees with what is there: so a killed run, started again, ends with the weights of one that
-  was never killed;
+- a checkpoint counts only once its file list with checksums, written last, agrees with what is there; the order of the
+  rows depends on seed and epoch alone: so a killed run, started again, ends with the weights of one never killed;
 - beside the checkpoints lies a fingerprint of start weights, rows, format, seed and settings; others' are not resumed;
 - a loss or a weight that is not a number, and embeddings that have become all alike, are errors.
 """
 
 import contextlib
 import hashlib
-import logging
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
-import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.base.sampler import DefaultBatchSampler
 from transformers import PrinterCallback, TrainerCallback
 
 from gecko.config import TrainConfig
 from gecko.errors import RunError, TrainingError
 from gecko.formats import InputFormat
+from gecko.progress import quiet_libraries
 from gecko.records import Example
 from gecko.store import digest, file_sha256, read_json, write_json
 from gecko.training.loss import GeckoLoss
@@ -101,7 +98,7 @@ def train(
     from gecko.encoder import save_model
 
     began = time.perf_counter()
-    with _quiet(), _random_state_kept():
+    with quiet_libraries(), _random_state_kept():
         rows = to_dataset(examples, form, config.loss)
         model = _load(start, config.max_tokens, say)
         dims = _dims(model, config)
@@ -188,7 +185,6 @@ def _arguments(config: TrainConfig, rows: int, seed: int, checkpoints: Path) -> 
         output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch,
-        batch_sampler=_SeededOrder,
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_ratio,  # below 1, it is a share of all steps
@@ -207,20 +203,6 @@ def _arguments(config: TrainConfig, rows: int, seed: int, checkpoints: Path) -> 
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-
-
-class _SeededOrder(DefaultBatchSampler):
-    """Batches in an order that depends on seed and epoch alone.
-
-    The stock sampler draws on one generator for all epochs, so that a resumed run would start over with the order of
-    the first one.
-    """
-
-    def __iter__(self) -> Iterator[list[int]]:
-        rows = len(cast(Sized, self.sampler))  # the dataset: this class is given no sampler of single rows
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(rows).tolist()
-        for begin in range(0, rows, self.batch_size):
-            yield order[begin : begin + self.batch_size]
 
 
 class _Trainer(SentenceTransformerTrainer):
@@ -394,22 +376,3 @@ def _random_state_kept() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Only errors of the libraries are shown, and none of their progress bars."""
-    hub: Any = transformers.utils.logging
-    verbosity, bars = hub.get_verbosity(), hub.is_progress_bar_enabled()
-    other = logging.getLogger("sentence_transformers")
-    level = other.level
-    hub.set_verbosity_error()
-    hub.disable_progress_bar()
-    other.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        hub.set_verbosity(verbosity)
-        other.setLevel(level)
-        if bars:
-            hub.enable_progress_bar()

@@ -1,0 +1,159 @@
+"""The report's plots as SVG text to stand in an HTML page.
+
+No pyplot and no global state. Equal data give equal bytes: no date, a fixed salt for ids, matplotlib's own defaults. Text
+stays text, in the page's font, and the two colours become the page's, so that a plot follows light and dark.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gecko.report.table import ResultRow
+from gecko.report.text import cut, shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Stand-ins while drawing: matplotlib knows no CSS.
+_INK, _ACCENT, _SECOND = "#010203", "#040506", "#070809"
+_CSS = {_INK: "currentColor", _ACCENT: "var(--accent)", _SECOND: "var(--second)"}
+_WIDTH = 6.4
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot with its caption and the text that stands for it where it cannot be seen."""
+
+    caption: str
+    alt: str
+    svg: str
+
+
+def gains(rows: Sequence[ResultRow]) -> Plot | None:
+    """The difference to the start model on each set, with its interval, in points of nDCG@10."""
+    students = [row for row in rows if row.delta is not None and row.label != "bm25"]
+    if not students:
+        return None
+
+    def draw(axes: "Axes") -> None:
+        for place, row in enumerate(students):
+            assert row.delta is not None and row.low is not None and row.high is not None
+            low, middle, high = 100 * row.low, 100 * row.delta, 100 * row.high
+            colour = _ACCENT if row.kept else _SECOND
+            axes.plot([low, high], [place, place], color=colour, linewidth=2)
+            axes.plot([middle], [place], marker="o", color=colour)
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        names = [f"{cut(shown(row.name), 30)}, {row.label}" for row in students]
+        axes.set_yticks(range(len(students)), names, parse_math=False)
+        axes.invert_yaxis()
+        axes.margins(y=0.5 / len(students) + 0.1)
+        axes.set_xlabel("points of nDCG@10 against the start model")
+
+    alt = "; ".join(f"{row.name}, {row.label} format: {row.difference}" for row in students)
+    svg = _svg("gain", 1.0 + 0.35 * len(students), draw)
+    return Plot("Gain over the start model on each set, with its 95 % interval.", alt, svg)
+
+
+def seed_ranks(places: Sequence[int]) -> Plot | None:
+    """Where the seed stands among the candidates after relabelling, from 1."""
+    if not places:
+        return None
+    last = max(places)
+    heights = [places.count(place) for place in range(1, last + 1)]
+
+    def draw(axes: "Axes") -> None:
+        axes.bar(range(1, last + 1), heights, color=_ACCENT)
+        axes.locator_params(integer=True)
+        axes.set_xlabel("the seed's rank after relabelling")
+        axes.set_ylabel("queries")
+
+    listed = ", ".join(f"rank {place}: {height}" for place, height in enumerate(heights, start=1) if height)
+    return Plot("Where the teacher puts the passage that a query was written for.", listed, _svg("seed", 2.4, draw))
+
+
+def relevance(values: Sequence[float]) -> Plot | None:
+    """How relevant the teacher finds p_1: RC log-odds."""
+    if not values:
+        return None
+    above = sum(value > 0 for value in values)
+
+    def draw(axes: "Axes") -> None:
+        axes.hist(values, bins=min(30, max(5, len(values) // 5)), color=_ACCENT)
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.set_xlabel("RC log-odds of p_1")
+        axes.set_ylabel("queries")
+
+    middle = sorted(values)[len(values) // 2]
+    alt = f"from {min(values):.1f} to {max(values):.1f}, median {middle:.1f}; above 0: {above} of {len(values)}"
+    return Plot("How relevant the teacher finds its first passage; above 0 is yes.", alt, _svg("rc", 2.4, draw))
+
+
+def losses(curves: dict[str, list[tuple[int, float]]]) -> Plot | None:
+    """The training loss of each input format."""
+    if not any(curves.values()):
+        return None
+
+    def draw(axes: "Axes") -> None:
+        for (form, curve), colour in zip(curves.items(), (_ACCENT, _SECOND), strict=False):
+            steps, values = [step for step, _ in curve], [loss for _, loss in curve]
+            axes.plot(steps, values, color=colour, marker=".", label=form)
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        axes.legend(frameon=False)
+
+    ends = [f"{form}: from {curve[0][1]:.3f} to {curve[-1][1]:.3f}" for form, curve in curves.items() if curve]
+    return Plot("Training loss.", "; ".join(ends), _svg("loss", 2.6, draw))
+
+
+def times(seconds: dict[str, float]) -> Plot | None:
+    """Seconds of each stage."""
+    if not seconds:
+        return None
+
+    def draw(axes: "Axes") -> None:
+        axes.barh(list(seconds), list(seconds.values()), color=_ACCENT)
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds")
+
+    alt = ", ".join(f"{stage}: {value:.1f}" for stage, value in seconds.items())
+    return Plot("Working time of each stage, in seconds.", alt, _svg("time", 0.8 + 0.25 * len(seconds), draw))
+
+
+def _svg(name: str, height: float, draw: Callable[["Axes"], None]) -> str:
+    """Draw on fresh axes; ``name`` keeps this plot's ids apart from those of the page's other plots."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.hashsalt": "gecko",
+        "svg.fonttype": "none",
+        "font.size": 10.0,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    }
+    sink = io.StringIO()
+    with style.context(["default", settings]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has one
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        draw(figure.add_subplot())
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(sink, format="svg", transparent=True, metadata=nothing)
+    text = sink.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.DOTALL)
+    return re.sub(r"<[^<>]+>", lambda tag: _for_page(tag[0], name), text)
+
+
+def _for_page(tag: str, name: str) -> str:
+    """One tag of matplotlib's SVG, fit for a page: own ids, the page's font and colours."""
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = tag.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    tag = re.sub(r" font-family: [^;\"]*;", "", tag)
+    for stand_in, css in _CSS.items():
+        tag = tag.replace(stand_in, css)
+    return tag

@@ -1,0 +1,245 @@
+"""``report.html``: what a run did and what came of it, in one file that needs nothing else.
+
+It is made from the run folder alone, so no model is loaded, and equal runs give equal bytes but for the seconds. All that
+comes from the corpus or the teacher is foreign text: the template escapes everything, the page forbids itself scripts and
+outside resources, and characters that would act are written out.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gecko.records import Candidate, Example, Passage, Query
+from gecko.report import plots
+from gecko.report.table import SIZES, agreement_rows, points, result_rows, verdict, word
+from gecko.report.text import cut, duration, shown
+from gecko.store import Manifest, Run, read_json, write_bytes
+
+if TYPE_CHECKING:
+    from gecko.fret.fuse import Label
+    from gecko.pipeline import Pipeline
+
+EXAMPLES = 12
+TASKS = 15
+EXCERPT = 300
+RECORD_STAGES = ("ingest", "generate", "mine", "relabel", "select")
+TEACHER_STAGES = ("check", "generate", "relabel")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A passage of an example: what it is there, and its places. Ranks are missing for a passage that was not scored."""
+
+    role: str
+    passage: Passage
+    label: "Label | None"
+
+
+def write_report(pipeline: "Pipeline", path: Path) -> None:
+    """Write the report of a run whose rows are selected; what is not measured yet is left out.
+
+    Args:
+        pipeline: of the run.
+        path: of the HTML file.
+
+    Raises:
+        RunError: a stage up to ``select`` is not finished, or a file is damaged.
+        StorageError: the disk refuses the file.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("gecko", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_seen,
+    )
+    environment.filters.update(points=points, duration=duration, cut=cut)
+    page = environment.get_template("report.html.j2").render(_content(pipeline))
+    write_bytes(path, page.encode("utf-8"))
+
+
+def _seen(value: Any) -> Any:
+    """Every value on its way into the page; an SVG is markup already, and made of cleaned text."""
+    return shown(value) if type(value) is str else value
+
+
+def _content(pipeline: "Pipeline") -> dict[str, Any]:
+    run, config = pipeline.run, pipeline.config
+    rows = run.read("select", Example)
+    stages = _stages(run, config.train.formats)
+    result = _file(run, "evaluate", "results.json")
+    seconds = sum(stages[stage].seconds for stage in TEACHER_STAGES if stage in stages)
+    return {
+        "config": config,
+        "passages": len(pipeline.passages),
+        "rows": len(rows),
+        "result": result,
+        "verdict": verdict(result, len(rows), seconds) if result else "",
+        "sets": _sets(result) if result else [],
+        "agreement": agreement_rows(result) if result else [],
+        "gain_plot": _placed(plots.gains(result_rows(result))) if result else None,
+        "check": _check(run, stages),
+        "stages": stages,
+        "record_stages": RECORD_STAGES,
+        "stale": _stale(stages),
+        "loss_plot": _placed(plots.losses(_losses(run, stages, config.train.formats))),
+        "time_plot": _placed(plots.times({stage: manifest.seconds for stage, manifest in stages.items()})),
+        "labels": _labels(pipeline, rows),
+        "tasks": _tasks(rows),
+        "examples": _examples(pipeline, rows),
+        "seconds": seconds,
+        "cost": [(size, seconds / len(rows) * size) for size in SIZES] if rows else [],
+        "excerpt": EXCERPT,
+        "heldout": len(pipeline.heldout),
+    }
+
+
+def _placed(plot: plots.Plot | None) -> dict[str, Any] | None:
+    from markupsafe import Markup
+
+    if plot is None:
+        return None
+    return {"caption": plot.caption, "alt": plot.alt, "svg": Markup(plot.svg)}  # noqa: S704 - made by plots.py
+
+
+def _file(run: Run, stage: str, name: str) -> Any:
+    """A stage's JSON file, or none while the stage is not finished."""
+    manifest, path = run.manifest(stage), run.path / stage / name
+    return read_json(path) if manifest is not None and manifest.done and path.exists() else None
+
+
+# --- results
+
+
+def _sets(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each test set with its table rows and what its folder lacks."""
+    rows = result_rows(result)
+    return [
+        {
+            "name": name,
+            "queries": entry["queries"],
+            "passages": entry.get("passages"),
+            "unknown_documents": entry.get("unknown_documents", 0),
+            "unknown_queries": entry.get("unknown_queries", 0),
+            "rows": [row for row in rows if row.name == name],
+        }
+        for name, entry in result["sets"].items()
+    ]
+
+
+def _check(run: Run, stages: dict[str, Manifest]) -> dict[str, Any]:
+    """What is known of the teacher's fitness."""
+    probe = _file(run, "check", "probe.json")
+    generated, mined = stages["generate"], run.read("mine", Candidate)
+    lost = sum(not candidate.natural for candidate in mined)
+    return {
+        "probe": probe,
+        "probe_word": word(probe["low"], probe["high"]) if probe else "",
+        "parsed": generated.rows,
+        "asked": generated.rows + sum(generated.drops.values()),
+        "queries": len({candidate.query_id for candidate in mined}),
+        "found": len({candidate.query_id for candidate in mined}) - lost,
+    }
+
+
+# --- stages
+
+
+def _stages(run: Run, forms: Sequence[str]) -> dict[str, Manifest]:
+    """The manifests that exist, in the order of the work."""
+    names = ["ingest", "embed", "check", "plan", "generate", "warmup", "embed-warmup", "mine", "relabel", "select"]
+    names += [*(f"train-{form}" for form in forms), "agreement", "evaluate"]
+    found = {name: run.manifest(name) for name in names}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _stale(stages: dict[str, Manifest]) -> list[str]:
+    """Stages whose input has been made anew since, so that their numbers are not of the rows shown here."""
+    trained = {name.removeprefix("train-"): name for name in stages if name.startswith("train-")}
+    made_of: dict[str, dict[str, str]] = {
+        "generate": {"passages": "ingest"},
+        "mine": {"queries": "generate", "passages": "ingest"},
+        "relabel": {"candidates": "mine"},
+        "select": {"queries": "generate", "scores": "relabel", "candidates": "mine"},
+        **{name: {"rows": "select"} for name in trained.values()},
+        "agreement": {"scores": "relabel", "selection": "select", **trained},
+        "evaluate": trained,
+    }
+    return [
+        f"{stage} was made from an earlier {source}"
+        for stage, sources in made_of.items()
+        for part, source in sources.items()
+        if stage in stages and source in stages
+        if stages[stage].parts.get(part, stages[source].identity) != stages[source].identity
+    ]
+
+
+def _losses(run: Run, stages: dict[str, Manifest], forms: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    curves = {}
+    for form in forms:
+        path = run.path / f"train-{form}" / "training.json"
+        if f"train-{form}" in stages and path.exists():
+            curves[form] = [(int(step), float(loss)) for step, loss in read_json(path)["losses"]]
+    return curves
+
+
+# --- what the teacher said
+
+
+def _labels(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, Any]:
+    """Where the teacher differs from the seeds, over every query that it judged in full."""
+    labels = pipeline.labels
+    seeds = {query.id: query.seed_id for query in pipeline.run.read("generate", Query)}
+    places: list[int] = []
+    for identifier, ranked in labels.items():
+        order = [label.passage_id for label in ranked]
+        if seeds.get(identifier) in order:
+            places.append(order.index(seeds[identifier]) + 1)
+    relevance = [ranked[0].rc for ranked in labels.values() if ranked and math.isfinite(ranked[0].rc)]
+    pairs = sum(map(len, labels.values()))
+    read = len({label.passage_id for ranked in labels.values() for label in ranked})
+    return {
+        "queries": len(places),
+        "moved": sum(place > 1 for place in places),
+        "rows_moved": sum(labels[row.query_id][0].passage_id != row.seed_id for row in rows if row.query_id in labels),
+        "pairs": pairs,
+        "read": read,
+        "shared": pairs / read if read else 0.0,
+        "seed_plot": _placed(plots.seed_ranks(places)),
+        "rc_plot": _placed(plots.relevance(relevance)),
+    }
+
+
+def _tasks(rows: Sequence[Example]) -> dict[str, Any]:
+    counted = Counter(row.task for row in rows)
+    return {"different": len(counted), "first": sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:TASKS]}
+
+
+def _examples(pipeline: "Pipeline", rows: Sequence[Example]) -> list[dict[str, Any]]:
+    """Rows at even distances, from the first to the last."""
+    count = min(EXAMPLES, len(rows))
+    chosen = [rows[index * (len(rows) - 1) // max(1, count - 1)] for index in range(count)]
+    return [{"row": row, "passages": _roles(pipeline, row)} for row in chosen]
+
+
+def _roles(pipeline: "Pipeline", row: Example) -> list[Shown]:
+    """The passages of a row, each once, with all that it is there."""
+    ranked = pipeline.labels.get(row.query_id, [])
+    named = [(row.seed_id, "seed"), *((label.passage_id, "p_1") for label in ranked[:1])]
+    named += [(label.passage_id, "p_N") for label in ranked[-1:]]
+    named += [(row.positive.id, "positive"), *((text.id, "hard negative") for text in row.negatives)]
+    roles: dict[str, list[str]] = {}
+    for identifier, role in named:
+        roles.setdefault(identifier, []).append(role)
+    places = {label.passage_id: label for label in ranked}
+    return [
+        Shown(", ".join(names), pipeline.by_id[identifier], places.get(identifier))
+        for identifier, names in roles.items()
+        if identifier in pipeline.by_id
+    ]

@@ -1,0 +1,154 @@
+"""The numbers of a run as a table, and as a sentence: the same ones in the terminal and in the report.
+
+Input is what ``gecko.evaluation.result.measure_run`` returns, on 0–1; output is on 0–100.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gecko.report.text import duration, shown
+
+HEADER = ["set", "model", "nDCG@10", "difference to start (95 %)", "recall@20"]
+AGREEMENT = "agreement with the teacher"
+NO_ANSWER = "no difference that this many queries can show"
+SIZES = (1_000, 5_000, 20_000)  # rows whose cost is told
+_NAMES = {
+    "bm25": "BM25",
+    "start": "start model",
+    "native": "student, native format",
+    "unified": "student, unified format",
+}
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One model on one test set.
+
+    Attributes:
+        name: the set's.
+        queries: how many it has.
+        label: the model's, as in the result: ``bm25``, ``start`` or an input format.
+        kept: whether it is the model that the run hands over.
+        ndcg, recall: nDCG@10 and recall@20, 0–1; recall is missing for agreement.
+        delta, low, high: nDCG@10 minus the start model's, paired, with its 95 % interval; missing for the start model.
+    """
+
+    name: str
+    queries: int
+    label: str
+    kept: bool
+    ndcg: float
+    recall: float | None
+    delta: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def model(self) -> str:
+        """The model in words, the kept one marked."""
+        return _NAMES.get(self.label, self.label) + (" (kept)" if self.kept else "")
+
+    @property
+    def word(self) -> str:
+        """What the interval says of the difference."""
+        return word(self.low, self.high)
+
+    @property
+    def difference(self) -> str:
+        """``+1.4 (+0.2 to +2.6)`` in points, or nothing."""
+        if self.delta is None or self.low is None or self.high is None:
+            return ""
+        return f"{100 * self.delta:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+
+
+def word(low: float | None, high: float | None) -> str:
+    """``better``, ``worse``, or that the interval holds 0; nothing without an interval."""
+    if low is None or high is None:
+        return ""
+    return "better" if low > 0 else "worse" if high < 0 else NO_ANSWER
+
+
+def points(value: float | None) -> str:
+    """A value on 0–1 as points with one decimal; a dash for none."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def result_rows(result: Mapping[str, Any]) -> list[ResultRow]:
+    """Every model on every test set, in the result's order."""
+    rows = []
+    for name, entry in result["sets"].items():
+        recalls = entry["measures"].get("recall@20", {})
+        for label, value in entry["measures"]["ndcg@10"].items():
+            recall = recalls.get(label, {}).get("mean")
+            rows.append(_row(result, name, entry["queries"], label, value, recall))
+    return rows
+
+
+def agreement_rows(result: Mapping[str, Any]) -> list[ResultRow]:
+    """Every model's agreement with the teacher; empty if nothing was held out."""
+    entry = result.get("agreement")
+    if not entry:
+        return []
+    return [_row(result, AGREEMENT, entry["queries"], label, value, None) for label, value in entry["models"].items()]
+
+
+def _row(
+    result: Mapping[str, Any], name: str, queries: int, label: str, value: Mapping[str, Any], recall: float | None
+) -> ResultRow:
+    low, high = value["ci95"] or (None, None)
+    return ResultRow(name, queries, label, label == result["form"], value["mean"], recall, value["delta"], low, high)
+
+
+def closing_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """The closing table: a header, then a row for each set and model, then agreement with the teacher."""
+    return [
+        HEADER,
+        *(
+            [f"{shown(row.name)} ({row.queries:,})", row.model, points(row.ndcg), row.difference, points(row.recall)]
+            for row in (*result_rows(result), *agreement_rows(result))
+        ),
+    ]
+
+
+def verdict(result: Mapping[str, Any], rows: int, seconds: float) -> str:
+    """What the run showed, in plain words.
+
+    Args:
+        result: of ``evaluate``.
+        rows: training rows that were kept.
+        seconds: teacher time they took.
+    """
+    measured = [row for row in result_rows(result) if row.kept]
+    agreed = [row for row in agreement_rows(result) if row.kept]
+    if measured:
+        row = measured[0]
+        name = shown(row.name)
+        found = f"{row.difference} points of nDCG@10"
+        match row.word:
+            case "better":
+                said = f"On {name} the student is better than its start: {found} on {row.queries:,} questions."
+            case "worse":
+                said = (
+                    f"On {name} the student is worse than its start: {found} on {row.queries:,} questions. "
+                    "Do not use it."
+                )
+            case _:
+                said = f"{rows:,} rows are too few to show a gain on {row.queries:,} questions of {name}: {found}."
+        return f"{said} {_bought(rows, seconds)}"
+    ending = "Give a labelled set with --eval DIR to measure relevance."
+    if agreed:
+        row = agreed[0]
+        return (
+            f"On {row.queries:,} held-out queries the student's agreement with the teacher is {points(row.ndcg)}, "
+            f"{row.difference} against its start ({row.word}); this is agreement, not relevance. {ending}"
+        )
+    return f"Nothing was held out and no test set was given, so nothing was measured. {ending}"
+
+
+def _bought(rows: int, seconds: float) -> str:
+    bought = f"The budget bought {rows:,} rows in {duration(seconds)} of teacher time"
+    if rows < 1 or seconds <= 0:
+        return f"{bought}."
+    more = next((size for size in SIZES[1:] if size > rows), 4 * rows)
+    return f"{bought}; {more:,} rows would take {duration(seconds / rows * more)} at this speed."

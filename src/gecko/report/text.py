@@ -1,0 +1,28 @@
+"""How text and times are written for people.
+
+Passages and generated queries are foreign text. HTML escaping is the template's work; this is about the characters that
+escaping leaves alone: those that a terminal or a browser obeys instead of showing.
+"""
+
+import re
+
+# Control characters, directional embeddings, overrides and isolates, and halves of surrogate pairs. Tab, newline and the
+# marks that scripts need for joining stay.
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """``text`` with each character that acts instead of being seen written as its code point, ``‹U+202E›``."""
+    return _UNSEEN.sub(lambda match: f"‹U+{ord(match[0]):04X}›", text)
+
+
+def cut(text: str, length: int) -> str:
+    """At most ``length`` characters of ``text``, with an ellipsis where something is missing."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def duration(seconds: float) -> str:
+    """``8 s``, ``12.3 minutes`` or ``4.5 hours``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} minutes" if seconds < 5970 else f"{seconds / 3600:.1f} hours"

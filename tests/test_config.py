@@ -1,0 +1,215 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gecko.config import PRESETS, RunConfig, changed_keys, known_keys, load_config, make_config, override, parse_budget
+from gecko.errors import ConfigError
+
+
+def recipe(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("mine.nn", "mine.n"),
+        ("train.loss.temprature", "train.loss.temperature"),
+        ("select.fussion", "select.fusion"),
+        ("generate.querys", "generate.queries"),
+        ("bugdet", "budget"),
+        ("selct", "select"),
+        ("trian", "train"),
+    ],
+)
+def test_unknown_key_names_a_near_match(key: str, near: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[f"{key}=1"])
+    assert f"unknown key {key}; did you mean {near}?" in str(caught.value)
+
+
+def test_unknown_key_without_a_neighbour_lists_the_sections() -> None:
+    with pytest.raises(ConfigError, match="unknown key zzzzzzzzzz; known sections: .*corpus, generate, .*train"):
+        load_config(overrides=["zzzzzzzzzz=1"])
+
+
+def test_unknown_key_of_a_recipe_names_the_file(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "[train.loss]\nsame_towers = true\nhardnes = 2.0\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    lines = str(caught.value).splitlines()
+    assert sorted(lines) == [
+        f"{path}: unknown key train.loss.hardnes; did you mean train.loss.hardness?",
+        f"{path}: unknown key train.loss.same_towers; did you mean train.loss.same_tower?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("mine.n=1", "mine.n", "1"),
+        ("mine.n=many", "mine.n", "'many'"),
+        ("mine=3", "mine", "3"),
+        ("select.fusion=sum", "select.fusion", "'sum'"),
+        ("train.formats=[]", "train.formats", "[]"),
+        ('train.formats=["plain"]', "train.formats.0", "'plain'"),
+        ("train.learning_rate=0", "train.learning_rate", "0"),
+        ("train.learning_rate=nan", "train.learning_rate", "nan"),
+        ("select.min_rc=nan", "select.min_rc", "nan"),
+        ("generate.temperature=inf", "generate.temperature", "inf"),
+        ("generate.heldout=1", "generate.heldout", "1"),
+        ("generate.top_p=0", "generate.top_p", "0"),
+        ("seed=-1", "seed", "-1"),
+    ],
+)
+def test_bad_values_name_key_and_value(text: str, key: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[text])
+    assert f"the settings: {key} = {value}: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a.b=10", 10),
+        ("a.b=1e-4", 1e-4),
+        ("a.b=true", True),
+        ("a.b=[1, 2]", [1, 2]),
+        ('a.b=["x", "y"]', ["x", "y"]),
+        ('a.b="10"', "10"),
+        ("a.b=none", None),
+        ('a.b="none"', "none"),
+        ("a.b= none ", None),
+        ("a.b=20m", "20m"),
+        ("a.b=hf:some/Model-1.5B", "hf:some/Model-1.5B"),
+        ("a.b=openai:http://host/v1#model=x", "openai:http://host/v1#model=x"),
+        ("a.b=", ""),
+        (" a.b =5", 5),
+    ],
+)
+def test_set(text: str, value: Any) -> None:
+    assert override({}, [text]) == {"a": {"b": value}}
+
+
+@pytest.mark.parametrize("text", ["mine.n", "=3", "mine.=3", "Mine.n=3", "mine n=3", ".n=3", "1=2"])
+def test_set_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="write it as section.key=value"):
+        override({}, [text])
+
+
+def test_set_goes_in_order_and_leaves_its_input_alone() -> None:
+    given = {"mine": {"n": 5}, "seed": 1}
+    assert override(given, ["mine.n=6", "mine.n=7", "mine.warmup_epochs=2"]) == {
+        "mine": {"n": 7, "warmup_epochs": 2},
+        "seed": 1,
+    }
+    assert given == {"mine": {"n": 5}, "seed": 1}
+
+
+def test_layers(tmp_path: Path) -> None:
+    path = recipe(tmp_path, 'preset = "paper"\nseed = 3\n[mine]\nn = 11\n[generate]\nqueries = 40\n')
+    alone = load_config(path)
+    assert (alone.preset, alone.seed, alone.mine.n, alone.generate.queries) == ("paper", 3, 11, 40)
+    assert alone.generate.neighbourhood == 1  # the preset's, beside what the recipe says of the same section
+    over = load_config(path, ["mine.n=13"], {"seed": 4, "mine": {"n": 12, "warmup_epochs": 0}})
+    assert (over.seed, over.mine.n, over.mine.warmup_epochs, over.generate.queries) == (4, 13, 0, 40)
+    assert load_config(path, ["preset=default"]).generate.neighbourhood == RunConfig(budget="1m").generate.neighbourhood
+
+
+def test_presets() -> None:
+    default, paper = load_config(), load_config(overrides=["preset=paper"])
+    assert default == make_config({**PRESETS["default"]}, "here")
+    assert (paper.select.min_rc, paper.train.loss.mask_groups, paper.train.formats) == (None, False, ["unified"])
+    assert paper.mine.warmup_epochs == 1
+    # What the paper prescribes and no preset may change.
+    for config in (default, paper):
+        assert (config.select.fusion, config.select.rrf_constant, config.mine.n) == ("rrf", 0.0, 20)
+        assert (config.select.positive, config.select.negative) == ("p1", "last")
+        assert (config.train.loss.same_tower, config.train.loss.hard_negatives) == (True, "own")
+    changed = {line.split(":")[0] for line in changed_keys(default, paper)}
+    assert changed == {
+        "preset",
+        "generate.neighbourhood",
+        "mine.warmup_epochs",
+        "select.min_rc",
+        "train.formats",
+        "train.loss.mask_groups",
+    }
+
+
+@pytest.mark.parametrize("text", ["preset=quick", 'preset=["paper"]', "preset=3"])
+def test_unknown_preset(text: str) -> None:
+    with pytest.raises(ConfigError, match="does not exist; choose one of: default, paper"):
+        load_config(overrides=[text])
+
+
+def test_unreadable_recipes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.toml: No such file"):
+        load_config(tmp_path / "nothing.toml")
+    with pytest.raises(ConfigError, match=r"recipe\.toml: not valid TOML: .*line 2"):
+        load_config(recipe(tmp_path, "seed = 1\nseed: 2\n"))
+    (tmp_path / "recipe.toml").write_bytes(b'llm = "\xff"')
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90s", ("seconds", 90.0)),
+        ("20m", ("seconds", 1200.0)),
+        ("1.5h", ("seconds", 5400.0)),
+        (" 2 h ", ("seconds", 7200.0)),
+        ("300000tok", ("tokens", 300000.0)),
+    ],
+)
+def test_budget(text: str, expected: tuple[str, float]) -> None:
+    assert parse_budget(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "20", "m", "0m", "-5m", "20 minutes", "1d", "1e3tok", "20m30s"])
+def test_bad_budget(text: str) -> None:
+    with pytest.raises(ConfigError, match="write 90s, 20m, 2h or 300000tok"):
+        parse_budget(text)
+    with pytest.raises(ConfigError, match="write 90s, 20m, 2h or 300000tok"):
+        load_config(base={"budget": text})
+
+
+def test_a_run_must_have_an_end() -> None:
+    with pytest.raises(ConfigError, match=r"generate\.queries and budget are both unset"):
+        load_config(overrides=["budget=none"])
+    assert load_config(overrides=["budget=none", "generate.queries=10"]).budget is None
+
+
+def test_saved_settings_are_read_back_equal() -> None:
+    for name in PRESETS:
+        config = load_config(overrides=[f"preset={name}", "train.loss.false_negative_margin=0.1", "train.dims=[64,32]"])
+        again = make_config(json.loads(json.dumps(config.model_dump())), "config.json")
+        assert again == config
+        assert changed_keys(config, again) == []
+
+
+def test_changed_keys() -> None:
+    old = load_config(overrides=["mine.n=10"])
+    new = load_config(overrides=["mine.n=12", "llm=fake", "train.loss.hardness=2.0"])
+    assert changed_keys(old, new) == [
+        "llm: 'default' -> 'fake'",
+        "mine.n: 10 -> 12",
+        "train.loss.hardness: 0.0 -> 2.0",
+    ]
+
+
+def test_known_keys_are_the_keys_that_can_be_set() -> None:
+    keys = known_keys()
+    assert {"seed", "budget", "mine.n", "train.loss.temperature"} <= set(keys)
+    assert "train.loss" not in keys
+    values = load_config().model_dump()
+    for key in keys:
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        assert not isinstance(value, dict)

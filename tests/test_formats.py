@@ -1,0 +1,72 @@
+import pytest
+
+from gecko.formats import DEFAULT_TASK, InputFormat, prompts, render_example, render_passage, render_query
+from gecko.records import Example, Passage, Text
+
+
+@pytest.mark.parametrize(
+    ("form", "task", "expected"),
+    [
+        ("unified", "fact checking", "task: fact checking | query: how many moons"),
+        ("unified", "", "task: search result | query: how many moons"),
+        ("native", "fact checking", "how many moons"),
+    ],
+)
+def test_query(form: InputFormat, task: str, expected: str) -> None:
+    assert render_query("how many moons", task, form) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "title", "expected"),
+    [
+        ("unified", "Mars", "title: Mars | text: It has two."),
+        ("unified", "", "title: none | text: It has two."),
+        ("native", "Mars", "Mars\nIt has two."),
+        ("native", "", "It has two."),
+    ],
+)
+def test_passage(form: InputFormat, title: str, expected: str) -> None:
+    assert render_passage(Passage("p", title, "It has two.", "a file"), form) == expected
+    assert render_passage(Text("p", title, "It has two."), form) == expected
+
+
+def test_native_is_what_a_teacher_reads() -> None:
+    for title in ("Mars", ""):
+        passage = Passage("p", title, "It has two.")
+        assert render_passage(passage, "native") == passage.content
+
+
+@pytest.mark.parametrize("form", ["native", "unified"])
+def test_example_is_rendered_by_the_same_rules(form: InputFormat) -> None:
+    positive, first, second = Text("a", "Mars", "It has two."), Text("b", "", "It has one."), Text("c", "Sun", "None.")
+    row = Example("set", "fact checking", "two moons", positive, (first, second))
+    assert render_example(row, form) == (
+        render_query("two moons", "fact checking", form),
+        render_passage(positive, form),
+        [render_passage(first, form), render_passage(second, form)],
+    )
+
+
+@pytest.mark.parametrize("form", ["native", "unified"])
+def test_both_sides_of_a_symmetric_example_are_queries(form: InputFormat) -> None:
+    row = Example("set", "clustering", "x", Text("a", "a title", "y"), (Text("b", "", "z"),), symmetric=True)
+    sides = [render_query(text, "clustering", form) for text in "xyz"]
+    assert render_example(row, form) == (sides[0], sides[1], sides[2:])
+
+
+def test_prompts_are_the_prefixes_of_the_rendered_texts() -> None:
+    known = prompts("unified")
+    assert known["query"] + "moons" == render_query("moons", "", "unified")
+    assert known["document"] + "It has two." == render_passage(Text("p", "", "It has two."), "unified")
+    tasks = [name for name in known if name not in ("query", "document")]
+    assert DEFAULT_TASK in tasks
+    assert len(tasks) >= 5
+    for task in tasks:
+        assert known[task] + "moons" == render_query("moons", task, "unified")
+    assert prompts("native") == {}
+
+
+@pytest.mark.parametrize("call", [lambda form: render_query("q", "t", form), lambda form: prompts(form)])
+def test_another_format_is_an_error(call) -> None:
+    with pytest.raises(AssertionError, match="plain"):
+        call("plain")

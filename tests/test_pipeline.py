@@ -1,0 +1,262 @@
+"""The whole run with a fake teacher and a tiny student: it ends, it resumes, and it is refused where it should be."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gecko.config import load_config
+from gecko.errors import CorpusError, RunError, TeacherRefused
+from gecko.pipeline import Pipeline, distill
+from gecko.records import Candidate, Example, Passage, Query, Score
+from gecko.store import Run
+
+TEXT = """
+river stone bread light engine garden winter copper signal market forest bottle school violin harbour
+pepper saddle thunder meadow pencil carpet bridge candle orchard compass hammer lantern pillow ribbon tunnel walnut
+"""
+WORDS = TEXT.split()
+
+RECORDS = {"ingest": Passage, "generate": Query, "mine": Candidate, "relabel": Score, "select": Example}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    with path.open("w") as lines:
+        for number in range(60):
+            chosen = [WORDS[(number * 7 + step * (1 + number % 5)) % len(WORDS)] for step in range(12)]
+            row = {"_id": f"p{number}", "title": chosen[0], "text": f"passage {number} about " + " ".join(chosen)}
+            lines.write(json.dumps(row) + "\n")
+    return path
+
+
+def settings(corpus: Path, model: Path, *more: str):
+    overrides = (
+        "generate.queries=24",
+        "generate.batch=5",
+        "generate.neighbourhood=4",
+        "generate.min_seed_chars=10",
+        "mine.n=6",
+        "relabel.shard_passages=7",
+        "select.min_rc=none",
+        "train.epochs=2",
+        "train.batch=8",
+        "train.max_tokens=32",
+        "train.checkpoint_steps=1",
+        "train.learning_rate=0.001",
+        "evaluate.resamples=100",
+        "check.enabled=false",
+        *more,
+    )
+    base = {"corpus": {"sources": [str(corpus)]}, "llm": "fake", "backbone": str(model)}
+    return load_config(None, overrides, base)
+
+
+def content(folder: Path) -> dict[str, object]:
+    """Everything that a run made, without the seconds."""
+    with Run(folder) as run:
+        made: dict[str, object] = {stage: run.read(stage, kind) for stage, kind in RECORDS.items()}
+        stages = (*RECORDS, "train-native", "train-unified", "agreement")
+        made["identities"] = {stage: run.finished(stage).identity for stage in stages}
+    made["model"] = (folder / "model" / "model.safetensors").read_bytes()
+    made["results"] = json.loads((folder / "evaluate" / "results.json").read_text())
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with Run(folder, settings(corpus, tiny_model)) as run:
+        distill(run)
+    return folder
+
+
+def test_the_run_makes_every_part(whole: Path) -> None:
+    made = content(whole)
+    queries, scores, rows = made["generate"], made["relabel"], made["select"]
+    assert len(queries) > 15
+    assert {query.split for query in queries} == {"train", "heldout"}
+    assert len(scores) == 6 * len(queries)
+    assert len(rows) == sum(query.split == "train" for query in queries)
+    assert any(row.positive.id != row.seed_id for row in rows)
+    assert all(row.negatives and row.negatives[0].id != row.positive.id for row in rows)
+    assert made["results"]["agreement"]["queries"] > 0
+    assert (whole / "report.html").stat().st_size > 1000
+
+
+def test_a_second_run_loads_no_model(
+    whole: Path, corpus: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(whole)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("gecko.llm.load.load_teacher", refuse)
+    monkeypatch.setattr("gecko.encoder.load_encoder", refuse)
+    with Run(whole, settings(corpus, tiny_model)) as run:
+        distill(run)
+    assert content(whole) == before
+
+
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from gecko import store
+from gecko.pipeline import distill
+from gecko.config import make_config
+import json
+folder, config, stage, part = sys.argv[1:5]
+if stage == "train":
+    from gecko.training import trainer
+    kept = trainer._Trainer._save_checkpoint
+    def save(self, *args, **kwargs):
+        kept(self, *args, **kwargs)
+        if self.state.global_step >= int(part):
+            os.kill(os.getpid(), signal.SIGKILL)
+    trainer._Trainer._save_checkpoint = save
+else:
+    kept = store.Run._write_shard
+    def write(self, name, index, *rest):
+        if name == stage and index == int(part):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return kept(self, name, index, *rest)
+    store.Run._write_shard = write
+with store.Run(Path(folder), make_config(json.loads(config), "test")) as run:
+    distill(run)
+"""
+
+
+def test_killed_in_every_stage_it_ends_as_if_it_never_was(
+    whole: Path, corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = settings(corpus, tiny_model)
+    folder = tmp_path / "run"
+    killed = 0
+    env = dict(os.environ, HF_HUB_OFFLINE="1")
+    for stage, part in (("generate", 2), ("relabel", 3), ("train", 2)):
+        arguments = [str(folder), config.model_dump_json(), stage, str(part)]
+        done = subprocess.run([sys.executable, "-c", KILLER, *arguments], check=False, capture_output=True, env=env)
+        assert done.returncode == -9, done.stderr.decode()[-2000:]
+        killed += 1
+    assert killed == 3
+    with Run(folder, config) as run:
+        distill(run)
+    assert content(folder) == content(whole)
+
+
+def test_another_selection_costs_no_teacher(
+    whole: Path, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the teacher was loaded")
+
+    monkeypatch.setattr("gecko.llm.load.load_teacher", refuse)
+    with Run(folder, settings(corpus, tiny_model, "select.positive=seed"), force=True) as run:
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        pipeline.generate()
+        pipeline.mine()
+        pipeline.relabel()
+        pipeline.select()
+        rows = run.read("select", Example)
+    assert rows and all(row.positive.id == row.seed_id for row in rows)
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(whole: Path, corpus: Path, tiny_model: Path) -> None:
+    before = content(whole)
+    with pytest.raises(RunError, match=r"mine\.n: 6 -> 5"):
+        Run(whole, settings(corpus, tiny_model, "mine.n=5"))
+    assert content(whole) == before
+
+
+def test_a_budget_in_tokens_bounds_the_run(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    sizes = []
+    for number, budget in enumerate(("3000tok", "9000tok")):
+        config = settings(corpus, tiny_model, "generate.queries=none", f"budget={budget}", "generate.neighbourhood=3")
+        with Run(tmp_path / str(number), config) as run:
+            pipeline = Pipeline(run)
+            pipeline.ingest()
+            pipeline.generate()
+            pipeline.mine()
+            pipeline.relabel()
+            sizes.append(len({score.query_id for score in run.read("relabel", Score)}))
+    assert 0 < sizes[0] < sizes[1]
+
+
+def test_the_papers_initial_embedder_is_trained_first(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    mined = []
+    for epochs in (0, 1):
+        with Run(tmp_path / str(epochs), settings(corpus, tiny_model, f"mine.warmup_epochs={epochs}")) as run:
+            pipeline = Pipeline(run)
+            pipeline.ingest()
+            pipeline.generate()
+            pipeline.mine()
+            mined.append(run.read("mine", Candidate))
+    assert [row.query_id for row in mined[0]] == [row.query_id for row in mined[1]]
+    assert mined[0] != mined[1]
+
+
+def test_too_few_passages_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "three.jsonl"
+    path.write_text("".join(json.dumps({"text": f"the passage of number {number}"}) + "\n" for number in range(3)))
+    with (
+        Run(tmp_path / "run", settings(path, tiny_model)) as run,
+        pytest.raises(CorpusError, match=r"has 3 passages.*mine\.n to at most 3"),
+    ):
+        distill(run)
+
+
+def test_a_teacher_whose_texts_do_not_parse_is_refused(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gecko.llm.fake import FakeLM
+
+    monkeypatch.setattr(
+        FakeLM, "generate", lambda self, prompt, passages, sampling: ["I cannot do that."] * len(passages)
+    )
+    monkeypatch.setattr("gecko.evaluation.teacher_check.refuse_by_probe", lambda *_: None)
+    monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "cache"))
+    with (
+        Run(tmp_path / "run", settings(corpus, tiny_model, "check.enabled=true")) as run,
+        pytest.raises(TeacherRefused, match=r"only 0 of 24 generations of fake can be used \(24 no query line\)"),
+    ):
+        distill(run)
+
+
+def test_a_teacher_that_misorders_the_probe_is_refused_unless_forced(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gecko.llm.fake import FakeLM
+
+    kept_score, kept_labels = FakeLM.score, FakeLM.label_logprobs
+
+    def worst_first(self, prompt, groups):
+        return [[(-total, count) for total, count in row] for row in kept_score(self, prompt, groups)]
+
+    def denied(self, prompt, groups):
+        return [[values[::-1] for values in row] for row in kept_labels(self, prompt, groups)]
+
+    monkeypatch.setattr(FakeLM, "score", worst_first)
+    monkeypatch.setattr(FakeLM, "label_logprobs", denied)
+    monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "cache"))
+    said: list[str] = []
+    config = settings(corpus, tiny_model, "check.enabled=true")
+    with Run(tmp_path / "run", config) as run:
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        with pytest.raises(TeacherRefused, match="would make the embedder worse"):
+            pipeline.check()
+        forced = Pipeline(run, force=True)
+        forced.ui.say = said.append  # type: ignore[method-assign]
+        assert forced.check() is not None
+    assert any("because of --force" in line for line in said)

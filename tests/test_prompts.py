@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import pytest
+
+from gecko.errors import ConfigError
+from gecko.prompts import NAMES, Prompt, load_prompt
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped(name: str) -> None:
+    prompt = load_prompt(name)
+    whole = prompt.text or "".join(content for _, content in prompt.messages)
+    assert whole.count("{passage}") == 1
+    assert whole.count("{query}") == (0 if name == "generate" else 1)
+    assert "{examples}" not in whole
+    assert "{task}" not in whole
+    assert not whole.startswith("\n")
+    assert (prompt.form == "chat") == bool(prompt.messages) != bool(prompt.text)
+
+
+def test_shipped_ones_are_fit_for_their_use() -> None:
+    generate, likelihood, relevance = map(load_prompt, NAMES)
+    assert generate.stop
+    assert len(generate.examples) > 5
+    assert len({example["task"] for example in generate.examples}) > 5
+    assert likelihood.text.endswith("{query}")  # else the query's tokens cannot be scored
+    assert relevance.labels == ("Yes", "No")
+    assert len({prompt.hash for prompt in (generate, likelihood, relevance)}) == 3
+
+
+def test_examples_are_shown_in_order(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+form = "completion"
+template = '''
+Do it.
+{examples}P: {passage}
+Q: {query}'''
+example = '''
+P: {passage}
+Q: {query}
+'''
+[[examples]]
+passage = "one"
+query = "first"
+[[examples]]
+passage = "two"
+query = "second"
+""",
+    )
+    prompt = load_prompt(path)
+    assert prompt.text == "Do it.\nP: one\nQ: first\nP: two\nQ: second\nP: {passage}\nQ: {query}"
+    assert prompt.examples == ({"passage": "one", "query": "first"}, {"passage": "two", "query": "second"})
+    assert prompt.name == path
+
+
+def test_chat(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+name = "mine"
+form = "chat"
+labels = ["A", "B"]
+messages = [{role = "system", content = "S"}, {role = "user", content = "\\n{passage} or {query}"}]
+""",
+    )
+    prompt = load_prompt(path)
+    assert prompt == Prompt(
+        name="mine",
+        form="chat",
+        text="",
+        messages=(("system", "S"), ("user", "{passage} or {query}")),
+        labels=("A", "B"),
+        stop=(),
+        examples=(),
+        hash=prompt.hash,
+    )
+
+
+def test_hash_is_of_the_content_alone(tmp_path: Path) -> None:
+    text = 'form = "completion"\ntemplate = "{passage} {query}"\n'
+    second = tmp_path / "other"
+    second.mkdir()
+    one, same, other = (
+        load_prompt(write(tmp_path, text)),
+        load_prompt(write(second, text)),
+        load_prompt(write(tmp_path, text + "# a note\n")),
+    )
+    assert one.hash == same.hash != other.hash
+    assert one.text == other.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("form = ", "not valid TOML"),
+        ('form = "poem"\ntemplate = "{passage}"', "form = 'poem'; write completion or chat"),
+        ('template = "{passage}"', "form = None"),
+        ('form = "completion"', "must hold {passage} once"),
+        ('form = "completion"\ntemplate = "{query}"', "must hold {passage} once"),
+        ('form = "completion"\ntemplate = "{passage} {passage}"', "must hold {passage} once"),
+        ('form = "completion"\ntemplate = "{passage} {query} {query}"', "at most once"),
+        ('form = "completion"\ntemplate = "{query} {passage}"', "after it {query}"),
+        ('form = "chat"', "must hold {passage} once"),
+        ('form = "chat"\nmessages = [{role = "user", content = "{query} {passage}"}]', "after it {query}"),
+        ('form = "chat"\nmessages = [{role = "user"}]', "role and content"),
+        ('form = "chat"\nmessages = [{content = "{passage}"}]', "role and content"),
+    ],
+)
+def test_what_a_prompt_must_hold(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_prompt(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert str(tmp_path / "mine.toml") in str(caught.value)
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no\.toml: No such file"):
+        load_prompt(str(tmp_path / "no.toml"))
+    with pytest.raises(ConfigError, match="'generat' is neither a .toml file nor one of: generate, "):
+        load_prompt("generat")
+    (tmp_path / "latin.toml").write_bytes(b'form = "\xe9"')
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_prompt(str(tmp_path / "latin.toml"))
