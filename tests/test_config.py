@@ -33,7 +33,7 @@ def test_unknown_key_names_a_near_match(key: str, near: str) -> None:
 
 
 def test_unknown_key_without_a_neighbour_lists_the_sections() -> None:
-    with pytest.raises(ConfigError, match="unknown key zzzzzzzzzz; known sections: .*corpus, generate, .*train"):
+    with pytest.raises(ConfigError, match=r"unknown key zzzzzzzzzz; known sections: .*corpus, generate, .*train"):
         load_config(overrides=["zzzzzzzzzz=1"])
 
 
@@ -97,7 +97,7 @@ def test_set(text: str, value: Any) -> None:
 
 @pytest.mark.parametrize("text", ["mine.n", "=3", "mine.=3", "Mine.n=3", "mine n=3", ".n=3", "1=2"])
 def test_set_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="write it as section.key=value"):
+    with pytest.raises(ConfigError, match=r"write it as section\.key=value"):
         override({}, [text])
 
 

@@ -66,7 +66,7 @@ def test_prompts_are_the_prefixes_of_the_rendered_texts() -> None:
     assert prompts("native") == {}
 
 
-@pytest.mark.parametrize("call", [lambda form: render_query("q", "t", form), lambda form: prompts(form)])
+@pytest.mark.parametrize("call", [lambda form: render_query("q", "t", form), prompts])
 def test_another_format_is_an_error(call) -> None:
     with pytest.raises(AssertionError, match="plain"):
         call("plain")

@@ -124,7 +124,7 @@ def test_what_a_prompt_must_hold(tmp_path: Path, text: str, message: str) -> Non
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.toml: No such file"):
         load_prompt(str(tmp_path / "no.toml"))
-    with pytest.raises(ConfigError, match="'generat' is neither a .toml file nor one of: generate, "):
+    with pytest.raises(ConfigError, match=r"'generat' is neither a \.toml file nor one of: generate, "):
         load_prompt("generat")
     (tmp_path / "latin.toml").write_bytes(b'form = "\xe9"')
     with pytest.raises(ConfigError, match="not valid TOML"):

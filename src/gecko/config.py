@@ -117,7 +117,9 @@ class TrainConfig(_Section):
         default=[], description="weights of the widths in the loss, the full one first; empty: all equal"
     )
     max_grad_norm: float = Field(default=1.0, ge=0, description="longer gradients are shortened to this; 0: never")
-    bf16: bool = Field(default=False, description="compute in bfloat16; the weights stay float32")
+    bf16: bool | None = Field(
+        default=None, description="compute in bfloat16, the weights stay float32; none: where the machine is fast at it"
+    )
     checkpoint_steps: int = Field(default=25, ge=1)
     loss: LossConfig = LossConfig()
 

@@ -19,7 +19,9 @@ from gecko.errors import TrainingError
 from gecko.training import train, trainer
 from gecko.training.loss import GeckoLoss
 
-CONFIG = TrainConfig(epochs=3, batch=8, learning_rate=1e-3, max_tokens=16, checkpoint_steps=2)  # 3 steps an epoch
+CONFIG = TrainConfig(
+    epochs=3, batch=8, learning_rate=1e-3, max_tokens=16, checkpoint_steps=2, bf16=False
+)  # 3 steps an epoch
 
 
 class Stop(Exception):

@@ -48,7 +48,9 @@ def parse(text: str, passage: Passage, prompt: Prompt) -> Parsed:
     plain = _plain(query)
     if len(plain) < 4 or not re.search(r"[^\W\d_]{2}", query):
         return Parsed(reason="too short")
-    if any(plain in (_plain(example["query"]), _plain(example["passage"])) for example in prompt.examples):
+    if any(
+        plain in (_plain(example.get("query", "")), _plain(example.get("passage", ""))) for example in prompt.examples
+    ):
         return Parsed(reason="copied example")
     if plain in (_plain(passage.title), _plain(passage.title.partition("(")[0])):
         return Parsed(reason="title alone")

@@ -47,6 +47,7 @@ class _Cut:
     end: list[int]
     space_before_passage: bool
     space_before_query: bool
+    has_query: bool
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,18 @@ class TransformersLM:
                 [] if prompt.form == "chat" else list(self.tokenizer("")["input_ids"])
             )  # the BOS, where there is one
             has_query = "{query}" in after
+            preamble = start + self._control_ids(before.removesuffix(" "))
+            if not preamble:
+                raise TeacherError(
+                    f"prompt {prompt.name!r}: no text stands before {{passage}}; write some, a word will do"
+                )
             self._cuts[prompt.hash] = _Cut(
-                preamble=start + self._control_ids(before.removesuffix(" ")),
+                preamble=preamble,
                 middle=self._control_ids(middle.removesuffix(" ") if has_query else middle),
                 end=self._control_ids(end),
                 space_before_passage=before.endswith(" "),
                 space_before_query=has_query and middle.endswith(" "),
+                has_query=has_query,
             )
         return self._cuts[prompt.hash]
 
@@ -217,6 +224,8 @@ class TransformersLM:
 
     def _packs(self, prompt: Prompt, groups: Sequence[Group]) -> Iterator[list[_Branches]]:
         cut = self._cut(prompt)
+        if not cut.has_query:
+            raise TeacherError(f"prompt {prompt.name!r} has no {{query}}, so it cannot judge one")
         passages = self._passage_ids(cut, [group.passage for group in groups])
         space = " " if cut.space_before_query else ""
         flat = self._data_ids([space + query for group in groups for query in group.queries])

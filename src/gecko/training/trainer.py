@@ -28,6 +28,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from transformers import PrinterCallback, TrainerCallback
 
 from gecko.config import TrainConfig
+from gecko.device import best_device, has_fast_bfloat16
 from gecko.errors import RunError, TrainingError
 from gecko.formats import InputFormat
 from gecko.progress import quiet_libraries
@@ -190,7 +191,7 @@ def _arguments(config: TrainConfig, rows: int, seed: int, checkpoints: Path) -> 
         warmup_steps=config.warmup_ratio,  # below 1, it is a share of all steps
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        bf16=config.bf16,
+        bf16=has_fast_bfloat16(best_device()) if config.bf16 is None else config.bf16,
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         seed=seed,
         save_strategy="steps",

@@ -1,0 +1,92 @@
+import math
+
+import pytest
+
+from gecko.config import SelectConfig
+from gecko.fret.relabel import prompt_hash, relabel
+from gecko.fret.select import group_labels
+from gecko.llm.base import Group
+from gecko.llm.fake import FakeLM
+from gecko.prompts import Prompt, load_prompt
+from gecko.records import Candidate, Passage, Query, Score
+from gecko.store import Counts
+
+LIKELIHOOD, RELEVANCE = load_prompt("query_likelihood"), load_prompt("relevance")
+JAM = Passage("jam", "", "Mould grows on jam when the jar was not sealed.")
+BIRD = Passage("bird", "Godwit", "The godwit flies across the whole ocean.")
+
+
+def query(name: str, text: str) -> Query:
+    return Query(name, "task", text, "jam", "fake")
+
+
+MOULD, OCEAN = query("q1", "mould grows jam ocean"), query("q2", "godwit ocean jam sealed mould")
+PAIRS = [(JAM, [MOULD, OCEAN]), (BIRD, [OCEAN])]
+
+
+def test_by_hand() -> None:
+    counts = Counts()
+    scores = list(relabel(PAIRS, FakeLM(), LIKELIHOOD, RELEVANCE, counts))
+    # A word that the passage holds costs log 2, another log 16; P(Yes) is the share of words that it holds.
+    expected = [
+        ("q1", "jam", -(3 * math.log(2) + math.log(16)), 4, math.log(3)),  # 3 of 4 words: odds 3 to 1
+        ("q2", "jam", -(3 * math.log(2) + 2 * math.log(16)), 5, math.log(3 / 2)),  # 3 of 5
+        ("q2", "bird", -(2 * math.log(2) + 3 * math.log(16)), 5, math.log(2 / 3)),  # 2 of 5, one of them in the title
+    ]
+    assert [(score.query_id, score.passage_id, score.ql_tokens) for score in scores] == [
+        (name, passage, tokens) for name, passage, _, tokens, _ in expected
+    ]
+    assert [score.ql_sum for score in scores] == pytest.approx([total for _, _, total, _, _ in expected])
+    assert [score.rc for score in scores] == pytest.approx([odds for *_, odds in expected])
+    assert {(score.teacher, score.prompt_hash) for score in scores} == {("fake-1", prompt_hash(LIKELIHOOD, RELEVANCE))}
+    assert counts.tokens == 4 + 5 + 5
+    assert counts.notes == {"passages read in part": 0}
+
+
+def test_groups_change_nothing() -> None:
+    """Scoring passage by passage equals one pair at a time."""
+    together = list(relabel(PAIRS, FakeLM(), LIKELIHOOD, RELEVANCE, Counts()))
+    alone: list[Score] = []
+    for passage, queries in PAIRS:
+        for one in queries:
+            alone += relabel([(passage, [one])], FakeLM(), LIKELIHOOD, RELEVANCE, Counts())
+    assert together == alone
+    assert len({score.ql_sum for score in together}) == 3
+
+
+def test_from_scores_to_the_order() -> None:
+    candidates = [Candidate("q2", "bird", 1, 0.9), Candidate("q2", "jam", 2, 0.8)]
+    scores = [score for score in relabel(PAIRS, FakeLM(), LIKELIHOOD, RELEVANCE, Counts()) if score.query_id == "q2"]
+    labels = group_labels([OCEAN], candidates, scores, SelectConfig())["q2"]
+    assert [(label.passage_id, label.ql_rank, label.rc_rank, label.fused) for label in labels] == [
+        ("jam", 1, 1, 2.0),
+        ("bird", 2, 2, 1.0),
+    ]
+    assert labels[0].ql == pytest.approx(-(3 * math.log(2) + 2 * math.log(16)) / 5)
+
+
+class Graded(FakeLM):
+    """Four labels, one of them next to impossible; every second passage is cut."""
+
+    def score(self, prompt: Prompt, groups: list[Group]) -> list[list[tuple[float, int]]]:
+        self.usage.read += 10
+        self.usage.truncated += len(groups) // 2
+        return super().score(prompt, groups)
+
+    def label_logprobs(self, prompt: Prompt, groups: list[Group]) -> list[list[tuple[float, ...]]]:
+        self.usage.written += 3
+        self.usage.truncated += len(groups) // 2
+        return [[(math.log(0.5), math.log(0.3), math.log(0.1), -2000.0) for _ in group.queries] for group in groups]
+
+
+def test_odds_are_against_all_other_labels_and_only_the_shards_work_is_counted() -> None:
+    teacher, counts = Graded(), Counts()
+    teacher.usage.read, teacher.usage.truncated = 1000, 100  # of earlier shards
+    scores = list(relabel(PAIRS, teacher, LIKELIHOOD, RELEVANCE, counts))
+    assert [score.rc for score in scores] == pytest.approx([math.log(0.5 / 0.4)] * 3)
+    assert counts.tokens == 10 + 14 + 3
+    assert counts.notes == {"passages read in part": 1}
+
+
+def test_prompt_hash_tells_the_two_apart() -> None:
+    assert prompt_hash(LIKELIHOOD, RELEVANCE) != prompt_hash(RELEVANCE, LIKELIHOOD)

@@ -1,0 +1,147 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from gecko.config import GenerateConfig, MineConfig, RelabelConfig
+from gecko.errors import CorpusError
+from gecko.fret.seeds import CONTROL_TOKENS, QUERY_TOKENS, WRITTEN_TOKENS, Seed, draw_seeds, prefix_costs, within_count
+from gecko.records import Passage
+
+COUNT = 83
+LONG = "x" * 60
+PASSAGES = [Passage(f"p{number}", "", "short" if number % 7 == 3 else LONG) for number in range(COUNT)]
+ELIGIBLE = {passage.id for passage in PASSAGES if passage.text == LONG}
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    drawn = np.random.default_rng(5).normal(size=(COUNT, 6)).astype(np.float32)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def draw(vectors: np.ndarray, seed: int = 0, **settings: object) -> list[list[Seed]]:
+    return draw_seeds(PASSAGES, vectors, GenerateConfig(**settings), np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 200])
+def test_every_passage_that_can_be_a_seed_once(vectors: np.ndarray, size: int) -> None:
+    blocks = draw(vectors, neighbourhood=size)
+    ids = [seed.passage_id for block in blocks for seed in block]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == ELIGIBLE
+    assert 0 < len(ELIGIBLE) < COUNT
+    assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
+    assert 1 <= len(blocks[-1]) <= size
+
+
+def test_a_neighbourhood_is_a_passage_and_the_nearest_of_those_left(vectors: np.ndarray) -> None:
+    left = set(ELIGIBLE)
+    for block in draw(vectors, neighbourhood=4):
+        ids = [seed.passage_id for seed in block]
+        centre = int(ids[0][1:])
+        others = sorted(left - {ids[0]}, key=lambda name: -float(vectors[int(name[1:])] @ vectors[centre]))
+        assert ids[1:] == others[: len(ids) - 1]
+        left -= set(ids)
+
+
+def test_neighbourhoods_are_nearer_than_chance(vectors: np.ndarray) -> None:
+    def spread(blocks: list[list[Seed]]) -> float:
+        places = [[int(seed.passage_id[1:]) for seed in block] for block in blocks]
+        return float(np.mean([vectors[one] @ vectors[other] for block in places for one, other in pairwise(block)]))
+
+    single = [seed for block in draw(vectors, neighbourhood=1) for seed in block]
+    chance = [single[start : start + 4] for start in range(0, len(single), 4)]
+    assert spread(draw(vectors, neighbourhood=4)) > spread(chance) + 0.2
+
+
+def test_draws_follow_the_generator(vectors: np.ndarray) -> None:
+    assert draw(vectors, 1) == draw(vectors, 1)
+    assert draw(vectors, 1) != draw(vectors, 2)
+    one, two = (draw(vectors, seed, neighbourhood=1) for seed in (1, 2))
+    assert one[0] != two[0]
+
+
+@pytest.mark.parametrize(("share", "step"), [(0.1, 10), (0.2, 5), (0.5, 2)])
+def test_held_out_share(vectors: np.ndarray, share: float, step: int) -> None:
+    blocks = draw(vectors, neighbourhood=2, heldout=share)
+    held = [number for number, block in enumerate(blocks) if block[0].split == "heldout"]
+    assert held == list(range(1, len(blocks), step))
+    for block in blocks:
+        assert len({seed.split for seed in block}) == 1
+    for number in range(2, len(blocks)):  # whatever the budget buys, the share is about the same
+        assert abs(sum(place < number for place in held) - share * number) <= 1
+
+
+def test_splitting_changes_no_draw(vectors: np.ndarray) -> None:
+    def ids(blocks: list[list[Seed]]) -> list[list[str]]:
+        return [[seed.passage_id for seed in block] for block in blocks]
+
+    assert ids(draw(vectors, heldout=0)) == ids(draw(vectors, heldout=0.5))
+
+
+def test_held_out_limits(vectors: np.ndarray) -> None:
+    def held(**settings: object) -> int:
+        return sum(seed.split == "heldout" for block in draw(vectors, **settings) for seed in block)
+
+    assert held(heldout=0) == 0
+    assert held(heldout=0.5, heldout_max=0) == 0
+    assert held(heldout=0.5, heldout_max=6, neighbourhood=2) == 6
+    assert held(heldout=0.5, heldout_max=7, neighbourhood=2) == 6
+    assert held(heldout=0.5, heldout_max=6, neighbourhood=1) == 6
+    assert held(neighbourhood=200) == 0  # one neighbourhood is for training
+
+
+def test_no_passage_is_long_enough(vectors: np.ndarray) -> None:
+    with pytest.raises(CorpusError, match=r"none of the 83 passages has 61 characters; lower generate\.min_seed_chars"):
+        draw(vectors, min_seed_chars=61)
+
+
+def blocks_of(*sizes: int) -> list[list[Seed]]:
+    return [[Seed(f"s{number}-{place}", "train") for place in range(size)] for number, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (3, [3]), (4, [3, 1]), (6, [3, 3]), (8, [3, 3, 2]), (100, [3, 3, 2]), (0, [])]
+)
+def test_within_count(count: int, sizes: list[int]) -> None:
+    blocks = blocks_of(3, 3, 2)
+    chosen = within_count(blocks, count)
+    assert [len(block) for block in chosen] == sizes
+    assert [seed for block in chosen for seed in block] == [seed for block in blocks for seed in block][:count]
+
+
+def test_prefix_costs_equal_counting_from_scratch() -> None:
+    rng = np.random.default_rng(3)
+    blocks = blocks_of(3, 1, 4, 2)
+    mine, relabel = MineConfig(n=5), RelabelConfig(passage_tokens=40)
+    tokens = rng.integers(5, 90, size=12)
+    assert (tokens > 40).any()
+    neighbours = {seed.passage_id: rng.permutation(12)[:5].tolist() for block in blocks for seed in block}
+    costs = prefix_costs(blocks, neighbours, tokens, relabel, mine)
+    assert len(costs) == 4
+    for number, cost in enumerate(costs, start=1):
+        seeds = [seed for block in blocks[:number] for seed in block]
+        lengths = [min(int(value), 40) for value in tokens]
+        judged = {place for seed in seeds for place in neighbours[seed.passage_id]}
+        # Every candidate is read once under each of two prompts, every pair's query as well.
+        passages = sum(2 * (lengths[place] + CONTROL_TOKENS) for place in judged)
+        pairs = len(seeds) * 5 * (2 * QUERY_TOKENS + CONTROL_TOKENS)
+        writing = sum(lengths[neighbours[seed.passage_id][0]] + CONTROL_TOKENS for seed in seeds)
+        assert (cost.read, cost.generate_read) == (passages + pairs + writing, writing)
+        assert cost.written == len(seeds) * WRITTEN_TOKENS
+
+
+def test_prefix_costs_grow() -> None:
+    blocks = blocks_of(*[2] * 6)
+    shared = {seed.passage_id: [0, 1, 2] for block in blocks for seed in block}
+    apart = {name: [3 * place, 3 * place + 1, 3 * place + 2] for place, name in enumerate(shared)}
+    tokens = np.full(36, 50)
+    together, alone = (prefix_costs(blocks, near, tokens, RelabelConfig(), MineConfig(n=3)) for near in (shared, apart))
+    for costs in (together, alone):
+        for one, two in pairwise(costs):
+            assert one.read < two.read
+            assert one.generate_read < two.generate_read
+            assert one.written < two.written
+    assert together[-1].read < alone[-1].read  # a shared candidate is read once
+    assert together[-1].written == alone[-1].written

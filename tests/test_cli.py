@@ -1,0 +1,179 @@
+"""The commands as a person types them: each mistake is one clear message, exit code 1, and nothing is lost."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GECKO = [sys.executable, "-c", "from gecko.cli import main; main()"]
+
+
+def gecko(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*GECKO, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **env},
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    rows = [
+        {"_id": f"p{n}", "title": f"Item {n}", "text": f"the number {n} stands beside {n * n} in the table of squares"}
+        for n in range(30)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def options(model: Path) -> list[str]:
+    settings = (
+        "generate.queries=10",
+        "generate.min_seed_chars=10",
+        "generate.neighbourhood=3",
+        "mine.n=5",
+        "select.min_rc=none",
+        "train.epochs=1",
+        "train.max_tokens=16",
+        "check.enabled=false",
+        "evaluate.resamples=100",
+    )
+    return ["--llm", "fake", "--backbone", str(model), *(word for item in settings for word in ("--set", item))]
+
+
+@pytest.fixture(scope="module")
+def run(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = gecko("distill", corpus, "-o", folder, *options(tiny_model))
+    assert done.returncode == 0, done.stderr
+    assert "agreement" in done.stdout and "report.html" in done.stdout
+    return folder
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    for word in words:
+        assert word in done.stderr
+
+
+def test_each_stage_runs_alone_on_a_finished_run(run: Path) -> None:
+    for stage in ("ingest", "generate", "mine", "relabel", "select", "train", "evaluate", "report"):
+        done = gecko(stage, run)
+        assert done.returncode == 0, (stage, done.stderr)
+
+
+def test_a_setting_can_be_changed_for_one_stage(run: Path) -> None:
+    done = gecko("select", run, "--set", "select.negative=none")
+    assert done.returncode == 0, done.stderr
+    assert "done again" in done.stderr
+    back = gecko("select", run, "--set", "select.negative=last")
+    assert "taken back from archive" in back.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["missing.jsonl", "does not exist"]),
+        (b"", ["missing.jsonl"]),
+        (b'{"text": "fine and long enough"}\n{"text": broken}\n', ["missing.jsonl:2"]),
+        (b'{"text": "caf\xe9"}\n', ["missing.jsonl:1", "UTF-8"]),
+        (
+            b'{"_id": "a", "text": "one thing"}\n{"_id": "a", "text": "another"}\n',
+            ["missing.jsonl:1", "missing.jsonl:2"],
+        ),
+        (b'{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n', ["3 passages", "mine.n"]),
+    ],
+)
+def test_bad_corpora(content: bytes | None, words: list[str], tmp_path: Path, tiny_model: Path) -> None:
+    path = tmp_path / "missing.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    refused(gecko("distill", path, "-o", tmp_path / "run", *options(tiny_model)), *words)
+
+
+def test_a_passage_of_a_megabyte_is_split_and_counted(tmp_path: Path, tiny_model: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    text = " ".join(f"sentence number {n} says {n * 7}." for n in range(40_000))
+    assert len(text) > 1_000_000
+    path.write_text(json.dumps({"text": text}) + "\n")
+    done = gecko("distill", path, "-o", tmp_path / "run", *options(tiny_model))
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "run" / "ingest" / "manifest.json").read_text())
+    assert manifest["shards"][0]["notes"]["split"] == 1
+    assert manifest["shards"][0]["rows"] > 400
+
+
+def test_bad_settings(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    run = ["distill", corpus, "-o", tmp_path / "run", *options(tiny_model)]
+    refused(gecko(*run, "--set", "mine.m=3"), "mine.m", "mine.n")
+    refused(gecko(*run, "--budget", "soon"), "soon", "20m")
+    refused(gecko(*run, "--llm", "gpt-9"), "gpt-9", "hf:NAME")
+    refused(gecko(*run, "--llm", "gguf:/nowhere/model.gguf"), "/nowhere/model.gguf")
+    refused(gecko(*run, "--backbone", "/nowhere"), "/nowhere")
+    refused(gecko(*run, "-c", tmp_path / "none.toml"), "none.toml")
+    (tmp_path / "bad.toml").write_text("[train]\nepoch = 3\n")
+    refused(gecko(*run, "-c", tmp_path / "bad.toml"), "bad.toml", "train.epoch", "train.epochs")
+    refused(gecko("select", tmp_path / "empty"), "is not a run", "gecko distill")
+
+
+def test_a_run_of_other_settings_is_not_touched(run: Path, corpus: Path, tiny_model: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*.parquet")}
+    refused(gecko("distill", corpus, "-o", run, *options(tiny_model), "--set", "mine.n=4"), "mine.n: 5 -> 4", "--force")
+    assert {path: path.read_bytes() for path in run.rglob("*.parquet")} == before
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_after_it(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    code = (
+        "import errno, os, sys\n"
+        "from gecko import store\n"
+        "kept, left = store.os.fsync, [9]\n"
+        "def full(handle):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] < 0: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "    return kept(handle)\n"
+        "store.os.fsync = full\n"
+        "from gecko.cli import main; main()\n"
+    )
+    arguments = ["distill", str(corpus), "-o", str(tmp_path / "run"), *options(tiny_model)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=env
+    )
+    refused(done, "No space left", "run the same command again")
+    again = gecko(*arguments)
+    assert again.returncode == 0, again.stderr
+
+
+def test_eval_prints_the_documented_json(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "squares"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_bytes(corpus.read_bytes())
+    (folder / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": f"q{n}", "text": f"{n} beside {n * n}"}) + "\n" for n in range(8))
+    )
+    (folder / "qrels" / "dev.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\tp{n}\t1\n" for n in range(8))
+    )
+    done = gecko("eval", tiny_model, f"{folder}@dev", "--baseline", tiny_model, "--json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)["sets"]["squares"]
+    assert row["queries"] == 8
+    assert row["delta"] == 0 and row["ci95"] == [0, 0] and row["baseline"] == row["ndcg@10"]
+    assert 0 < row["bm25"] <= 1
+    refused(gecko("eval", tiny_model, folder, "--json"), "dev")
+    table = gecko("eval", tiny_model, f"{folder}@dev", "--dim", 8)
+    assert table.returncode == 0 and "squares" in table.stdout
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = "import sys\nfrom gecko.cli import main\ntry:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("gecko "), done.stderr
