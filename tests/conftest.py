@@ -50,3 +50,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved = folder / "model"
     model.save_pretrained(str(saved), create_model_card=False)
     return saved
+
+
+TEXT = """
+river stone bread light engine garden winter copper signal market forest bottle school violin harbour pepper
+saddle thunder meadow pencil carpet bridge candle orchard compass hammer lantern pillow ribbon tunnel walnut
+"""
+
+
+@pytest.fixture(scope="session")
+def words() -> list[str]:
+    """Plain words for passages."""
+    return TEXT.split()

@@ -22,10 +22,14 @@ def gecko(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     rows = [
-        {"_id": f"p{n}", "title": f"Item {n}", "text": f"the number {n} stands beside {n * n} in the table of squares"}
+        {
+            "_id": f"p{n}",
+            "title": f"Item {n}",
+            "text": "the row of " + " ".join(words[(n * 7 + k * (1 + n % 5)) % len(words)] for k in range(9)),
+        }
         for n in range(30)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -38,9 +42,9 @@ def options(model: Path) -> list[str]:
         "generate.min_seed_chars=10",
         "generate.neighbourhood=3",
         "mine.n=5",
-        "select.min_rc=none",
+        "select.min_rc=null",
         "train.epochs=1",
-        "train.max_tokens=16",
+        "train.max_tokens=32",
         "check.enabled=false",
         "evaluate.resamples=100",
     )
@@ -99,9 +103,11 @@ def test_bad_corpora(content: bytes | None, words: list[str], tmp_path: Path, ti
     refused(gecko("distill", path, "-o", tmp_path / "run", *options(tiny_model)), *words)
 
 
-def test_a_passage_of_a_megabyte_is_split_and_counted(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_passage_of_a_megabyte_is_split_and_counted(words: list[str], tmp_path: Path, tiny_model: Path) -> None:
     path = tmp_path / "long.jsonl"
-    text = " ".join(f"sentence number {n} says {n * 7}." for n in range(40_000))
+    text = " ".join(
+        f"{words[n % 31]} and {words[n * n % 29]} and {words[n // 31 % 23]} say {n}." for n in range(40_000)
+    )
     assert len(text) > 1_000_000
     path.write_text(json.dumps({"text": text}) + "\n")
     done = gecko("distill", path, "-o", tmp_path / "run", *options(tiny_model))

@@ -181,8 +181,8 @@ def test_bad_budget(text: str) -> None:
 
 def test_a_run_must_have_an_end() -> None:
     with pytest.raises(ConfigError, match=r"generate\.queries and budget are both unset"):
-        load_config(overrides=["budget=none"])
-    assert load_config(overrides=["budget=none", "generate.queries=10"]).budget is None
+        load_config(overrides=["budget=null"])
+    assert load_config(overrides=["budget=null", "generate.queries=10"]).budget is None
 
 
 def test_saved_settings_are_read_back_equal() -> None:

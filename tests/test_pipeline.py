@@ -14,21 +14,15 @@ from gecko.pipeline import Pipeline, distill
 from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.store import Run
 
-TEXT = """
-river stone bread light engine garden winter copper signal market forest bottle school violin harbour
-pepper saddle thunder meadow pencil carpet bridge candle orchard compass hammer lantern pillow ribbon tunnel walnut
-"""
-WORDS = TEXT.split()
-
 RECORDS = {"ingest": Passage, "generate": Query, "mine": Candidate, "relabel": Score, "select": Example}
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     with path.open("w") as lines:
         for number in range(60):
-            chosen = [WORDS[(number * 7 + step * (1 + number % 5)) % len(WORDS)] for step in range(12)]
+            chosen = [words[(number * 7 + step * (1 + number % 5)) % len(words)] for step in range(12)]
             row = {"_id": f"p{number}", "title": chosen[0], "text": f"passage {number} about " + " ".join(chosen)}
             lines.write(json.dumps(row) + "\n")
     return path
@@ -42,12 +36,12 @@ def settings(corpus: Path, model: Path, *more: str):
         "generate.min_seed_chars=10",
         "mine.n=6",
         "relabel.shard_passages=7",
-        "select.min_rc=none",
+        "select.min_rc=null",
         "train.epochs=2",
         "train.batch=8",
         "train.max_tokens=32",
         "train.checkpoint_steps=1",
-        "train.learning_rate=0.001",
+        "train.learning_rate=0.0002",
         "evaluate.resamples=100",
         "check.enabled=false",
         *more,
@@ -182,7 +176,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(whole: Path, corpus: Pat
 def test_a_budget_in_tokens_bounds_the_run(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     sizes = []
     for number, budget in enumerate(("3000tok", "9000tok")):
-        config = settings(corpus, tiny_model, "generate.queries=none", f"budget={budget}", "generate.neighbourhood=3")
+        config = settings(corpus, tiny_model, "generate.queries=null", f"budget={budget}", "generate.neighbourhood=3")
         with Run(tmp_path / str(number), config) as run:
             pipeline = Pipeline(run)
             pipeline.ingest()

@@ -38,7 +38,7 @@ class GenerateConfig(_Section):
     neighbourhood: int = Field(
         default=10, ge=1, description="seeds drawn together; 1: drawn at random, as in the paper"
     )
-    heldout: float = Field(default=0.1, ge=0, lt=1, description="share of neighbourhoods kept for the agreement test")
+    heldout: float = Field(default=0.1, ge=0, le=0.5, description="share of neighbourhoods kept for the agreement test")
     heldout_max: int = Field(default=200, ge=0, description="at most so many held-out queries")
     min_seed_chars: int = Field(default=60, ge=1, description="a shorter passage is no seed")
     temperature: float = Field(default=0.7, ge=0, description="0: greedy")
@@ -68,7 +68,7 @@ class PromptsConfig(_Section):
     """The prompts: a shipped one by name, or a TOML file by path."""
 
     generate: str = "generate"
-    query_likelihood: str = "query_likelihood"
+    query_likelihood: str = Field(default="relevance", description="the same as below: both are read in one pass")
     relevance: str = "relevance"
 
 
@@ -177,6 +177,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "budget": "20m",
         "generate": {"neighbourhood": 1},
+        "prompts": {"query_likelihood": "query_likelihood"},
         "mine": {"warmup_epochs": 1},
         "select": {"min_rc": None},
         "train": {"formats": ["unified"], "loss": {"mask_groups": False}},
@@ -307,7 +308,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)*", key.strip()):
         raise ConfigError(f"--set {text!r}: write it as section.key=value, for example mine.n=10")
     value: Any
-    if raw.strip() == "none":  # TOML has no null
+    if raw.strip() == "null":  # TOML has none of it
         value = None
     else:
         try:

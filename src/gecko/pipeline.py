@@ -278,7 +278,7 @@ class Pipeline:
                 [passage.content[: 16 * config.relabel.passage_tokens] for passage in self.passages]
             )
         )
-        costs = prefix_costs(blocks, neighbours, lengths, config.relabel, config.mine)
+        costs = prefix_costs(blocks, neighbours, lengths, config.relabel, config.mine, self._passes)
         read_speed = write_speed = 0.0
         relabel_tokens: int | None = None
         if config.budget is not None and config.generate.queries is None:
@@ -365,6 +365,7 @@ class Pipeline:
             "passages": self.run.finished("ingest").identity,
             "seeds": digest(*(f"{seed.passage_id}={seed.split}" for seed in seeds)),
             "settings": config.model_dump_json(include={"temperature", "top_p", "max_new_tokens", "batch"}),
+            "passage tokens": str(self.config.relabel.passage_tokens),
             "seed": str(self.config.seed),
             "schema": schema_digest(Query),
             **_version("generate"),
@@ -516,15 +517,19 @@ class Pipeline:
         for number, block in enumerate(self.plan.blocks):
             members = [by_seed[seed.passage_id] for seed in block if seed.passage_id in by_seed]
             new = {passage for identifier in members for passage in retrieved[identifier]} - seen
-            spent += sum(2 * (length[passage] + CONTROL_TOKENS) for passage in new)
-            spent += sum(
-                (2 * words[identifier] + CONTROL_TOKENS) * len(retrieved[identifier]) for identifier in members
-            )
+            spent += self._passes * sum(length[passage] for passage in new)
+            tails = sum((words[identifier] + CONTROL_TOKENS) * len(retrieved[identifier]) for identifier in members)
+            spent += self._passes * tails
             if spent > limit and number >= 2:
                 break
             seen |= new
             kept += members
         return set(kept)
+
+    @property
+    def _passes(self) -> int:
+        """How often a passage is read for judging it: once if one prompt gives both scores."""
+        return 1 if self.prompts["likelihood"].hash == self.prompts["relevance"].hash else 2
 
     def _token_counts(self, stage: str, texts: Sequence[str], ids: Sequence[str]) -> dict[str, int]:
         """Tokens of each text, at most as many as are read; kept in the run, so that a finished run needs no teacher."""

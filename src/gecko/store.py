@@ -403,6 +403,11 @@ class Run:
         manifest = self.prepare(stage, parts)
         final = self.path / stage / file
         if manifest.done and final.exists():
+            if tree_sha256(final) != manifest.shards[0].sha256:
+                raise RunError(
+                    f"{final} does not match its checksum (damaged or edited); "
+                    f"delete the folder {final.parent} to do the stage again"
+                )
             return final
         aside = final.with_name(f".{final.name}.partial")
         start = time.perf_counter()

@@ -111,22 +111,23 @@ def test_within_count(count: int, sizes: list[int]) -> None:
     assert [seed for block in chosen for seed in block] == [seed for block in blocks for seed in block][:count]
 
 
-def test_prefix_costs_equal_counting_from_scratch() -> None:
+@pytest.mark.parametrize("passes", [1, 2])
+def test_prefix_costs_equal_counting_from_scratch(passes: int) -> None:
     rng = np.random.default_rng(3)
     blocks = blocks_of(3, 1, 4, 2)
     mine, relabel = MineConfig(n=5), RelabelConfig(passage_tokens=40)
     tokens = rng.integers(5, 90, size=12)
     assert (tokens > 40).any()
     neighbours = {seed.passage_id: rng.permutation(12)[:5].tolist() for block in blocks for seed in block}
-    costs = prefix_costs(blocks, neighbours, tokens, relabel, mine)
+    costs = prefix_costs(blocks, neighbours, tokens, relabel, mine, passes)
     assert len(costs) == 4
     for number, cost in enumerate(costs, start=1):
         seeds = [seed for block in blocks[:number] for seed in block]
         lengths = [min(int(value), 40) for value in tokens]
         judged = {place for seed in seeds for place in neighbours[seed.passage_id]}
-        # Every candidate is read once under each of two prompts, every pair's query as well.
-        passages = sum(2 * (lengths[place] + CONTROL_TOKENS) for place in judged)
-        pairs = len(seeds) * 5 * (2 * QUERY_TOKENS + CONTROL_TOKENS)
+        # Every candidate is read once under each prompt, every pair's query as well.
+        passages = passes * sum(lengths[place] for place in judged)
+        pairs = passes * len(seeds) * 5 * (QUERY_TOKENS + CONTROL_TOKENS)
         writing = sum(lengths[neighbours[seed.passage_id][0]] + CONTROL_TOKENS for seed in seeds)
         assert (cost.read, cost.generate_read) == (passages + pairs + writing, writing)
         assert cost.written == len(seeds) * WRITTEN_TOKENS
@@ -137,7 +138,9 @@ def test_prefix_costs_grow() -> None:
     shared = {seed.passage_id: [0, 1, 2] for block in blocks for seed in block}
     apart = {name: [3 * place, 3 * place + 1, 3 * place + 2] for place, name in enumerate(shared)}
     tokens = np.full(36, 50)
-    together, alone = (prefix_costs(blocks, near, tokens, RelabelConfig(), MineConfig(n=3)) for near in (shared, apart))
+    together, alone = (
+        prefix_costs(blocks, near, tokens, RelabelConfig(), MineConfig(n=3), 1) for near in (shared, apart)
+    )
     for costs in (together, alone):
         for one, two in pairwise(costs):
             assert one.read < two.read

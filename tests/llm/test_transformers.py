@@ -171,6 +171,26 @@ def test_labels_equal_one_pair_at_a_time(load, oracle: Oracle, pack_tokens: int)
     assert max(odds) - min(odds) > 0.05
 
 
+@pytest.mark.parametrize("pack_tokens", [24, 4096])
+def test_both_in_one_pass_equal_one_pair_at_a_time(load, oracle: Oracle, pack_tokens: int) -> None:
+    lm = load(pack_tokens=pack_tokens)
+    read = lm.judge(RELEVANCE, GROUPS)
+    values = []
+    for group, row in zip(GROUPS, read, strict=True):
+        for query, found in zip(group.queries, row, strict=True):
+            ids, tail = oracle.label_ids(group.passage, query), oracle.data(" " + query)
+            end = len(oracle.control("<|im_end|>\n<|im_start|>assistant\n"))
+            start = len(ids) - end - len(tail)
+            table = oracle.logprobs(ids)
+            expected = sum(float(table[start + place - 1, token]) for place, token in enumerate(tail))
+            assert found.ql_tokens == len(tail)
+            assert found.ql_sum == pytest.approx(expected, abs=1e-4 * len(tail))
+            assert found.labels == pytest.approx(oracle.labels(group.passage, query), abs=1e-4)
+            values.append(found)
+    assert len(set(values)) > 3
+    assert [[found.labels for found in row] for row in read] == lm.label_logprobs(RELEVANCE, GROUPS)
+
+
 def test_passages_matter_too(load) -> None:
     lm = load()
     groups = [Group(group.passage, ("the same query",)) for group in GROUPS]
@@ -317,11 +337,6 @@ def test_long_passages_are_cut_and_counted(load, oracle: Oracle) -> None:
 def test_prompts_that_cannot_be_used(load, oracle: Oracle) -> None:
     lm = load()
     groups = GROUPS[:1]
-    after = replace(LIKELIHOOD, text="Passage: {passage}\nQuery: {query}\n", hash="after")
-    with pytest.raises(TeacherError, match=r"'likelihood': text follows \{query\}"):
-        lm.score(after, groups)
-    with pytest.raises(TeacherError, match=r"text follows \{query\}"):
-        lm.score(RELEVANCE, groups)
     for prompt in (WRITE, replace(RELEVANCE, messages=(("user", "Passage: {passage}"),), hash="none")):
         with pytest.raises(TeacherError, match=r"has no \{query\}"):
             lm.score(prompt, groups)

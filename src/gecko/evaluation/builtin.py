@@ -52,7 +52,7 @@ def stdlib_questions() -> RetrievalSet:
 
 @dataclass(frozen=True)
 class ProbeTopic:
-    """Twenty passages on one subject and nine queries, with a grade for every pair (0 unless listed)."""
+    """Twenty passages on one subject and six queries, with a grade for every pair (0 unless listed)."""
 
     topic: str
     passages: list[Passage]
@@ -61,7 +61,7 @@ class ProbeTopic:
 
 
 def probe() -> list[ProbeTopic]:
-    """The reranking probe: 90 queries, each with the 20 passages of its topic to put in order."""
+    """The reranking probe: 60 queries, each with the 20 passages of its topic to put in order."""
     return [
         ProbeTopic(
             row["topic"],

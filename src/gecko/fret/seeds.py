@@ -14,9 +14,9 @@ from gecko.config import GenerateConfig, MineConfig, RelabelConfig
 from gecko.errors import CorpusError
 from gecko.records import Passage
 
-# Measured on generated queries: tokens of a query, of the control text around it in both prompts, of a written answer.
+# Measured on generated queries: tokens of a query, of the control text around it, of a written answer.
 QUERY_TOKENS = 14
-CONTROL_TOKENS = 16
+CONTROL_TOKENS = 8
 WRITTEN_TOKENS = 34
 
 
@@ -86,7 +86,7 @@ def _heldout(blocks: int, config: GenerateConfig) -> set[int]:
         return set()
     step = max(2, round(1 / config.heldout))
     most = config.heldout_max // config.neighbourhood
-    return set(list(range(1, blocks, step))[: max(1, most) if config.heldout_max else 0])
+    return set(list(range(1, blocks, step))[:most])
 
 
 def within_count(blocks: Sequence[Sequence[Seed]], count: int) -> list[list[Seed]]:
@@ -107,6 +107,7 @@ def prefix_costs(
     passage_tokens: np.ndarray,
     relabel: RelabelConfig,
     mine: MineConfig,
+    passes: int,
 ) -> list[Cost]:
     """What the first 1, 2, 3 … neighbourhoods cost together, each seed's nearest passages standing in for its candidates.
 
@@ -116,6 +117,7 @@ def prefix_costs(
         passage_tokens: (passages,) tokens of each passage.
         relabel: where long passages are cut.
         mine: N.
+        passes: 1 if one prompt gives both scores, else 2.
     """
     read_length = np.minimum(passage_tokens, relabel.passage_tokens)
     read = for_writing = written = 0
@@ -127,8 +129,8 @@ def prefix_costs(
             new = [index for index in near if index not in seen]
             seen.update(new)
             for_writing += int(read_length[near[0]]) + CONTROL_TOKENS
-            read += 2 * (int(read_length[new].sum()) + CONTROL_TOKENS * len(new))
-            read += mine.n * (2 * QUERY_TOKENS + CONTROL_TOKENS)
+            read += passes * int(read_length[new].sum())
+            read += passes * mine.n * (QUERY_TOKENS + CONTROL_TOKENS)
             written += WRITTEN_TOKENS
         costs.append(Cost(read + for_writing, for_writing, written))
     return costs

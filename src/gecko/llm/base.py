@@ -20,6 +20,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What a teacher says of one query and one passage.
+
+    Attributes:
+        ql_sum: log-probability of the query's tokens given the passage, summed; ``ql_tokens`` is their number.
+        labels: log-probabilities of the prompt's labels' first tokens.
+    """
+
+    ql_sum: float
+    ql_tokens: int
+    labels: tuple[float, ...]
+
+
+NOTHING = Judgement(0.0, 0, ())
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How a text is drawn.
 
@@ -75,6 +92,10 @@ class LanguageModel(Protocol):
         Raises:
             TeacherError: two labels begin with the same token.
         """
+        ...
+
+    def judge(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[Judgement]]:
+        """``score`` and ``label_logprobs`` under one prompt, in one pass."""
         ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from gecko.llm.base import Group, Sampling, Usage
+from gecko.llm.base import Group, Judgement, Sampling, Usage
 from gecko.prompts import Prompt
 from gecko.store import digest
 
@@ -70,6 +70,14 @@ class FakeLM:
                 row.append((math.log(yes), math.log(1 - yes)))
             results.append(row)
         return results
+
+    def judge(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[Judgement]]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        scores, labels = self.score(prompt, groups), self.label_logprobs(prompt, groups)
+        return [
+            [Judgement(total, count, values) for (total, count), values in zip(row, answers, strict=True)]
+            for row, answers in zip(scores, labels, strict=True)
+        ]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See :class:`gecko.llm.base.LanguageModel`."""

