@@ -33,15 +33,15 @@ $(VENV)/.python:
 
 # torch first and alone, so that no other package pulls in a larger build.
 $(VENV)/.torch: $(VENV)/.python constraints.txt
-	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install -qq $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(PIP) install --quiet --prefer-binary -c constraints.txt -e .
+	$(PIP) install -qq --prefer-binary -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP) install --quiet --prefer-binary -c constraints.txt -e '.[dev]'
+	$(PIP) install -qq --prefer-binary -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

@@ -162,9 +162,9 @@ def test_eval_prints_the_documented_json(tiny_model: Path, corpus: Path, tmp_pat
     folder = tmp_path / "squares"
     (folder / "qrels").mkdir(parents=True)
     (folder / "corpus.jsonl").write_bytes(corpus.read_bytes())
-    (folder / "queries.jsonl").write_text(
-        "".join(json.dumps({"_id": f"q{n}", "text": f"{n} beside {n * n}"}) + "\n" for n in range(8))
-    )
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()[:8]]
+    asked = [{"_id": f"q{n}", "text": " ".join(row["text"].split()[3:7])} for n, row in enumerate(rows)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     (folder / "qrels" / "dev.tsv").write_text(
         "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\tp{n}\t1\n" for n in range(8))
     )

@@ -135,6 +135,7 @@ def test_presets() -> None:
         "preset",
         "generate.neighbourhood",
         "mine.warmup_epochs",
+        "prompts.query_likelihood",
         "select.min_rc",
         "train.formats",
         "train.loss.mask_groups",

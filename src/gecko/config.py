@@ -34,7 +34,7 @@ class CorpusConfig(_Section):
 class GenerateConfig(_Section):
     """Step 1 of FRet: `LLM(P_QG, p_seed) -> (task, query)`."""
 
-    queries: int | None = Field(default=None, ge=2, description="how many seeds; none: as many as the budget buys")
+    queries: int | None = Field(default=None, ge=2, description="how many seeds; unset: as many as the budget buys")
     neighbourhood: int = Field(
         default=10, ge=1, description="seeds drawn together; 1: drawn at random, as in the paper"
     )
@@ -80,7 +80,7 @@ class SelectConfig(_Section):
     positive: Literal["p1", "seed"] = "p1"
     negative: Literal["last", "random", "none"] = "last"
     min_rc: float | None = Field(
-        default=0.0, description="keep rows whose positive has RC log-odds above this; none: all"
+        default=0.0, description="keep rows whose positive has RC log-odds above this; unset: all"
     )
 
 
@@ -118,7 +118,8 @@ class TrainConfig(_Section):
     )
     max_grad_norm: float = Field(default=1.0, ge=0, description="longer gradients are shortened to this; 0: never")
     bf16: bool | None = Field(
-        default=None, description="compute in bfloat16, the weights stay float32; none: where the machine is fast at it"
+        default=None,
+        description="compute in bfloat16, the weights stay float32; unset: where the machine is fast at it",
     )
     checkpoint_steps: int = Field(default=25, ge=1)
     loss: LossConfig = LossConfig()

@@ -214,7 +214,6 @@ class Pipeline:
         }
 
         def make(path: Path) -> None:
-            self.ui.say("putting the teacher to the reranking probe")
             result = teacher_check.run_probe(
                 self.teacher,
                 self.prompts["likelihood"],
@@ -222,6 +221,7 @@ class Pipeline:
                 self.start,
                 resamples=self.config.evaluate.resamples,
                 seed=self.config.seed,
+                ui=self.ui,
             )
             write_json(path, teacher_check.as_dict(result))
 
@@ -743,7 +743,7 @@ def _version(stage: str) -> dict[str, str]:
 def _source_identity(spec: str) -> str:
     """What the passages of a source depend on."""
     if spec == "stdlib":
-        return digest(sys.version, platform.platform())
+        return digest(sys.version, sys.platform, platform.machine())
     path = Path(spec)
     if path.is_file():
         return file_sha256(path)

@@ -19,6 +19,7 @@ from gecko.fret.fuse import fuse
 from gecko.fret.relabel import prompt_hash, relabel
 from gecko.llm.base import LanguageModel
 from gecko.llm.weights import cache_folder
+from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt
 from gecko.records import Candidate, Query, Score
 from gecko.store import Counts, digest, read_json, write_json
@@ -57,11 +58,18 @@ class ProbeResult:
 
 
 def run_probe(
-    teacher: LanguageModel, likelihood: Prompt, relevance: Prompt, start: "Encoder", *, resamples: int, seed: int
+    teacher: LanguageModel,
+    likelihood: Prompt,
+    relevance: Prompt,
+    start: "Encoder",
+    *,
+    resamples: int,
+    seed: int,
+    ui: Ui | None = None,
 ) -> ProbeResult:
     """Rerank the probe's passages with the teacher; its scores are cached by teacher, prompts and probe."""
     topics = probe()
-    scores, seconds, tokens, cached = _scores(topics, teacher, likelihood, relevance)
+    scores, seconds, tokens, cached = _scores(topics, teacher, likelihood, relevance, ui or Silent())
     orders = {name: [] for name in ("start", *ORDERS)}  # type: dict[str, list[Array]]
     for topic in topics:
         for name, values in _orders(topic, scores, start).items():
@@ -82,7 +90,7 @@ def run_probe(
 
 
 def _scores(
-    topics: list[ProbeTopic], teacher: LanguageModel, likelihood: Prompt, relevance: Prompt
+    topics: list[ProbeTopic], teacher: LanguageModel, likelihood: Prompt, relevance: Prompt, ui: Ui
 ) -> tuple[dict[tuple[str, str], Score], float, int, bool]:
     key = digest(str(VERSION), teacher.identity, prompt_hash(likelihood, relevance), data_hash("probe.jsonl"))
     file = cache_folder() / "checks" / f"{key}.json"
@@ -90,10 +98,12 @@ def _scores(
         rows = [Score(**row) for row in read_json(file)]
         return {(row.query_id, row.passage_id): row for row in rows}, 0.0, 0, True
     began, counts, rows = time.perf_counter(), Counts(), []
-    for topic in topics:
-        queries = [_query(identifier, text) for identifier, text in topic.queries]
-        pairs = [(passage, queries) for passage in topic.passages]
-        rows += list(relabel(pairs, teacher, likelihood, relevance, counts))
+    with ui.bar("putting the teacher to the reranking probe", len(topics)) as advance:
+        for topic in topics:
+            queries = [_query(identifier, text) for identifier, text in topic.queries]
+            pairs = [(passage, queries) for passage in topic.passages]
+            rows += list(relabel(pairs, teacher, likelihood, relevance, counts))
+            advance(1)
     write_json(file, [asdict(row) for row in rows])
     return {(row.query_id, row.passage_id): row for row in rows}, time.perf_counter() - began, counts.tokens, False
 
