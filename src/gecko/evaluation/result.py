@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko.evaluation.beir import load_beir
+from gecko.evaluation.beir import RetrievalSet, load_beir
 from gecko.evaluation.builtin import STDLIB_QUESTIONS, stdlib_questions
 from gecko.evaluation.evaluate import BM25, SetScores, evaluate_retrieval
 from gecko.evaluation.metrics import bootstrap_ci
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 START, STUDENT = "start", "student"
 SHOWN = ("ndcg@10", "recall@20")
+
+
+def load_set(spec: str, split: str | None = None) -> RetrievalSet:
+    """A test set: ``stdlib-questions``, or a BEIR folder as ``DIR`` or ``DIR@SPLIT``.
+
+    Raises:
+        EvaluationError: it cannot be read, or has no such split.
+    """
+    return stdlib_questions() if spec == STDLIB_QUESTIONS else load_beir(spec, split)
 
 
 def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
@@ -29,7 +38,7 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
     config = pipeline.config
     forms = config.train.formats
     chosen = pipeline.chosen_format()
-    sets = [stdlib_questions() if spec == STDLIB_QUESTIONS else load_beir(spec) for spec in config.evaluate.sets]
+    sets = [load_set(spec) for spec in config.evaluate.sets]
     result: dict[str, Any] = {"form": chosen, "formats": list(forms), "sets": {}, "agreement": None}
     if sets:
         models = {START: pipeline.start} | {form: load_encoder(str(pipeline.student_folder(form))) for form in forms}

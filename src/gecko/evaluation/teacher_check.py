@@ -7,7 +7,7 @@ probe that ships with the package, is the teacher's order worse than the start m
 
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -63,13 +63,14 @@ def run_probe(
     relevance: Prompt,
     start: "Encoder",
     *,
+    passage_tokens: int,
     resamples: int,
     seed: int,
     ui: Ui | None = None,
 ) -> ProbeResult:
     """Rerank the probe's passages with the teacher; its scores are cached by teacher, prompts and probe."""
     topics = probe()
-    scores, seconds, tokens, cached = _scores(topics, teacher, likelihood, relevance, ui or Silent())
+    scores, seconds, tokens, cached = _scores(topics, teacher, likelihood, relevance, passage_tokens, ui or Silent())
     orders = {name: [] for name in ("start", *ORDERS)}  # type: dict[str, list[Array]]
     for topic in topics:
         for name, values in _orders(topic, scores, start).items():
@@ -90,9 +91,15 @@ def run_probe(
 
 
 def _scores(
-    topics: list[ProbeTopic], teacher: LanguageModel, likelihood: Prompt, relevance: Prompt, ui: Ui
+    topics: list[ProbeTopic],
+    teacher: LanguageModel,
+    likelihood: Prompt,
+    relevance: Prompt,
+    passage_tokens: int,
+    ui: Ui,
 ) -> tuple[dict[tuple[str, str], Score], float, int, bool]:
-    key = digest(str(VERSION), teacher.identity, prompt_hash(likelihood, relevance), data_hash("probe.jsonl"))
+    prompts = prompt_hash(likelihood, relevance)
+    key = digest(str(VERSION), teacher.identity, prompts, data_hash("probe.jsonl"), str(passage_tokens))
     file = cache_folder() / "checks" / f"{key}.json"
     if file.exists():
         rows = [Score(**row) for row in read_json(file)]
@@ -175,8 +182,3 @@ def refuse_by_seeds(found: int, asked: int, n: int, config: CheckConfig, teacher
             f"than {config.min_seed_found:.0%}: they say too little about it. Take a stronger teacher with --llm, or go on "
             "all the same with --force"
         )
-
-
-def as_dict(result: ProbeResult) -> dict[str, Any]:
-    """For a JSON file."""
-    return asdict(result)

@@ -17,6 +17,8 @@ from gecko.records import Passage
 # Measured on generated queries: tokens of a query, of the control text around it, of a written answer.
 QUERY_TOKENS = 14
 CONTROL_TOKENS = 8
+# The queries of a neighbourhood wander: together they retrieve this many times the passages that their seeds do.
+SPREAD = 2.0
 WRITTEN_TOKENS = 34
 
 
@@ -44,15 +46,20 @@ class Cost:
 
 
 def draw_seeds(
-    passages: Sequence[Passage], vectors: np.ndarray, config: GenerateConfig, rng: np.random.Generator
+    passages: Sequence[Passage],
+    vectors: np.ndarray,
+    config: GenerateConfig,
+    rng: np.random.Generator,
+    limit: int | None = None,
 ) -> list[list[Seed]]:
-    """Every passage that can be a seed, in random neighbourhoods, in the order in which they are to be used.
+    """Passages that can be a seed, in random neighbourhoods, in the order in which they are to be used.
 
     Args:
         passages: the corpus.
         vectors: (passages, d) unit rows of the start model.
         config: the size of a neighbourhood and what is held out.
         rng: drives every choice.
+        limit: stop once there are so many seeds; none: every passage that can be one.
 
     Raises:
         CorpusError: no passage is long enough.
@@ -64,7 +71,12 @@ def draw_seeds(
         )
     blocks: list[list[int]] = []
     for centre in rng.permutation(len(passages)):
+        if limit is not None and sum(map(len, blocks)) >= limit:
+            break
         if not free[centre]:
+            continue
+        if config.neighbourhood == 1:
+            blocks.append([int(centre)])
             continue
         near = vectors @ vectors[centre]
         near[~free] = -np.inf
@@ -129,7 +141,7 @@ def prefix_costs(
             new = [index for index in near if index not in seen]
             seen.update(new)
             for_writing += int(read_length[near[0]]) + CONTROL_TOKENS
-            read += passes * int(read_length[new].sum())
+            read += passes * int(SPREAD * read_length[new].sum())
             read += passes * mine.n * (QUERY_TOKENS + CONTROL_TOKENS)
             written += WRITTEN_TOKENS
         costs.append(Cost(read + for_writing, for_writing, written))

@@ -5,7 +5,7 @@ all of them, so a backend may read it once; that is where nearly all of the cost
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from gecko.prompts import Prompt
@@ -101,12 +101,3 @@ class LanguageModel(Protocol):
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, as data, before any truncation."""
         ...
-
-
-@dataclass
-class Speed:
-    """Tokens a second, as measured on this machine just now."""
-
-    read: float
-    write: float
-    facts: dict[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ weak to teach and good for tests, ``hf:NAME`` any instruct model of a hub or a f
 from pathlib import Path
 
 from gecko.config import RelabelConfig
+from gecko.encoder.encoder import hub_commit
 from gecko.errors import ConfigError, TeacherError
 from gecko.llm import weights
 from gecko.llm.base import LanguageModel
@@ -31,9 +32,9 @@ def teacher_identity(spec: str) -> str:
     if kind == "gguf" and rest:
         if not Path(rest).is_file():
             raise ConfigError(f"--llm {spec}: the file {rest} does not exist")
-        return weights.gguf_identity(Path(rest))
+        return weights.file_identity(Path(rest))
     if kind == "hf" and colon and rest:
-        return _folder_identity(Path(rest)) if Path(rest).is_dir() else digest(spec, _hub_commit(rest))
+        return _folder_identity(Path(rest)) if Path(rest).is_dir() else digest(spec, hub_commit(rest))
     raise ConfigError(f"--llm {spec!r} is of no known form; use {FORMS}")
 
 
@@ -41,27 +42,7 @@ def _folder_identity(folder: Path) -> str:
     files = sorted(file for pattern in ("*.json", "*.safetensors", "*.jinja") for file in folder.glob(pattern))
     if not (folder / "config.json").exists():
         raise ConfigError(f"--llm hf:{folder}: the folder has no config.json, so it is no transformers model")
-    return digest(*(text for file in files for text in (file.name, weights.gguf_identity(file))))
-
-
-def _hub_commit(name: str) -> str:
-    from huggingface_hub import HfApi, scan_cache_dir
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return str(HfApi().model_info(name, timeout=5).sha)
-    except (HfHubHTTPError, OSError, ValueError):
-        pass
-    try:
-        commits = [
-            revision.commit_hash
-            for repository in scan_cache_dir().repos
-            if repository.repo_id == name
-            for revision in sorted(repository.revisions, key=lambda revision: revision.last_modified)
-        ]
-    except Exception:  # no cache folder
-        commits = []
-    return str(commits[-1]) if commits else ""
+    return digest(*(text for file in files for text in (file.name, weights.file_identity(file))))
 
 
 def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -176,7 +177,13 @@ class TransformersLM:
                 if not self.tokenizer.chat_template:
                     raise TeacherError(f"{self.name} has no chat template, and prompt {prompt.name!r} needs one")
                 messages = [{"role": role, "content": content} for role, content in prompt.messages]
-                text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+                try:
+                    text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+                except TemplateError as error:
+                    raise TeacherError(
+                        f"the chat template of {self.name} refuses prompt {prompt.name!r}: {error}; "
+                        "give a prompt file without a system message as prompts.relevance"
+                    ) from error
             before, _, after = text.partition("{passage}")
             middle, _, end = after.partition("{query}")
             start = (

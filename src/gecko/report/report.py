@@ -26,7 +26,7 @@ EXAMPLES = 12
 TASKS = 15
 EXCERPT = 300
 RECORD_STAGES = ("ingest", "generate", "mine", "relabel", "select")
-TEACHER_STAGES = ("check", "generate", "relabel")
+TEACHER_STAGES = ("generate", "relabel")
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def verdict(result: Mapping[str, Any], rows: int, seconds: float) -> str:
                     "Do not use it."
                 )
             case _:
-                said = f"{rows:,} rows are too few to show a gain on {row.queries:,} questions of {name}: {found}."
+                said = f"No difference that the {row.queries:,} questions of {name} can show: {found}."
         return f"{said} {_bought(rows, seconds)}"
     ending = "Give a labelled set with --eval DIR to measure relevance."
     if agreed:
@@ -147,7 +147,7 @@ def verdict(result: Mapping[str, Any], rows: int, seconds: float) -> str:
 
 
 def _bought(rows: int, seconds: float) -> str:
-    bought = f"The budget bought {rows:,} rows in {duration(seconds)} of teacher time"
+    bought = f"The teacher wrote and judged {rows:,} rows in {duration(seconds)}"
     if rows < 1 or seconds <= 0:
         return f"{bought}."
     more = next((size for size in SIZES[1:] if size > rows), 4 * rows)
