@@ -41,7 +41,7 @@ class GenerateConfig(_Section):
     heldout: float = Field(default=0.1, ge=0, le=0.5, description="share of neighbourhoods kept for the agreement test")
     heldout_max: int = Field(default=200, ge=0, description="at most so many held-out queries")
     min_seed_chars: int = Field(default=60, ge=1, description="a shorter passage is no seed")
-    temperature: float = Field(default=0.7, ge=0, description="0: greedy")
+    temperature: float = Field(default=0.5, ge=0, description="0: greedy")
     top_p: float = Field(default=0.95, gt=0, le=1)
     max_new_tokens: int = Field(default=64, ge=8)
     batch: int = Field(default=32, ge=1, description="passages decoded together; also the rows of one shard")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from gecko.encoder import search
 from gecko.errors import EvaluationError
-from gecko.evaluation import search
 from gecko.evaluation.bm25 import bm25_run
 from gecko.records import Passage
 

@@ -72,7 +72,7 @@ def test_identity_of_a_folder_follows_what_answers_depend_on(tiny_qwen: Path, tm
 
 def test_identity_of_a_hub_model_is_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     def identity(spec: str, commit: str) -> str:
-        monkeypatch.setattr(load, "_hub_commit", lambda _: commit)
+        monkeypatch.setattr(load, "hub_commit", lambda _: commit)
         return teacher_identity(spec)
 
     first = identity("hf:owner/name", "a" * 40)

@@ -30,8 +30,8 @@ class Parsed:
 
 
 def parse(text: str, passage: Passage, prompt: Prompt) -> Parsed:
-    """Read one generated text of the form ``task`` newline ``Query: query``."""
-    task, found, query = text.strip().partition("\nQuery:")
+    """Read one generated text: ``Task: …`` and ``Query: …`` on two lines; a prompt that ends in ``Task:`` gets the rest."""
+    task, found, query = text.strip().removeprefix("Task:").partition("\nQuery:")
     task, query = task.strip(), query.strip()
     if not found:
         return Parsed(reason="no query line")

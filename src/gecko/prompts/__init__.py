@@ -70,15 +70,17 @@ def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
     examples = values.get("examples", [])
     text = ""
     messages: tuple[tuple[str, str], ...] = ()
+    shown = "".join(_fill(values.get("example", "").lstrip("\n"), example) for example in examples)
     if form == "completion":
-        shown = "".join(_fill(values.get("example", "").lstrip("\n"), example) for example in examples)
         text = values.get("template", "").lstrip("\n").replace("{examples}", shown)
         whole = text
     elif form == "chat":
         entries = values.get("messages", [])
         if any(not {"role", "content"} <= entry.keys() for entry in entries):
             raise ConfigError(f"prompt {name}: each of the messages must have role and content")
-        messages = tuple((entry["role"], entry["content"].lstrip("\n")) for entry in entries)
+        messages = tuple(
+            (entry["role"], entry["content"].lstrip("\n").replace("{examples}", shown)) for entry in entries
+        )
         whole = "".join(content for _, content in messages)
     else:
         raise ConfigError(f"prompt {name}: form = {form!r}; write completion or chat")
