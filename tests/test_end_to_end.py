@@ -22,7 +22,15 @@ def test_a_weak_teacher_is_stopped_and_goes_on_when_forced(tmp_path: Path) -> No
     with corpus.open("w") as lines:
         for passage in chosen:
             lines.write(json.dumps({"_id": passage.id, "title": passage.title, "text": passage.text}) + "\n")
-    settings = ("generate.queries=16", "generate.neighbourhood=4", "select.min_rc=null", "train.epochs=1", "mine.n=8")
+    settings = (
+        "generate.queries=24",
+        "generate.heldout=0.5",
+        "prompts.generate=generate_completion",
+        "generate.neighbourhood=4",
+        "select.min_rc=null",
+        "train.epochs=1",
+        "mine.n=8",
+    )
     command = ["distill", corpus, "-o", tmp_path / "run", "--llm", "smollm2"]
     command += [word for setting in settings for word in ("--set", setting)]
 

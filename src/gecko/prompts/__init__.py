@@ -14,7 +14,7 @@ from typing import Any, Literal
 from gecko.errors import ConfigError
 from gecko.store import digest
 
-NAMES = ("generate", "query_likelihood", "relevance")
+NAMES = ("generate", "generate_completion", "query_likelihood", "relevance")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,10 @@ def load_prompt(name: str) -> Prompt:
         values = tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompt {name}: not valid TOML: {error}") from error
+    if "examples_of" in values:
+        shared = load_prompt(values["examples_of"])
+        values["examples"] = [dict(example) for example in shared.examples]
+        return _build(name, values, digest(raw, shared.hash))
     return _build(name, values, digest(raw))
 
 
