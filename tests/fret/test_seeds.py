@@ -135,7 +135,7 @@ def test_prefix_costs_equal_counting_from_scratch(passes: int) -> None:
         lengths = [min(int(value), 40) for value in tokens]
         judged = {place for seed in seeds for place in neighbours[seed.passage_id]}
         # Every candidate is read once under each prompt, every pair's query as well.
-        passages = passes * int(SPREAD) * sum(lengths[place] for place in judged)
+        passages = passes * int(SPREAD * sum(lengths[place] for place in judged))
         pairs = passes * len(seeds) * 5 * (QUERY_TOKENS + CONTROL_TOKENS)
         writing = sum(lengths[neighbours[seed.passage_id][0]] + CONTROL_TOKENS for seed in seeds)
         assert (cost.read, cost.generate_read) == (passages + pairs + writing, writing)

@@ -18,7 +18,7 @@ from gecko.records import Passage
 QUERY_TOKENS = 14
 CONTROL_TOKENS = 8
 # The queries of a neighbourhood wander: together they retrieve this many times the passages that their seeds do.
-SPREAD = 2.0
+SPREAD = 1.5
 WRITTEN_TOKENS = 34
 
 
@@ -132,7 +132,7 @@ def prefix_costs(
         passes: 1 if one prompt gives both scores, else 2.
     """
     read_length = np.minimum(passage_tokens, relabel.passage_tokens)
-    read = for_writing = written = 0
+    candidates = pairs = for_writing = written = 0
     seen: set[int] = set()
     costs = []
     for block in blocks:
@@ -141,8 +141,9 @@ def prefix_costs(
             new = [index for index in near if index not in seen]
             seen.update(new)
             for_writing += int(read_length[near[0]]) + CONTROL_TOKENS
-            read += passes * int(SPREAD * read_length[new].sum())
-            read += passes * mine.n * (QUERY_TOKENS + CONTROL_TOKENS)
+            candidates += int(read_length[new].sum())
+            pairs += mine.n
             written += WRITTEN_TOKENS
-        costs.append(Cost(read + for_writing, for_writing, written))
+        judging = passes * (int(SPREAD * candidates) + pairs * (QUERY_TOKENS + CONTROL_TOKENS))
+        costs.append(Cost(judging + for_writing, for_writing, written))
     return costs
