@@ -1,6 +1,6 @@
 """Test data that ships with the package: questions on the standard library, and the reranking probe.
 
-Both were written for this project by hand of its authors, not by the teacher, and no stage but ``evaluate`` (the probe:
+Both were written for this project and never by the teacher, and no stage but ``evaluate`` (the probe:
 the teacher check) reads them.
 """
 
