@@ -170,9 +170,9 @@ def test_without_a_row(make_run):
 
 def test_an_earlier_stage_made_anew_is_told(make_run, result):
     pipeline = make_run(result())
-    file = pipeline.run.path / "select" / "manifest.json"
+    file = pipeline.run.path / "train-native" / "manifest.json"
     made = read_json(file)
-    made["shards"][0]["sha256"] = "another"
+    made["parts"]["rows"] = "another"
     write_json(file, made)
     text = Page(write(pipeline)).text
     assert "train-native was made from an earlier select" in text
