@@ -238,8 +238,6 @@ class TransformersLM:
 
     def _packs(self, prompt: Prompt, groups: Sequence[Group], *, with_end: bool) -> Iterator[list[_Branches]]:
         cut = self._cut(prompt)
-        if not cut.has_query:
-            raise TeacherError(f"prompt {prompt.name!r} has no {{query}}, so it cannot judge one")
         passages = self._passage_ids(cut, [group.passage for group in groups])
         space = " " if cut.space_before_query else ""
         flat = self._data_ids([space + query for group in groups for query in group.queries])
