@@ -34,6 +34,7 @@ from gecko.formats import InputFormat
 from gecko.progress import quiet_libraries
 from gecko.records import Example
 from gecko.store import digest, file_sha256, read_json, write_json
+from gecko.training.batches import Sampling, SetBatches
 from gecko.training.loss import GeckoLoss
 from gecko.training.rows import to_dataset
 
@@ -76,6 +77,7 @@ def train(
     *,
     checkpoints: Path,
     say: Callable[[str], None] = lambda _: None,
+    sampling: Sampling | None = None,
 ) -> TrainReport:
     """Train ``start`` on ``examples`` by Eq. 3 of the paper and save the result in ``folder``.
 
@@ -91,6 +93,8 @@ def train(
         seed: of the rows' order and of dropout. The caller's own random state is left as it was.
         checkpoints: a folder for this training alone; it may be deleted afterwards.
         say: where a sentence for the user goes.
+        sampling: each batch from one set (``Example.dataset``), and how often which; none: rows in random order,
+            whatever their set.
 
     Raises:
         TrainingError: no rows, a row or a width that cannot be used, a start model that cannot be loaded, a loss
@@ -111,16 +115,20 @@ def train(
             "seed": str(seed),
             "settings": config.model_dump_json(exclude={"formats", "checkpoint_steps"}),
             "widths": str(dims),
+            **({"sampling": repr(sampling), "sets": digest(*(row.dataset for row in examples))} if sampling else {}),
         }
         checkpoint = _last_checkpoint(checkpoints, parts, say)
         sample = list(dict.fromkeys(rows["positive"]))[:SAMPLE]
         alike_before = _mean_cosine(model, sample)
+        batches = _batches(examples, rows, config, sampling, seed) if sampling else None
+        a_pass = len(batches) if batches else -(-len(rows) // config.batch)
         trainer = _Trainer(
             model=model,
-            args=_arguments(config, len(rows), seed, checkpoints),
+            args=_arguments(config, a_pass, seed, checkpoints),
             train_dataset=rows,
             loss=GeckoLoss(model, config.loss, dims, config.dim_weights),
         )
+        trainer.batches = batches
         trainer.remove_callback(PrinterCallback)
         with _Bar() as bar:
             trainer.add_callback(bar)
@@ -180,8 +188,15 @@ def _dims(model: SentenceTransformer, config: TrainConfig) -> list[int]:
     return dims
 
 
-def _arguments(config: TrainConfig, rows: int, seed: int, checkpoints: Path) -> SentenceTransformerTrainingArguments:
-    steps = config.epochs * -(-rows // config.batch)
+def _batches(
+    examples: Sequence[Example], rows: datasets.Dataset, config: TrainConfig, sampling: Sampling, seed: int
+) -> SetBatches:
+    lengths = [len(query) + len(positive) for query, positive in zip(rows["query"], rows["positive"], strict=True)]
+    return SetBatches([example.dataset for example in examples], lengths, config.batch, sampling, seed)
+
+
+def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -> SentenceTransformerTrainingArguments:
+    steps = config.epochs * a_pass
     return SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
@@ -208,6 +223,13 @@ def _arguments(config: TrainConfig, rows: int, seed: int, checkpoints: Path) -> 
 
 class _Trainer(SentenceTransformerTrainer):
     """The stock trainer; its steps and checkpoints are checked."""
+
+    batches: SetBatches | None = None
+
+    def get_batch_sampler(self, dataset: datasets.Dataset, *args: Any, **kwargs: Any) -> Any:
+        if self.batches is not None and dataset is self.train_dataset:
+            return self.batches
+        return super().get_batch_sampler(dataset, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
