@@ -10,6 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Embedder": "gecko.encoder",
     "Encoder": "gecko.encoder",
     "Example": "gecko.records",
     "GeckoError": "gecko.errors",
@@ -19,6 +20,7 @@ _HOMES = {
     "RunConfig": "gecko.config",
     "distill": "gecko.pipeline",
     "evaluate_retrieval": "gecko.evaluation",
+    "load": "gecko.encoder",
     "load_beir": "gecko.evaluation",
     "load_config": "gecko.config",
     "load_encoder": "gecko.encoder",

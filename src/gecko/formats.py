@@ -5,13 +5,78 @@
 ``native`` is how an existing embedder was meant to be used: the query alone, and title and text as one string.
 """
 
+from dataclasses import dataclass
 from typing import Literal, assert_never
 
+from gecko.errors import ConfigError
 from gecko.records import Example, Passage, Text
 
 InputFormat = Literal["native", "unified"]
 
 DEFAULT_TASK = "search result"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an embedding is for.
+
+    Attributes:
+        name: the name of Google's embedding API; empty for a task in words of one's own.
+        text: the task as the unified format shows it to the model; empty for a passage, which has none.
+        side: which form the text takes.
+        own_prompts: the names under which makers of other models keep their prompt for this task, best first.
+    """
+
+    name: str
+    text: str
+    side: Literal["query", "document"] = "query"
+    own_prompts: tuple[str, ...] = ()
+
+
+_QUERY = ("query", "Retrieval-query")
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("RETRIEVAL_QUERY", DEFAULT_TASK, own_prompts=_QUERY),
+        Task("RETRIEVAL_DOCUMENT", "", "document", ("document", "passage", "corpus", "Retrieval-document")),
+        Task(
+            "SEMANTIC_SIMILARITY",
+            "semantic similarity",
+            own_prompts=("semantic similarity", "STS", "sts", "similarity"),
+        ),
+        Task("CLASSIFICATION", "classification", own_prompts=("classification", "Classification")),
+        Task("CLUSTERING", "clustering", own_prompts=("clustering", "Clustering")),
+        Task("QUESTION_ANSWERING", "question answering", own_prompts=("question answering", *_QUERY)),
+        Task("FACT_VERIFICATION", "fact checking", own_prompts=("fact checking", *_QUERY)),
+        Task("CODE_RETRIEVAL_QUERY", "code retrieval", own_prompts=("code retrieval", "InstructionRetrieval", *_QUERY)),
+    )
+}
+
+_TASK_TEXTS = {task.text: task for task in TASKS.values() if task.text}
+
+
+def find_task(name: str) -> Task:
+    """The task of a name, or of a description.
+
+    Args:
+        name: a name of Google's API, in any case; a task of the paper (``question answering``); or a description of
+            two words or more, which a query in the unified format shows to the model as it stands.
+
+    Raises:
+        ConfigError: one word that is no task's name.
+    """
+    plain = " ".join(name.split())
+    task = TASKS.get(plain.upper().replace(" ", "_").replace("-", "_")) or _TASK_TEXTS.get(
+        plain.lower().replace("_", " ")
+    )
+    if task is not None:
+        return task
+    if " " in plain:
+        return Task("", plain, own_prompts=_QUERY)
+    raise ConfigError(
+        f"task {name!r} is not known; give one of {', '.join(TASKS)}, or describe the task in two words or more"
+    )
 
 
 def render_query(query: str, task: str, form: InputFormat) -> str:
@@ -55,8 +120,7 @@ def prompts(form: InputFormat) -> dict[str, str]:
         case "native":
             return {}
         case "unified":
-            names = ("search result", "question answering", "fact checking", "classification", "clustering")
-            tasks = {name: f"task: {name} | query: " for name in (*names, "semantic similarity")}
+            tasks = {name: f"task: {name} | query: " for name in _TASK_TEXTS}
             return {"query": f"task: {DEFAULT_TASK} | query: ", "document": "title: none | text: ", **tasks}
         case _:
             assert_never(form)

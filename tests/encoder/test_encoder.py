@@ -196,7 +196,7 @@ def test_nothing_in_nothing_out(plain: Encoder) -> None:
 def test_progress_bar_only_for_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def shown(terminal: bool) -> bool:
         console = Console(file=io.StringIO(), force_terminal=terminal)
-        with room._bar(100, True, console) as advance:
+        with room.running_bar(100, True, console) as advance:
             advance(50)
         return "embedding" in console.file.getvalue()
 

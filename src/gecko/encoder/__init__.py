@@ -1,5 +1,6 @@
 """Embedding models: find, load, run and save them."""
 
+from gecko.encoder.embedder import Embedder, Prepared, load
 from gecko.encoder.encoder import (
     Encoder,
     detect_form,
@@ -8,12 +9,18 @@ from gecko.encoder.encoder import (
     resolve_model,
     save_model,
 )
+from gecko.encoder.vectors import encode_output, shorten
 
 __all__ = [
+    "Embedder",
     "Encoder",
+    "Prepared",
     "detect_form",
+    "encode_output",
+    "load",
     "load_encoder",
     "model_identity",
     "resolve_model",
     "save_model",
+    "shorten",
 ]

@@ -288,7 +288,7 @@ def encode_texts(
         pending.clear()
 
     model.eval()
-    with torch.inference_mode(), _bar(sum(map(len, texts)), progress) as advance:
+    with torch.inference_mode(), running_bar(sum(map(len, texts)), progress) as advance:
         for start in range(0, len(order), WINDOW):
             window = order[start : start + WINDOW]
             features = model.preprocess([texts[index] for index in window], prompt=prompt or None, task=side)
@@ -333,7 +333,7 @@ def _batches(
 
 
 @contextlib.contextmanager
-def _bar(total: int, wanted: bool, console: "Console | None" = None) -> Iterator[Callable[[int], None]]:
+def running_bar(total: int, wanted: bool, console: "Console | None" = None) -> Iterator[Callable[[int], None]]:
     """Gives a function to report work done; a bar appears only if a few seconds of work are left, on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

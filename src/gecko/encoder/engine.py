@@ -1,0 +1,111 @@
+"""How a transformer computes the vectors of a batch of token rows."""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from gecko.device import has_fast_bfloat16
+from gecko.encoder.vectors import Vectors
+from gecko.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+CPU_BATCH_TOKENS = 4096
+GPU_BATCH_TOKENS = 32768
+
+
+class Engine(Protocol):
+    """Computes vectors. Must be safe to call from several threads.
+
+    Attributes:
+        precision: what it computes in.
+        batch_tokens: padded tokens a batch at which it runs best.
+    """
+
+    precision: str
+    batch_tokens: int
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """Unit vectors, float32 (B, D), of B rows of tokens, special tokens among them."""
+
+
+def is_plain(model: "SentenceTransformer") -> bool:
+    """Whether a model reads one row of tokens a text and nothing else, with a tokenizer that runs without Python."""
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    first = model[0]
+    return (
+        isinstance(first, Transformer)
+        and first.transformer_task == "feature-extraction"
+        and set(first.modality_config) == {"text"}
+        and not first.do_lower_case
+        and not first.processing_kwargs
+        and not (first.query_length or first.document_length or first.query_expansion)
+        and getattr(model.tokenizer, "backend_tokenizer", None) is not None
+        and all(module.include_prompt for module in model if isinstance(module, Pooling))
+    )
+
+
+def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
+    """The engine of a plain model on the device where it is.
+
+    Raises:
+        ConfigError: the device has no such precision.
+    """
+    device = model.device.type
+    if precision == "auto":
+        precision = "bfloat16" if device in ("cpu", "cuda") and has_fast_bfloat16(device) else "float32"
+    if precision == "bfloat16" and device == "cuda" and not has_fast_bfloat16("cuda"):
+        raise ConfigError("precision 'bfloat16': this GPU has none; give float32")
+    return TorchEngine(model, precision)
+
+
+class TorchEngine:
+    """Any plain model, run by sentence-transformers' own modules on padded batches; pooling is in float32."""
+
+    def __init__(self, model: "SentenceTransformer", precision: str) -> None:
+        import torch
+
+        self.precision = precision
+        self.batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
+        self._model = copy.deepcopy(model).eval()
+        if precision == "bfloat16":
+            self._model[0].to(torch.bfloat16)
+        self._padding = model.tokenizer.pad_token_id or 0
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """See :class:`Engine`."""
+        import torch
+        from torch.nn.functional import normalize
+
+        device = self._model.device
+        ids, mask = pad(rows, self._padding)
+        features: dict[str, Any] = {
+            "input_ids": torch.from_numpy(ids).to(device),  # (B, T)
+            "attention_mask": torch.from_numpy(mask).to(device),
+            "modality": "text",
+        }
+        with torch.inference_mode():
+            features = self._model[0](features)
+            for name, value in features.items():
+                if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16:
+                    features[name] = value.float()
+            for module in list(self._model)[1:]:
+                features = module(features)
+            vectors: torch.Tensor = normalize(features["sentence_embedding"].float(), dim=1)  # (B, D)
+        return vectors.cpu().numpy()
+
+
+def pad(rows: Sequence[Sequence[int]], padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token rows as int64 (B, T), filled up on the right, and their mask."""
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    ids = np.full(mask.shape, padding, dtype=np.int64)
+    ids[mask] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+    return ids, mask.astype(np.int64)

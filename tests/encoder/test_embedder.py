@@ -1,0 +1,202 @@
+import itertools
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer, quantize_embeddings
+
+import gecko
+from gecko import formats
+from gecko.encoder import Embedder, embedder, encode_output, save_model, shorten
+from gecko.encoder.embedder import token_batches
+from gecko.errors import ConfigError
+from gecko.formats import TASKS, find_task
+from gecko.records import Text
+
+WORDS = ["the", "red", "cat", "sleeps", "in", "a", "big", "house", "zebra", "and", "fish"]
+
+
+def sentences(count: int, longest: int = 70) -> list[str]:
+    generator = random.Random(1)
+    texts = [" ".join(generator.choices(WORDS, k=generator.randint(1, longest))) for _ in range(count)]
+    return [*texts, "", texts[0]]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model: Path) -> Embedder:
+    return gecko.load(str(tiny_model), precision="float32")
+
+
+@pytest.fixture(scope="module")
+def unified(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    folder = tmp_path_factory.mktemp("unified")
+    save_model(SentenceTransformer(str(tiny_model), device="cpu"), folder, "unified")
+    return gecko.load(str(folder), precision="float32")
+
+
+@pytest.mark.parametrize(("budget", "window"), [(1, 5), (100, 7), (100_000, 1000)])
+def test_equals_sentence_transformers(
+    plain: Embedder, tiny_model: Path, budget: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain._engine, "batch_tokens", budget)
+    monkeypatch.setattr(embedder, "WINDOW", window)
+    texts = sentences(30)
+    expected = SentenceTransformer(str(tiny_model), device="cpu").encode(texts, normalize_embeddings=True)
+    got = plain.embed(texts)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-2  # the model does tell texts apart
+
+
+def test_one_text_and_none(plain: Embedder) -> None:
+    np.testing.assert_allclose(plain.embed("the cat"), plain.embed(["the cat"])[0])
+    assert plain.embed([]).shape == (0, 32)
+    assert plain.embed([], dim=8, output="binary").shape == (0, 1)
+    assert plain.run([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "RETRIEVAL_DOCUMENT"])
+def test_each_task_is_the_saved_prompt_of_its_name(unified: Embedder, name: str) -> None:
+    task = TASKS[name]
+    plainly = SentenceTransformer(unified.spec, device="cpu")
+    expected = plainly.encode("the cat", prompt_name=task.text, normalize_embeddings=True)
+    for spelling in (name, name.lower(), task.text, task.text.title()):
+        np.testing.assert_allclose(unified.embed("the cat", task=spelling), expected, atol=1e-5)
+    others = [unified.embed("the cat", task=other) for other in TASKS if other != name]
+    assert min(np.abs(expected - other).max() for other in others) > 1e-3
+
+
+def test_documents_have_titles(unified: Embedder, plain: Embedder) -> None:
+    model = SentenceTransformer(unified.spec, device="cpu")
+    got = unified.embed(["cat", "dog", "fish"], title=["red", "", "big"])
+    texts = ["title: red | text: cat", "title: none | text: dog", "title: big | text: fish"]
+    np.testing.assert_allclose(got, model.encode(texts, normalize_embeddings=True), atol=1e-5)
+    np.testing.assert_allclose(unified.embed(["cat"], title="red")[0], got[0], atol=1e-5)
+    np.testing.assert_allclose(
+        plain.embed("cat", title="red"), model.encode("red\ncat", normalize_embeddings=True, prompt=""), atol=1e-5
+    )
+    np.testing.assert_allclose(unified.passages([Text("1", "red", "cat")])[0], got[0], atol=1e-5)
+
+
+def test_a_task_in_words(unified: Embedder) -> None:
+    model = SentenceTransformer(unified.spec, device="cpu")
+    expected = model.encode("task: big red fish | query: cat", normalize_embeddings=True)
+    np.testing.assert_allclose(unified.embed("cat", task="big  red fish"), expected, atol=1e-5)
+    np.testing.assert_allclose(unified.queries(["cat"], "big red fish")[0], expected, atol=1e-5)
+    np.testing.assert_allclose(unified.queries(["cat"]), unified.embed(["cat"], task="RETRIEVAL_QUERY"), atol=1e-6)
+
+
+def test_native_models_use_their_makers_prompts(tiny_model: Path, tmp_path: Path) -> None:
+    prompts = {"query": "search ", "passage": "text ", "Clustering": "red "}
+    model = SentenceTransformer(str(tiny_model), device="cpu", prompts=prompts)
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    ours = gecko.load(str(tmp_path), precision="float32")
+    plain = model.encode(["search cat", "text cat", "red cat", "cat"], normalize_embeddings=True, prompt="")
+    got = [
+        ours.embed("cat", task=task)
+        for task in ("FACT_VERIFICATION", "RETRIEVAL_DOCUMENT", "CLUSTERING", "SEMANTIC_SIMILARITY")
+    ]
+    np.testing.assert_allclose(got, plain, atol=1e-5)
+    np.testing.assert_allclose(ours.queries(["cat"]), plain[:1], atol=1e-5)
+
+
+def test_wrong_requests(plain: Embedder) -> None:
+    with pytest.raises(ConfigError, match="RETRIEVAL_QERY.*RETRIEVAL_QUERY"):
+        plain.embed("cat", task="RETRIEVAL_QERY")
+    with pytest.raises(ConfigError, match="only texts of the task RETRIEVAL_DOCUMENT"):
+        plain.embed("cat", task="CLUSTERING", title="x")
+    with pytest.raises(ConfigError, match="2 texts but 1 titles"):
+        plain.embed(["cat", "dog"], title=["x"])
+    for dim in (0, 33):
+        with pytest.raises(ConfigError, match="32 dimensions"):
+            plain.embed("cat", dim=dim)
+    with pytest.raises(ConfigError, match="text 2 is a NoneType"):
+        plain.embed(["cat", None])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="text 2 holds half of a surrogate"):
+        plain.embed(["cat and dog", "\ud800"])
+    with pytest.raises(ConfigError, match="title 1 holds half of a surrogate"):
+        plain.prepare(["cat"], title="\udfff")
+    with pytest.raises(ConfigError, match="multiple of 8"):
+        plain.embed("cat", dim=9, output="binary")
+
+
+def test_shorter_vectors_have_unit_length(plain: Embedder) -> None:
+    full, cut = plain.embed(sentences(5)), plain.embed(sentences(5), dim=8)
+    np.testing.assert_allclose(cut, full[:, :8] / np.linalg.norm(full[:, :8], axis=1, keepdims=True), atol=1e-6)
+    assert (shorten(np.zeros((1, 4), dtype=np.float32), 2) == 0).all()
+
+
+def test_int8_and_binary(plain: Embedder) -> None:
+    texts = sentences(20)
+    full = plain.embed(texts)
+    small = plain.embed(texts, output="int8")
+    assert small.dtype == np.int8
+    assert (np.abs(small.astype(int)).max(axis=1) == 127).all()
+    wide = small.astype(np.float32)
+    assert ((wide * full).sum(axis=1) / np.linalg.norm(wide, axis=1)).min() > 0.9999
+    bits = plain.embed(texts, output="binary")
+    assert bits.dtype == np.uint8
+    np.testing.assert_array_equal(bits, quantize_embeddings(full, "ubinary"))
+    np.testing.assert_array_equal(
+        plain.embed(texts, dim=16, output="binary"), encode_output(shorten(full, 16), "binary")
+    )
+
+
+def test_prepare_and_run_mix_requests(unified: Embedder) -> None:
+    requests = [("RETRIEVAL_QUERY", sentences(4)), ("RETRIEVAL_DOCUMENT", sentences(3)), ("CLUSTERING", ["cat"])]
+    prepared = [unified.prepare(texts, task=task) for task, texts in requests]
+    together = unified.run(list(itertools.chain(*prepared)))
+    apart = np.concatenate([unified.embed(texts, task=task) for task, texts in requests])
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+    model = SentenceTransformer(unified.spec, device="cpu")
+    for (_, texts), items in zip(requests, prepared, strict=True):
+        for text, item in zip(texts, items, strict=True):
+            assert text in item.text
+            ids = model.preprocess([item.prompt + item.text])["input_ids"][0].tolist()
+            assert (list(item.ids or ()), item.tokens) == (ids, len(ids))
+    assert max(item.tokens for item in prepared[0]) == unified.max_tokens == 48
+
+
+def test_token_batches() -> None:
+    tokens = [50, 20, 20, 7, 7, 7, 1]
+    assert [tokens[rows] for rows in token_batches(tokens, 40)] == [[50], [20, 20], [7, 7, 7, 1]]
+
+
+def test_threads(plain: Embedder) -> None:
+    texts = sentences(40)
+    expected = plain.embed(texts)
+    with ThreadPoolExecutor(8) as pool:
+        for got in pool.map(lambda _: plain.embed(texts), range(16)):
+            np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_bfloat16_is_close(plain: Embedder, tiny_model: Path) -> None:
+    half = gecko.load(str(tiny_model), precision="bfloat16")
+    assert (plain.precision, half.precision) == ("float32", "bfloat16")
+    expected, got = plain.embed(sentences(12)), half.embed(sentences(12))
+    assert (got * expected).sum(axis=1).min() >= 0.999
+    assert np.abs(got - expected).max() > 1e-6  # it was bfloat16
+
+
+def test_a_model_that_is_no_plain_transformer(tiny_model: Path, tmp_path: Path) -> None:
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    tokenizer = SentenceTransformer(str(tiny_model), device="cpu").tokenizer
+    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)], device="cpu")
+    save_model(static, tmp_path, "unified")
+    ours = gecko.load(str(tmp_path))
+    expected = static.encode(["title: none | text: red cat", "title: none | text: fish"], normalize_embeddings=True)
+    np.testing.assert_allclose(ours.embed(["red cat", "fish"]), expected, atol=1e-6)
+    assert [item.tokens for item in ours.prepare(["red cat", "fish"])] == [8, 7]
+    with pytest.raises(ConfigError, match="float32"):
+        gecko.load(str(tmp_path), precision="bfloat16")
+
+
+def test_task_names() -> None:
+    assert {find_task(text).name for text in formats.prompts("unified") if text not in ("query", "document")} == {
+        name for name in TASKS if name != "RETRIEVAL_DOCUMENT"
+    }
+    assert find_task("retrieval-document").side == "document"
+    assert find_task("find the answer").text == "find the answer"
