@@ -121,6 +121,18 @@ def test_what_a_prompt_must_hold(tmp_path: Path, text: str, message: str) -> Non
     assert str(tmp_path / "mine.toml") in str(caught.value)
 
 
+def test_graded_labels(tmp_path: Path) -> None:
+    text = 'form = "completion"\ntemplate = "{passage} {query}"\nlabels = ["0", "1", "2"]\n'
+    assert load_prompt(write(tmp_path, text)).values == ()
+    assert load_prompt(write(tmp_path, text + "values = [0, 1, 2.5]")).values == (0.0, 1.0, 2.5)
+    for values in ("[0, 1]", "[1, 1, 1]", '["0", 1, 2]', "[0, 1, nan]"):
+        with pytest.raises(ConfigError, match="mine.toml: values = .*give one number a label, not all the same"):
+            load_prompt(write(tmp_path, text + f"values = {values}"))
+    for labels in ('["Yes", 1]', '["Yes", ""]'):
+        with pytest.raises(ConfigError, match="labels = .*each must be a word"):
+            load_prompt(write(tmp_path, f'form = "completion"\ntemplate = "{{passage}}"\nlabels = {labels}'))
+
+
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.toml: No such file"):
         load_prompt(str(tmp_path / "no.toml"))

@@ -228,6 +228,53 @@ def evaluate_model(
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
+@app.command("check-teacher")
+def check_teacher(
+    sets: Annotated[list[str], typer.Argument(help="BEIR folders, DIR or DIR@SPLIT, or `stdlib-questions`.")],
+    llm: Annotated[str, typer.Option(help="The teacher, an LLM SPEC as for distill.")] = "default",
+    backbone: Annotated[str, typer.Option(help="The start model, whose order is the baseline.")] = "minilm",
+    forms: Annotated[
+        list[str] | None,
+        typer.Option("--form", help="A prompt (name or TOML file) for both scores, or P_QL+P_RC. Can be repeated."),
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="At most so many queries a set, drawn at random.")] = 100,
+    candidates: Annotated[int, typer.Option(min=2, help="The start model's first N passages are put in order.")] = 20,
+    passage_tokens: Annotated[int, typer.Option(min=16, help="The teacher reads so much of a passage.")] = 256,
+    split: Annotated[str | None, typer.Option(help="The split where none is named with @SPLIT.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of queries and the intervals.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a teacher is worth: its order of the start model's candidates on labelled sets. Exit code 1 if it does harm.
+
+    Answers are kept as they come: run a check that was stopped again, and it goes on where it was.
+    """
+    import json
+
+    from gecko.evaluation.result import load_set
+    from gecko.evaluation.teacher_value import ValueConfig, value_rows, value_verdict
+    from gecko.evaluation.teacher_value import check_teacher as measure
+
+    config = ValueConfig(
+        forms=tuple(forms or ("relevance",)),
+        queries=queries,
+        candidates=candidates,
+        passage_tokens=passage_tokens,
+        seed=seed,
+    )
+    result = measure([load_set(spec, split) for spec in sets], llm, backbone, config, Terminal())
+    if as_json:
+        print(json.dumps(result))
+    else:
+        header, *rows = value_rows(result)
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*map(escape, row), end_section=row[2] == "rrf+retriever")
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
+        print(value_verdict(result))
+    if result["best"]["verdict"] == "does harm":
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Entry point: errors of this package are one message and exit code 1; anything else is a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

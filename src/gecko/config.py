@@ -75,7 +75,9 @@ class PromptsConfig(_Section):
 class SelectConfig(_Section):
     """Step 4: the better positive and the hard negative."""
 
-    fusion: Literal["rrf", "ql", "rc"] = "rrf"
+    fusion: Literal["rrf", "rrf+retriever", "ql", "rc"] = Field(
+        default="rrf", description="rrf: of QL and RC, as in the paper; rrf+retriever: of the retriever's rank, too"
+    )
     rrf_constant: float = Field(default=0.0, ge=0, description="added to the ranks; the paper has 0, not the usual 60")
     positive: Literal["p1", "seed"] = "p1"
     negative: Literal["last", "random", "none"] = "last"

@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gecko.errors import RunError
 from gecko.fret.fuse import fuse, ranks
 from gecko.records import Candidate, Score
 
@@ -52,6 +54,25 @@ def test_one_alone(fusion: str, order: list[str], ranks: list[int]) -> None:
     labels = fuse(*FOUR, fusion)  # type: ignore[arg-type]
     assert [label.passage_id for label in labels] == order
     assert [label.fused for label in labels] == pytest.approx([1 / rank for rank in ranks])
+
+
+def test_the_retrievers_rank_as_a_third() -> None:
+    labels = fuse(*FOUR, "rrf+retriever", 1.0)
+    assert {label.passage_id: label.fused for label in labels} == pytest.approx(
+        {"a": 1 / 4 + 1 / 2 + 1 / 2, "b": 1 / 2 + 1 / 5 + 1 / 3, "c": 1 / 5 + 1 / 3 + 1 / 4, "d": 1 / 3 + 1 / 4 + 1 / 5}
+    )
+    assert [label.passage_id for label in labels] == ["a", "b", "c", "d"]
+    assert [label.passage_id for label in fuse(*FOUR, constant=1.0)] == ["a", "b", "d", "c"]
+
+
+def test_scores_without_a_likelihood_serve_rc_alone() -> None:
+    rows = table(("a", 0.0, 0, 1.0), ("b", 0.0, 0, 2.0))
+    labels = fuse(*rows, "rc")
+    assert [label.passage_id for label in labels] == ["b", "a"]
+    assert all(math.isnan(label.ql) for label in labels)
+    for fusion in ("rrf", "rrf+retriever", "ql"):
+        with pytest.raises(RunError, match=rf"hold no query likelihood, and fusion '{re.escape(fusion)}'.*fusion=rc"):
+            fuse(*rows, fusion)  # type: ignore[arg-type]
 
 
 def test_a_constant_is_added_to_both_ranks() -> None:

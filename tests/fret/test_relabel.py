@@ -1,9 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gecko.config import SelectConfig
-from gecko.fret.relabel import prompt_hash, relabel
+from gecko.fret.relabel import prompt_hash, relabel, relevance_logit
 from gecko.fret.select import group_labels
 from gecko.llm.base import Group
 from gecko.llm.fake import FakeLM
@@ -86,6 +89,27 @@ def test_odds_are_against_all_other_labels_and_only_the_shards_work_is_counted()
     assert [score.rc for score in scores] == pytest.approx([math.log(0.5 / 0.4)] * 3)
     assert counts.tokens == 10 + 14 + 3
     assert counts.notes == {"passages read in part": 1}
+
+
+@given(
+    st.lists(st.tuples(st.floats(-20, 0), st.integers(0, 4)), min_size=2, max_size=5).filter(
+        lambda rows: len({grade for _, grade in rows}) > 1
+    )
+)
+def test_grades_give_the_log_odds_of_the_expected_relevance(rows: list[tuple[float, int]]) -> None:
+    labels, grades = [value for value, _ in rows], [grade for _, grade in rows]
+    prompt = replace(RELEVANCE, labels=("a", "b", "c", "d", "e")[: len(rows)], values=tuple(map(float, grades)))
+    weights = [math.exp(value) for value in labels]
+    expected = sum(w * grade for w, grade in zip(weights, grades, strict=True)) / sum(weights)
+    share = (expected - min(grades)) / (max(grades) - min(grades))
+    assert relevance_logit(prompt, labels) == pytest.approx(math.log(share / (1 - share)), abs=1e-6, rel=1e-6)
+
+
+def test_yes_and_no_are_the_grades_1_and_0() -> None:
+    two = replace(RELEVANCE, values=(1.0, 0.0))
+    assert relevance_logit(two, (-0.3, -2.0)) == pytest.approx(relevance_logit(RELEVANCE, (-0.3, -2.0)))
+    assert relevance_logit(RELEVANCE, (-0.3, -2.0)) == pytest.approx(1.7)
+    assert relevance_logit(replace(RELEVANCE, values=(0.0, 1.0)), (-0.3, -2.0)) == pytest.approx(-1.7)
 
 
 def test_prompt_hash_tells_the_two_apart() -> None:

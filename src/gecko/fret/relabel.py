@@ -1,7 +1,8 @@
 """Step 3 of FRet: the same LLM scores each (query, candidate) by query likelihood and by relevance classification.
 
 ``QL(q, p) = log LLM(q | p, P_QL)`` is kept as a sum and a number of tokens; ``RC(q, p)`` as the log-odds of the relevant
-label against the other. Pairs are grouped by passage, so that a passage is read once a prompt for all of its queries.
+label against the other, or of the expected grade where the prompt's labels are grades. Pairs are grouped by passage, so
+that a passage is read once a prompt for all of its queries.
 
 By default one prompt serves both: QL is read on the query's tokens, RC on the label after them, so the passage and the
 query are read once and not twice. Two prompts, as in the paper, are two names in ``[prompts]``.
@@ -34,7 +35,7 @@ def relabel(
         pairs: passages, each with the queries that retrieved it.
         teacher: scores.
         likelihood: P_QL.
-        relevance: P_RC; its first label is the relevant one.
+        relevance: P_RC.
         counts: tokens, and the passages that were cut.
     """
     tokens, cut = teacher.usage.tokens, teacher.usage.truncated
@@ -53,7 +54,7 @@ def relabel(
                 prompt_hash=used,
                 ql_sum=found.ql_sum,
                 ql_tokens=found.ql_tokens,
-                rc=found.labels[0] - _logsumexp(found.labels[1:]),
+                rc=relevance_logit(relevance, found.labels),
             )
 
 
@@ -70,6 +71,22 @@ def judge(
     ]
 
 
+def relevance_logit(prompt: Prompt, labels: Sequence[float]) -> float:
+    """``RC(q, p)`` from the log-probabilities of the prompt's labels: the log-odds of the expected relevance.
+
+    With grades ``v`` the expectation ``E = sum p v / sum p`` is brought to [0, 1] by the smallest and the largest grade,
+    and ``log(E / (1 - E))`` is returned: 0 is the middle of the scale. Without grades the first label counts 1 and the
+    others 0, and this is the log-odds of the first label against the others.
+    """
+    grades = prompt.values or (1.0, *[0.0] * (len(labels) - 1))
+    low, high = min(grades), max(grades)
+    above = [value + math.log(grade - low) for value, grade in zip(labels, grades, strict=True) if grade > low]
+    below = [value + math.log(high - grade) for value, grade in zip(labels, grades, strict=True) if grade < high]
+    return _logsumexp(above) - _logsumexp(below)
+
+
 def _logsumexp(values: Sequence[float]) -> float:
     most = max(values)
+    if most == -math.inf:
+        return most
     return most + math.log(sum(math.exp(value - most) for value in values))

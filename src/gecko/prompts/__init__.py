@@ -5,6 +5,7 @@ the end of the passage is a prefix that all queries of a passage share. What goe
 parses control tokens out of it.
 """
 
+import math
 import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
@@ -27,10 +28,11 @@ class Prompt:
             template.
         text: the whole text of a completion prompt, slots included.
         messages: (role, content) of a chat prompt, slots included.
-        labels: answers to tell apart, the relevant one first.
+        labels: answers to tell apart; without ``values`` the relevant one is first.
         stop: where a generated text ends.
         examples: the few-shot examples that it shows, for the check that none is copied.
         hash: of the file's content.
+        values: the relevance that each label stands for, on any scale; none: 1 for the first label, 0 for the others.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Prompt:
     stop: tuple[str, ...]
     examples: tuple[dict[str, str], ...]
     hash: str
+    values: tuple[float, ...] = ()
 
 
 def load_prompt(name: str) -> Prompt:
@@ -90,15 +93,27 @@ def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
         raise ConfigError(f"prompt {name}: form = {form!r}; write completion or chat")
     if whole.count("{passage}") != 1 or whole.count("{query}") > 1 or "{passage}" in whole.partition("{query}")[2]:
         raise ConfigError(f"prompt {name}: it must hold {{passage}} once, and after it {{query}} at most once")
+    labels, grades = values.get("labels", []), values.get("values", [])
+    if not all(isinstance(label, str) and label for label in labels):
+        raise ConfigError(f"prompt {name}: labels = {labels!r}; each must be a word in quotation marks")
+    if grades and not (
+        len(grades) == len(labels)
+        and all(isinstance(grade, int | float) and math.isfinite(grade) for grade in grades)
+        and min(grades) < max(grades)
+    ):
+        raise ConfigError(
+            f"prompt {name}: values = {grades!r} for labels = {labels!r}; give one number a label, not all the same"
+        )
     return Prompt(
         name=values.get("name", name),
         form=form,
         text=text,
         messages=messages,
-        labels=tuple(values.get("labels", ())),
+        labels=tuple(labels),
         stop=tuple(values.get("stop", ())),
         examples=tuple(examples),
         hash=content_hash,
+        values=tuple(map(float, grades)),
     )
 
 
