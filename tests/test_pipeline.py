@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gecko.config import load_config
+from gecko.config import RunConfig, load_config
 from gecko.errors import CorpusError, RunError, TeacherRefused
+from gecko.llm.fake import FakeLM
+from gecko.paid import REUSED
 from gecko.pipeline import Pipeline, distill
 from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import Run
+from gecko.store import Run, read_json, write_json
 
 RECORDS = {"ingest": Passage, "generate": Query, "mine": Candidate, "relabel": Score, "select": Example}
 
@@ -213,8 +217,6 @@ def test_too_few_passages_are_refused(tiny_model: Path, tmp_path: Path) -> None:
 def test_a_teacher_whose_texts_do_not_parse_is_refused(
     corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gecko.llm.fake import FakeLM
-
     monkeypatch.setattr(
         FakeLM, "generate", lambda self, prompt, passages, sampling: ["I cannot do that."] * len(passages)
     )
@@ -230,8 +232,6 @@ def test_a_teacher_whose_texts_do_not_parse_is_refused(
 def test_a_teacher_that_misorders_the_probe_is_refused_unless_forced(
     corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gecko.llm.fake import FakeLM
-
     kept_score, kept_labels = FakeLM.score, FakeLM.label_logprobs
 
     def worst_first(self, prompt, groups):
@@ -254,3 +254,182 @@ def test_a_teacher_that_misorders_the_probe_is_refused_unless_forced(
         forced.ui.say = said.append  # type: ignore[method-assign]
         assert forced.check() is not None
     assert any("because of --force" in line for line in said)
+
+
+# --- a run that grows
+
+
+class Asked:
+    """What the teacher was asked, over all runs of a test."""
+
+    def __init__(self) -> None:
+        self.passages: list[str] = []
+        self.pairs: list[tuple[str, str]] = []
+
+    def take(self) -> tuple[list[str], list[tuple[str, str]]]:
+        taken = self.passages, self.pairs
+        self.passages, self.pairs = [], []
+        return taken
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
+    record = Asked()
+    generate, judge = FakeLM.generate, FakeLM.judge
+
+    def recorded(self, prompt, passages, sampling):
+        record.passages += passages
+        return generate(self, prompt, passages, sampling)
+
+    def judged(self, prompt, groups):
+        record.pairs += [(query, group.passage) for group in groups for query in group.queries]
+        return judge(self, prompt, groups)
+
+    monkeypatch.setattr(FakeLM, "generate", recorded)
+    monkeypatch.setattr(FakeLM, "judge", judged)
+    yield record
+
+
+def through_select(folder: Path, config: RunConfig, say: list[str] | None = None) -> None:
+    with Run(folder, config, say=(say if say is not None else []).append) as run:
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        pipeline.through("select")
+
+
+def pairs_of(folder: Path) -> list[tuple[str, str]]:
+    """(query's text, passage's content) of every score."""
+    with Run(folder) as run:
+        texts = {query.id: query.text for query in run.read("generate", Query)}
+        passages = Pipeline(run).by_id
+        return [(texts[score.query_id], passages[score.passage_id].content) for score in run.read("relabel", Score)]
+
+
+def test_grown_is_as_if_asked_at_once(
+    whole: Path, corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked
+) -> None:
+    folder, said = tmp_path / "run", []
+    pairs: list[tuple[str, str]] = []
+    for queries, before in ((4, 0), (13, 4)):  # neither is a whole number of shards
+        through_select(folder, settings(corpus, tiny_model, f"generate.queries={queries}"))
+        seeds, more = asked.take()
+        assert len(seeds) == queries - before
+        pairs += more
+    with Run(folder, settings(corpus, tiny_model), say=said.append) as run:  # no --force
+        distill(run)
+        notes = run.finished("relabel").notes
+        tokens = {stage: run.finished(stage).tokens for stage in ("generate", "relabel")}
+        drops = run.finished("generate").drops
+    assert content(folder) == content(whole)
+    new_seeds, new_pairs = asked.take()
+    assert len(new_seeds) == 24 - 13
+    assert not set(seeds) & set(new_seeds)
+    assert Counter(new_pairs) + Counter(pairs) == Counter(pairs_of(whole))  # each was asked once
+    assert notes[REUSED] == len(pairs) > 0
+    with Run(whole) as run:
+        assert drops == run.finished("generate").drops
+        assert tokens["generate"] == run.finished("generate").tokens
+        assert tokens["relabel"] == pytest.approx(run.finished("relabel").tokens, abs=len(pairs))
+    assert any("seeds changed, what was paid for is used again" in line for line in said)
+    # And back: nothing is asked, what was made for fewer queries is still there.
+    through_select(folder, settings(corpus, tiny_model, "generate.queries=13"))
+    assert asked.take() == ([], [])
+
+
+def test_a_larger_budget_only_adds(corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked) -> None:
+    def of(budget: str) -> RunConfig:
+        return settings(corpus, tiny_model, "generate.queries=null", f"budget={budget}", "generate.neighbourhood=3")
+
+    through_select(tmp_path / "grown", of("3000tok"))
+    first = asked.take()
+    through_select(tmp_path / "grown", of("6000tok"))
+    second = asked.take()
+    through_select(tmp_path / "at once", of("6000tok"))
+    at_once = asked.take()
+    assert first[1] and second[1]
+    assert len(first[0]) + len(second[0]) == len(at_once[0])
+    assert sorted(first[1] + second[1]) == sorted(at_once[1])
+    with Run(tmp_path / "grown") as grown, Run(tmp_path / "at once") as whole:
+        for stage in ("generate", "mine", "relabel", "select"):
+            assert grown.finished(stage).identity == whole.finished(stage).identity
+
+
+def test_killed_while_growing(
+    whole: Path, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended before it was complete, grown, killed while growing in each stage that is paid for, and gone on with."""
+    folder, large = tmp_path / "run", settings(corpus, tiny_model)
+    kept = Run._write_shard
+
+    def write(self: Run, stage: str, index: int, *rest):
+        if (stage, index) == ("relabel", 3):
+            raise InterruptedError
+        return kept(self, stage, index, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "_write_shard", write)
+        with pytest.raises(InterruptedError):
+            through_select(folder, settings(corpus, tiny_model, "generate.queries=13"))
+    env = dict(os.environ, HF_HUB_OFFLINE="1")
+    for stage, part in (("generate", 3), ("relabel", 2)):
+        arguments = [str(folder), large.model_dump_json(), stage, str(part)]
+        done = subprocess.run([sys.executable, "-c", KILLER, *arguments], check=False, capture_output=True, env=env)
+        assert done.returncode == -9, done.stderr.decode()[-2000:]
+    through_select(folder, large)
+    with Run(folder) as run, Run(whole) as other:
+        assert run.finished("relabel").notes[REUSED] > 0
+        for stage in RECORDS:
+            assert run.finished(stage).identity == other.finished(stage).identity
+
+
+def test_another_text_is_judged_anew(
+    corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores are of a text: a query that was written otherwise (its folder was deleted, say) takes none over."""
+    folder = tmp_path / "run"
+    through_select(folder, settings(corpus, tiny_model, "generate.queries=13"))
+    pairs = asked.take()[1]
+    recorded = FakeLM.generate
+    monkeypatch.setattr(FakeLM, "generate", lambda *arguments: [f"{text} indeed" for text in recorded(*arguments)])
+    manifest = read_json(folder / "generate" / "manifest.json")
+    for shard in manifest["shards"]:
+        shard["key"] = ""  # as if written by something that told no keys
+    write_json(folder / "generate" / "manifest.json", manifest)
+    through_select(folder, settings(corpus, tiny_model))
+    seeds, new = asked.take()
+    assert len(seeds) == 24
+    assert not set(pairs) & set(new)
+    assert sorted(new) == sorted(pairs_of(folder))
+
+
+def test_only_amounts_may_change_unasked(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    through_select(folder, settings(corpus, tiny_model, "generate.queries=6"))
+    with pytest.raises(RunError, match=r"mine\.n: 6 -> 5") as caught:
+        Run(folder, settings(corpus, tiny_model, "generate.queries=9", "mine.n=5"))
+    assert "generate.queries" not in str(caught.value)
+
+
+def test_more_candidates_keep_the_scores_of_the_first(
+    corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked
+) -> None:
+    folder = tmp_path / "run"
+    through_select(folder, settings(corpus, tiny_model, "mine.n=5"))
+    pairs = asked.take()[1]
+    with Run(folder, settings(corpus, tiny_model, "mine.n=9"), force=True):
+        pass
+    through_select(folder, settings(corpus, tiny_model, "mine.n=9"))
+    seeds, new = asked.take()
+    assert seeds == []
+    every = pairs_of(folder)
+    assert Counter(new) + Counter(pairs) == Counter(every)
+    assert 0 < len(new) < len(every)
+
+
+def test_a_damaged_archive_is_an_error(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """It was paid for, so it is not passed over in silence."""
+    folder = tmp_path / "run"
+    through_select(folder, settings(corpus, tiny_model, "generate.queries=6"))
+    (folder / "generate" / "part-00000.parquet").write_bytes(b"damaged")
+    with pytest.raises(RunError, match=r"archive.*does not match its checksum"):
+        through_select(folder, settings(corpus, tiny_model))

@@ -503,7 +503,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_a_refused_folder_is_let_go(tmp_path: Path) -> None:
     pay(tmp_path)
     with pytest.raises(RunError, match="other settings"):
-        Run(tmp_path, RunConfig(budget="2m"))
+        Run(tmp_path, RunConfig(budget="1m", seed=3))
     with Run(tmp_path, CONFIG):
         pass
 

@@ -177,6 +177,9 @@ class RunConfig(_Section):
 # Where neither a budget nor a number of queries is given.
 DEFAULT_BUDGET = "20m"
 
+# More (or fewer) rows of the same kind: what the teacher was paid for is used again, so these may change at any time.
+GROWING = frozenset({"generate.queries", "budget"})
+
 # What a preset changes against the fields' own defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},

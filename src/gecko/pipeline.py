@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from gecko.config import parse_budget
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
 from gecko.fret.seeds import CONTROL_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
+from gecko.paid import paid_queries, paid_scores, seeds_key
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Example, Passage, Query, Score
@@ -412,7 +413,7 @@ class Pipeline:
         parts = {
             **self._teacher_parts("generate"),
             "passages": self.run.finished("ingest").identity,
-            "seeds": digest(*(f"{seed.passage_id}={seed.split}" for seed in seeds)),
+            "seeds": seeds_key(seeds),
             "settings": config.model_dump_json(include={"temperature", "top_p", "max_new_tokens", "batch"}),
             "passage tokens": str(self.config.relabel.passage_tokens),
             "seed": str(self.config.seed),
@@ -420,12 +421,28 @@ class Pipeline:
             **_version("generate"),
         }
 
+        growing = {"seeds"}
+        paid = cache(lambda: paid_queries(self.run, parts, growing))
+
         def work(shard: Sequence[Seed], counts: Counts) -> list[Query]:
+            written, left = paid().take(shard, counts)
+            if not left:
+                return written
             teacher, prompt = self._loaded(counts), self.prompts["generate"]
-            return list(generate(shard, self.by_id, teacher, prompt, config, self.config.seed, counts))
+            new = generate(left, self.by_id, teacher, prompt, config, self.config.seed, counts, written)
+            return [*written, *new]
 
         title = f"writing {len(seeds):,} queries, {config.batch} at a time"
-        manifest = self.run.execute("generate", Query, parts, shards, work, lambda left: self.ui.bar(title, left))
+        manifest = self.run.execute(
+            "generate",
+            Query,
+            parts,
+            shards,
+            work,
+            lambda left: self.ui.bar(title, left),
+            growing=growing,
+            key=seeds_key,
+        )
         if self.config.check.enabled:
             drops, check, name = dict(manifest.drops), self.config.check, self.config.llm
             self._refusing(lambda: refuse_by_parsing(manifest.rows, len(seeds), drops, check, name))
@@ -533,14 +550,24 @@ class Pipeline:
             **_version("relabel"),
         }
         pairs = sum(map(len, by_passage.values()))
+        growing = {"queries", "candidates", "queries kept"}
+        paid = cache(lambda: paid_scores(self.run, parts, growing, queries))
 
         def work(shard: Sequence[str], counts: Counts) -> list[Score]:
+            asked = [(query.id, identifier) for identifier in shard for query in by_passage[identifier]]
+            known = paid().scores
+            paid().count(asked, counts)
+            if all(pair in known for pair in asked):
+                return [known[pair] for pair in asked]
             teacher = self._loaded(counts)
             chosen = [(self.by_id[identifier], by_passage[identifier]) for identifier in shard]
-            return list(relabel(chosen, teacher, self.prompts["likelihood"], self.prompts["relevance"], counts))
+            prompts = self.prompts["likelihood"], self.prompts["relevance"]
+            return list(relabel(chosen, teacher, *prompts, counts, known))
 
         title = f"judging {pairs:,} pairs, {config.shard_passages} of {len(order):,} passages at a time"
-        return self.run.execute("relabel", Score, parts, shards, work, lambda left: self.ui.bar(title, left))
+        return self.run.execute(
+            "relabel", Score, parts, shards, work, lambda left: self.ui.bar(title, left), growing=growing
+        )
 
     def _affordable(self, queries: dict[str, Query], candidates: Sequence[Candidate]) -> set[str]:
         """The queries, neighbourhood by neighbourhood, whose exact cost fits what the plan left for relabelling."""

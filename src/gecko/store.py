@@ -14,6 +14,9 @@ finished stage covers its shards' checksums, never the seconds it took nor the s
 
 Files appear under their names only when they are complete (written aside, synced, renamed), and the manifest is
 rewritten after each shard, so a killed run continues at the next shard.
+
+A run **grows** when only the amount of work changed (``config.GROWING``): :meth:`Run.earlier` finds what the teacher was
+paid for under the other amounts, and the stages that it works for (``paid.py``) take it over.
 """
 
 import contextlib
@@ -24,7 +27,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from gecko.config import RunConfig, changed_keys, make_config
+from gecko.config import GROWING, RunConfig, changed_keys, make_config
 from gecko.errors import GeckoError, RunError, StorageError
 from gecko.records import SCHEMAS, from_table, to_table
 
@@ -115,17 +118,19 @@ class Counts:
     """What a stage counts while it works on one shard.
 
     ``waited`` is the part of the time in which something was fetched or loaded, in seconds; it is no work of the stage.
+    ``spent`` are the seconds that rows taken over from earlier work have cost.
     """
 
     drops: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     waited: float = 0.0
+    spent: float = 0.0
     notes: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
 class Shard:
-    """One file of a stage, as the manifest knows it."""
+    """One file of a stage, as the manifest knows it. ``key`` says what it was asked for, where the stage tells."""
 
     file: str
     rows: int
@@ -134,6 +139,7 @@ class Shard:
     tokens: int
     drops: dict[str, int]
     notes: dict[str, int]
+    key: str = ""
 
 
 @dataclass
@@ -201,7 +207,7 @@ class Run:
     ) -> None:
         self.path = path
         self.say = say
-        self.changed = False  # whether the folder's settings were replaced just now
+        self.changed = False  # whether the folder's settings were replaced just now, by more than an amount
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; give the path of a folder for the run")
         if config is None and not (path / "config.json").exists():
@@ -228,7 +234,7 @@ class Run:
             saved = make_config(read_json(file), str(file))
             if config is None:
                 return saved
-            changes = changed_keys(saved, config)
+            changes = [change for change in changed_keys(saved, config) if change.partition(":")[0] not in GROWING]
             self.changed = bool(changes)
             if changes and not force and self._is_paid():
                 listed = "\n  ".join(changes)
@@ -259,7 +265,10 @@ class Run:
         Raises:
             RunError: the manifest is damaged or of another layout.
         """
-        file = self.path / stage / "manifest.json"
+        return self._manifest(self.path / stage)
+
+    def _manifest(self, folder: Path) -> Manifest | None:
+        file = folder / "manifest.json"
         if not file.exists():
             return None
         raw = read_json(file)
@@ -295,12 +304,47 @@ class Run:
             RunError: the stage is not finished, or a shard is missing or does not match its checksum.
         """
         manifest = self.finished(stage)
-        records: list[R] = []
-        for shard in manifest.shards:
-            path = self.path / stage / shard.file
-            self._verify(path, shard)
-            records.extend(from_table(kind, pq.read_table(path)))
-        return records
+        return [row for shard in manifest.shards for row in self.read_shard(self.path / stage, shard, kind)]
+
+    def read_shard(self, folder: Path, shard: Shard, kind: type[R]) -> list[R]:
+        """The records of one shard in a stage's folder.
+
+        Raises:
+            RunError: it is missing or does not match its checksum.
+        """
+        path = folder / shard.file
+        self._verify(path, shard)
+        return list(from_table(kind, pq.read_table(path)))
+
+    def earlier(self, stage: str, parts: Mapping[str, str], growing: Collection[str]) -> list[tuple[Path, Manifest]]:
+        """What the stage made before of the same ``parts``, but for those named in ``growing``; the longest first.
+
+        Its shards may be fewer than were planned: a stage that never ended has paid for those it has.
+        """
+
+        def fixed(parts: Mapping[str, str]) -> dict[str, str]:
+            return {key: value for key, value in parts.items() if key not in growing}
+
+        found = [
+            (folder, manifest)
+            for folder, manifest in self._archive(stage)
+            if fixed(manifest.parts) == fixed(parts) and manifest.shards
+        ]
+        return sorted(found, key=lambda entry: (-entry[1].rows, entry[0].name))
+
+    def _archive(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
+        for folder in sorted((self.path / "archive").glob(f"{stage}-*")):
+            manifest = self._manifest(folder)
+            if manifest is not None and manifest.stage == stage:
+                yield folder, manifest
+
+    def made(self, stage: str, identity: str, kind: type[R]) -> list[R] | None:
+        """The records of whichever output of ``stage``, current or archived, has this identity; none: there is none."""
+        current = self.manifest(stage)
+        for folder, manifest in [*([(self.path / stage, current)] if current else []), *self._archive(stage)]:
+            if manifest.done and manifest.identity == identity:
+                return [row for shard in manifest.shards for row in self.read_shard(folder, shard, kind)]
+        return None
 
     def _verify(self, path: Path, shard: Shard) -> None:
         if not path.exists():
@@ -319,6 +363,9 @@ class Run:
         shards: Sequence[Item] | Callable[[], Sequence[Item]],
         work: Callable[[Item, Counts], Iterable[R]],
         bar: Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]] | None = None,
+        *,
+        growing: Collection[str] = (),
+        key: Callable[[Item], str] = lambda _: "",
     ) -> Manifest:
         """Run one stage: reuse what is there, do what is not.
 
@@ -329,12 +376,14 @@ class Run:
             shards: one item a shard, always the same for the same ``parts``; a function is called only when needed.
             work: makes the records of one shard.
             bar: opens a progress bar over so many shards.
+            growing: the parts whose change leaves what was paid for of use.
+            key: what a shard is asked for; kept with it.
 
         Raises:
             RunError: a shard on disk is damaged.
             StorageError: the disk is full.
         """
-        manifest = self.prepare(stage, parts)
+        manifest = self.prepare(stage, parts, growing)
         if manifest.done:
             return manifest
         items = shards() if callable(shards) else shards
@@ -348,8 +397,10 @@ class Run:
                 counts = Counts()
                 start = time.perf_counter()
                 rows = list(work(items[index], counts))
-                seconds = time.perf_counter() - start - counts.waited
-                manifest.shards.append(self._write_shard(stage, index, kind, rows, counts, seconds))
+                seconds = time.perf_counter() - start - counts.waited + counts.spent
+                shard = self._write_shard(stage, index, kind, rows, counts, seconds)
+                shard.key = key(items[index])
+                manifest.shards.append(shard)
                 manifest.done = index == len(items) - 1
                 self.save(manifest)
                 advance(1)
@@ -358,7 +409,7 @@ class Run:
             self.save(manifest)
         return manifest
 
-    def prepare(self, stage: str, parts: dict[str, str]) -> Manifest:
+    def prepare(self, stage: str, parts: dict[str, str], growing: Collection[str] = ()) -> Manifest:
         """The manifest to go on with for these ``parts``: the current one, an archived one, or a new one."""
         fingerprint = digest(stage, *(text for item in sorted(parts.items()) for text in item))
         current = self.manifest(stage)
@@ -366,7 +417,8 @@ class Run:
             changed = [
                 key for key in sorted(parts.keys() | current.parts.keys()) if parts.get(key) != current.parts.get(key)
             ]
-            self.say(f"{stage}: {', '.join(changed)} changed, so it is done again; the old output is kept in archive/")
+            again = "what was paid for is used again" if set(changed) <= set(growing) else "so it is done again"
+            self.say(f"{stage}: {', '.join(changed)} changed, {again}; the old output is kept in archive/")
             self._move(self.path / stage, self._archived(stage, current.fingerprint))
             current = None
         if current is None and (archived := self._archived(stage, fingerprint)).exists():

@@ -74,6 +74,7 @@ def generate(
     config: GenerateConfig,
     seed: int,
     counts: Counts,
+    written: Sequence[Query] = (),
 ) -> Iterator[Query]:
     """Write a query for each seed of one shard.
 
@@ -85,9 +86,10 @@ def generate(
         config: how texts are drawn.
         seed: of the run; each text is drawn from its own generator.
         counts: drops by reason and tokens.
+        written: what the shard has already; none of it is repeated.
     """
     before = teacher.usage.tokens
-    seen: set[str] = set()
+    seen = {_plain(query.text) for query in written}
     for start in range(0, len(seeds), config.batch):
         batch = seeds[start : start + config.batch]
         chosen = [passages[item.passage_id] for item in batch]

@@ -9,7 +9,7 @@ query are read once and not twice. Two prompts, as in the paper, are two names i
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from gecko.llm.base import Group, Judgement, LanguageModel
 from gecko.prompts import Prompt
@@ -28,6 +28,7 @@ def relabel(
     likelihood: Prompt,
     relevance: Prompt,
     counts: Counts,
+    known: Mapping[tuple[str, str], Score] | None = None,
 ) -> Iterator[Score]:
     """Score one shard.
 
@@ -37,25 +38,38 @@ def relabel(
         likelihood: P_QL.
         relevance: P_RC.
         counts: tokens, and the passages that were cut.
+        known: scores by query id and passage id that were paid for before; the teacher is not asked for them.
     """
+    known = known or {}
     tokens, cut = teacher.usage.tokens, teacher.usage.truncated
-    groups = [Group(passage.content, tuple(query.text for query in queries)) for passage, queries in pairs]
-    judgements = judge(groups, teacher, likelihood, relevance)
+    asked = [
+        (passage, fresh)
+        for passage, queries in pairs
+        if (fresh := [query for query in queries if (query.id, passage.id) not in known])
+    ]
+    groups = [Group(passage.content, tuple(query.text for query in queries)) for passage, queries in asked]
+    judgements = judge(groups, teacher, likelihood, relevance) if groups else []
     counts.tokens += teacher.usage.tokens - tokens
     passes = 1 if likelihood.hash == relevance.hash else 2
     counts.notes["passages read in part"] += (teacher.usage.truncated - cut) // passes
     used = prompt_hash(likelihood, relevance)
-    for (passage, queries), row in zip(pairs, judgements, strict=True):
-        for query, found in zip(queries, row, strict=True):
-            yield Score(
-                query_id=query.id,
-                passage_id=passage.id,
-                teacher=teacher.identity,
-                prompt_hash=used,
-                ql_sum=found.ql_sum,
-                ql_tokens=found.ql_tokens,
-                rc=relevance_logit(relevance, found.labels),
-            )
+    scores = {
+        (query.id, passage.id): Score(
+            query_id=query.id,
+            passage_id=passage.id,
+            teacher=teacher.identity,
+            prompt_hash=used,
+            ql_sum=found.ql_sum,
+            ql_tokens=found.ql_tokens,
+            rc=relevance_logit(relevance, found.labels),
+        )
+        for (passage, queries), row in zip(asked, judgements, strict=True)
+        for query, found in zip(queries, row, strict=True)
+    }
+    for passage, queries in pairs:
+        for query in queries:
+            pair = (query.id, passage.id)
+            yield scores[pair] if pair in scores else known[pair]
 
 
 def judge(
