@@ -168,14 +168,14 @@ def test_eval_prints_the_documented_json(tiny_model: Path, corpus: Path, tmp_pat
     (folder / "qrels" / "dev.tsv").write_text(
         "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\tp{n}\t1\n" for n in range(8))
     )
-    done = gecko("eval", tiny_model, f"{folder}@dev", "--baseline", tiny_model, "--json")
+    done = gecko("eval", tiny_model, f"{folder}@dev", "--baseline", tiny_model, "--json", "--no-cache")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)["sets"]["squares"]
     assert row["queries"] == 8
     assert row["delta"] == 0 and row["ci95"] == [0, 0] and row["baseline"] == row["ndcg@10"]
     assert 0 < row["bm25"] <= 1
-    refused(gecko("eval", tiny_model, folder, "--json"), "dev")
-    table = gecko("eval", tiny_model, f"{folder}@dev", "--dim", 8)
+    refused(gecko("eval", tiny_model, folder, "--json", "--no-cache"), "dev")
+    table = gecko("eval", tiny_model, f"{folder}@dev", "--dim", 8, "--no-cache")
     assert table.returncode == 0 and "squares" in table.stdout
 
 

@@ -196,36 +196,52 @@ def report(run: RunArg) -> None:
 @app.command("eval")
 def evaluate_model(
     model: Annotated[str, typer.Argument(help="A folder, hf:NAME or minilm.")],
-    sets: Annotated[list[str], typer.Argument(help="BEIR folders, DIR or DIR@SPLIT, or `stdlib-questions`.")],
+    sets: Annotated[
+        list[str],
+        typer.Argument(
+            help="BEIR folders or folders of task sets, DIR or DIR@SPLIT; mteb:NAME, a task or a benchmark; stdlib-questions."
+        ),
+    ],
     split: Annotated[str | None, typer.Option(help="The split where none is named with @SPLIT.")] = None,
     baseline: Annotated[str | None, typer.Option(help="A model to hold it against.")] = None,
     dim: Annotated[int | None, typer.Option(help="Keep only so many dimensions of the model's vectors.")] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="What a model in the unified format is told, as SET=TASK; can be repeated."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Neither use nor keep embeddings of earlier calls.")
+    ] = False,
 ) -> None:
     """Measure any model on labelled sets, with BM25 and a baseline beside it."""
     import json
 
     from gecko.encoder import load_encoder
-    from gecko.evaluation import eval_json, evaluate_retrieval
-    from gecko.evaluation.result import load_set
+    from gecko.evaluation.cache import KeptEmbeddings
+    from gecko.evaluation.sets import eval_table, evaluate_sets, load_sets
+    from gecko.llm.weights import cache_folder
 
-    data = [load_set(spec, split) for spec in sets]
+    ui = Terminal()
+    loaded = load_sets(sets, split, tasks or ())
+    folder = None if no_cache else cache_folder() / "embeddings"
     encoder = load_encoder(model)
-    models = {"model": encoder.truncated(dim) if dim is not None else encoder}
+    models = {"model": KeptEmbeddings(encoder.truncated(dim) if dim is not None else encoder, folder)}
     if baseline is not None:
-        models["baseline"] = load_encoder(baseline)
-    scores = evaluate_retrieval(data, models, progress=True)
-    result = eval_json(scores, "model", "baseline" if baseline is not None else None)
+        models["baseline"] = KeptEmbeddings(load_encoder(baseline), folder)
+    result = evaluate_sets(loaded, models, ui)
     if as_json:
         print(json.dumps(result))
         return
-    table = Table("set", "queries", "nDCG@10", "baseline", "difference, 95 % interval", "BM25", "recall@100")
-    for name, row in (*result["sets"].items(), *([("macro mean", result["macro"])] if "macro" in result else [])):
-        delta = "" if row["delta"] is None else f"{row['delta']:+.3f} [{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"
-        base = "" if row["baseline"] is None else f"{row['baseline']:.3f}"
-        cells = (escape(name), str(row["queries"]), f"{row['ndcg@10']:.3f}", base, delta, f"{row['bm25']:.3f}")
-        table.add_row(*cells, f"{row['recall@100']:.3f}")
+    header, *rows = eval_table(result)
+    table = Table()
+    for place, name in enumerate(header):
+        table.add_column(name, overflow="fold", min_width=24 if place == 0 else None)
+    for row in rows:
+        table.add_row(*map(escape, row))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+    for name, reason in result.get("skipped", {}).items():
+        print(f"{name} was skipped: {reason}")
 
 
 @app.command("check-teacher")

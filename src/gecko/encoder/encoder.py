@@ -191,6 +191,25 @@ class Encoder:
         """
         return self._embed([formats.render_passage(item, self.form) for item in items], "document", progress)
 
+    def symmetric(
+        self, texts: Sequence[str], task: str, names: Sequence[str] = (), *, progress: bool = False
+    ) -> Vectors:
+        """Embed texts of a set whose two sides are alike: similarity, classification, clustering.
+
+        Args:
+            texts: n texts, raw.
+            task: what the unified form tells the model.
+            names: of the model's saved prompts, in the native form: the first that it has is put in front, else none is.
+            progress: show a bar when it takes long.
+
+        Returns:
+            float32 (n, dim), unit rows, in the order of ``texts``.
+        """
+        if self.form == "unified":
+            return self.queries(texts, task, progress=progress)
+        prompt = next(filter(None, map(self.model.prompts.get, names)), "")
+        return encode_texts(self._runner(), texts, self._dim, prompt=prompt, side="query", progress=progress)
+
     def _embed(self, texts: Sequence[str], side: Literal["query", "document"], progress: bool) -> Vectors:
         prompt = native_prompt(self.model.prompts, side) if self.form == "native" else ""
         return encode_texts(self._runner(), texts, self._dim, prompt=prompt, side=side, progress=progress)

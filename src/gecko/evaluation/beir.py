@@ -43,6 +43,7 @@ class RetrievalSet:
         unknown_documents: judgements of documents the corpus lacks; they stay in ``qrels``, where they count against
             every ranking alike.
         unknown_queries: judged queries without a text; they are left out.
+        exclude_own: a passage with the query's own id is left out of its ranking, as in sets where queries are passages.
     """
 
     name: str
@@ -53,6 +54,7 @@ class RetrievalSet:
     task: str = DEFAULT_TASK
     unknown_documents: int = 0
     unknown_queries: int = 0
+    exclude_own: bool = False
 
 
 def load_beir(spec: str, split: str | None = None) -> RetrievalSet:

@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gecko.encoder.search import top_k
 from gecko.errors import EvaluationError
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.bm25 import bm25_run
+from gecko.evaluation.cache import SupportsEmbedding
 from gecko.evaluation.metrics import METRICS, Array, macro_ci, per_query
-
-if TYPE_CHECKING:
-    from gecko.encoder import Encoder
 
 BM25 = "bm25"
 DEPTH = 100  # of every ranking: the deepest measure's
@@ -36,11 +34,12 @@ class SetScores:
 
 
 def evaluate_retrieval(
-    sets: Sequence[RetrievalSet], models: "Mapping[str, Encoder]", *, bm25: bool = True, progress: bool = False
+    sets: Sequence[RetrievalSet], models: Mapping[str, SupportsEmbedding], *, bm25: bool = True, progress: bool = False
 ) -> dict[str, SetScores]:
     """Rank every set's passages for its queries with every model.
 
-    Each model embeds a set's passages and queries once. A query whose id is also a passage's may find that passage.
+    Each model embeds a set's passages and queries once. A query whose id is also a passage's may find that passage, unless
+    the set says otherwise.
 
     Args:
         sets: test sets, with different names.
@@ -66,21 +65,32 @@ def evaluate_retrieval(
             for label, encoder in models.items()
         }
         if bm25:
-            measured[BM25] = per_query(bm25_run(data.passages, data.queries, DEPTH), data.qrels)
+            found = bm25_run(data.passages, data.queries, DEPTH + data.exclude_own)
+            measured[BM25] = per_query(_without_own(data, found, DEPTH), data.qrels)
         scores[data.name] = SetScores(data, measured)
     return scores
 
 
 def dense_run(
-    data: RetrievalSet, encoder: "Encoder", k: int = DEPTH, *, progress: bool = False
+    data: RetrievalSet, encoder: SupportsEmbedding, k: int = DEPTH, *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
     """Cosine by query id and passage id of the best k passages, best first."""
     passages = encoder.passages(data.passages, progress=progress)
     queries = encoder.queries([text for _, text in data.queries], data.task, progress=progress)
-    places, cosines = top_k(queries, passages, k)
-    return {
+    places, cosines = top_k(queries, passages, k + data.exclude_own)
+    found = {
         key: {data.passages[place].id: score for place, score in zip(row, line, strict=True)}
         for (key, _), row, line in zip(data.queries, places.tolist(), cosines.tolist(), strict=True)
+    }
+    return _without_own(data, found, k)
+
+
+def _without_own(data: RetrievalSet, run: dict[str, dict[str, float]], k: int) -> dict[str, dict[str, float]]:
+    if not data.exclude_own:
+        return run
+    return {
+        key: dict([(passage, score) for passage, score in row.items() if passage != key][:k])
+        for key, row in run.items()
     }
 
 

@@ -17,7 +17,7 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 METRICS = ("ndcg@10", "recall@20", "recall@100", "mrr@10")
 
-_MEASURES = {"ndcg": "ndcg_cut", "recall": "recall", "mrr": "recip_rank"}
+_MEASURES = {"ndcg": "ndcg_cut", "recall": "recall", "mrr": "recip_rank", "map": "map_cut"}
 _BLOCK = 1 << 21  # resampled values held at once: 16 MiB of indices
 
 
@@ -27,7 +27,7 @@ def per_query(run: Run, qrels: Qrels, names: Sequence[str] = METRICS) -> dict[st
     Args:
         run: score by query id and passage id, higher is better; ties rank in the order listed.
         qrels: grade by query id and passage id.
-        names: ``ndcg@K``, ``recall@K`` or ``mrr@K``.
+        names: ``ndcg@K``, ``recall@K``, ``mrr@K`` or ``map@K``.
 
     Returns:
         for each name, (queries,) on 0–1 in the order of ``qrels``; a query the run lacks counts 0.
@@ -48,7 +48,7 @@ def _measure(ranked: Mapping[str, list[str]], qrels: Qrels, name: str) -> Array:
 
     kind, _, depth = name.partition("@")
     if kind not in _MEASURES or not depth.isdigit() or int(depth) < 1:
-        raise EvaluationError(f"measure {name!r} is not known; give ndcg@K, recall@K or mrr@K")
+        raise EvaluationError(f"measure {name!r} is not known; give ndcg@K, recall@K, mrr@K or map@K")
     measure = _MEASURES[kind]
     asked = measure if kind == "mrr" else f"{measure}.{depth}"
     key = measure if kind == "mrr" else f"{measure}_{depth}"
@@ -97,12 +97,12 @@ def macro_ci(differences: Sequence[Array], resamples: int = 10_000, seed: int = 
     if not differences or any(len(values) == 0 for values in differences):
         raise EvaluationError("an interval needs at least one judged query in every set")
     generator = np.random.default_rng(seed)
-    means = np.mean([_resampled_means(values, resamples, generator) for values in differences], axis=0)
+    means = np.mean([resampled_means(values, resamples, generator) for values in differences], axis=0)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(np.mean([values.mean() for values in differences])), float(low), float(high)
 
 
-def _resampled_means(values: Array, resamples: int, generator: np.random.Generator) -> Array:
+def resampled_means(values: Array, resamples: int, generator: np.random.Generator) -> Array:
     """(resamples,) means of resamples drawn with replacement."""
     rows = max(1, _BLOCK // len(values))
     means = np.empty(resamples, dtype=np.float64)

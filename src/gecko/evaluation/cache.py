@@ -1,0 +1,155 @@
+"""Embeddings kept by content, so that a second measurement of the same model on the same texts embeds nothing.
+
+A file holds the vectors of one list of texts in full width; a narrower one is cut from it. Its name hashes the model's
+identity, how it was run, and the texts. The folder is the user's cache folder (``GECKO_CACHE`` moves it) and is bounded:
+what was not used for the longest time goes first.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gecko.device import has_fast_bfloat16
+from gecko.records import Passage, Text
+from gecko.store import digest
+
+if TYPE_CHECKING:
+    from gecko.encoder import Encoder
+
+Vectors = npt.NDArray[np.float32]
+
+VERSION = 1
+LIMIT = 8 << 30  # bytes of all files together
+ROWS = 1 << 16  # cut to a narrower width together
+
+
+class SupportsEmbedding(Protocol):
+    """What ranking needs of a model."""
+
+    def queries(self, texts: Sequence[str], tasks: Sequence[str] | str = "", *, progress: bool = False) -> Vectors:
+        """Embed queries: float32 (n, dim), unit rows."""
+        ...
+
+    def passages(self, items: Sequence[Passage | Text], *, progress: bool = False) -> Vectors:
+        """Embed passages: float32 (n, dim), unit rows."""
+        ...
+
+
+class KeptEmbeddings:
+    """An encoder whose vectors are kept in a folder.
+
+    Args:
+        encoder: the model; one without an identity is never kept.
+        folder: where the files lie; none: nothing is kept, and the numbers are the same.
+        limit: bytes that the folder may hold.
+    """
+
+    def __init__(self, encoder: "Encoder", folder: Path | None, limit: int = LIMIT) -> None:
+        full = encoder.model.get_embedding_dimension()
+        assert full is not None
+        self._encoder = encoder if encoder.dim == full else encoder.truncated(full)
+        self.form = encoder.form
+        self.dim = encoder.dim
+        self._folder = folder if encoder.identity else None
+        self._limit = limit
+        device = encoder.model.device.type
+        precision = f"{device} {encoder.bf16} {has_fast_bfloat16(device)}"
+        window = str(encoder.model.max_seq_length)
+        self._how = digest(str(VERSION), encoder.identity, encoder.form, precision, window)
+
+    def queries(self, texts: Sequence[str], tasks: Sequence[str] | str = "", *, progress: bool = False) -> Vectors:
+        """As :meth:`gecko.encoder.Encoder.queries`."""
+        given = [tasks] if isinstance(tasks, str) else tasks
+        return self._kept(
+            self._key("query", digest(*given), texts),
+            len(texts),
+            lambda: self._encoder.queries(texts, tasks, progress=progress),
+        )
+
+    def passages(self, items: Sequence[Passage | Text], *, progress: bool = False) -> Vectors:
+        """As :meth:`gecko.encoder.Encoder.passages`."""
+        parts = (text for item in items for text in (item.title, item.text))
+        return self._kept(
+            self._key("passage", "", parts), len(items), lambda: self._encoder.passages(items, progress=progress)
+        )
+
+    def symmetric(
+        self, texts: Sequence[str], task: str, names: Sequence[str] = (), *, progress: bool = False
+    ) -> Vectors:
+        """As :meth:`gecko.encoder.Encoder.symmetric`."""
+        return self._kept(
+            self._key("symmetric", digest(task, *names), texts),
+            len(texts),
+            lambda: self._encoder.symmetric(texts, task, names, progress=progress),
+        )
+
+    def _key(self, side: str, task: str, texts: Iterable[str]) -> str:
+        return digest(self._how, side, task, *texts)
+
+    def _kept(self, key: str, rows: int, embed: Callable[[], Vectors]) -> Vectors:
+        if self._folder is None:
+            return self._cut(embed())
+        file = self._folder / f"{key}.npy"
+        vectors = _read(file, (rows, self._encoder.dim))
+        if vectors is None:
+            vectors = embed()
+            _write(file, vectors, self._limit)
+        return self._cut(vectors)
+
+    def _cut(self, vectors: Vectors) -> Vectors:
+        """The first ``dim`` numbers of each row, at length 1 again."""
+        if self.dim == vectors.shape[1]:
+            return vectors
+        cut = np.empty((len(vectors), self.dim), dtype=np.float32)
+        for start in range(0, len(vectors), ROWS):
+            block = vectors[start : start + ROWS, : self.dim]
+            cut[start : start + ROWS] = block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
+        return cut
+
+
+def _read(file: Path, shape: tuple[int, int]) -> Vectors | None:
+    """The vectors of a file, mapped and not loaded; none if it is not there or was not written by us."""
+    try:
+        vectors: Vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if vectors.shape != shape or vectors.dtype != np.float32:
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(file)
+    return vectors
+
+
+def _write(file: Path, vectors: Vectors, limit: int) -> None:
+    """Add a file and make room for it. What cannot be kept (a full disk, say) is embedded again another time."""
+    if vectors.nbytes > limit // 2:
+        return
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(file.parent, limit - vectors.nbytes)
+        with aside.open("wb") as handle:
+            np.save(handle, vectors)
+        aside.replace(file)
+    except OSError:
+        aside.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, limit: int) -> None:
+    """Remove the files that were not used for the longest time until the others hold at most ``limit`` bytes."""
+    found = []
+    for file in folder.glob("*.npy"):
+        with contextlib.suppress(OSError):  # another process may remove it
+            status = file.stat()
+            found.append((status.st_mtime_ns, status.st_size, file))
+    held = sum(size for _, size, _ in found)
+    for _, size, file in sorted(found):
+        if held <= limit:
+            return
+        file.unlink(missing_ok=True)
+        held -= size

@@ -1,0 +1,128 @@
+"""What ``gecko eval`` measures: retrieval sets and task sets of all sources, side by side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gecko.errors import EvaluationError
+from gecko.evaluation import tasks
+from gecko.evaluation.beir import RetrievalSet
+from gecko.evaluation.cache import KeptEmbeddings
+from gecko.evaluation.evaluate import eval_json, evaluate_retrieval
+from gecko.evaluation.result import load_set
+from gecko.evaluation.tasks import Measured, Skipped, TaskSet
+from gecko.progress import Silent, Ui
+
+MODEL, BASELINE = "model", "baseline"
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Loaded sets, by how they are measured."""
+
+    retrieval: list[RetrievalSet]
+    tasks: list[TaskSet]
+    skipped: list[Skipped]
+
+
+def load_sets(specs: Sequence[str], split: str | None = None, prompts: Sequence[str] = ()) -> Sets:
+    """Load sets.
+
+    Args:
+        specs: BEIR folders and folders of task sets (``DIR`` or ``DIR@SPLIT``), ``mteb:NAME``, ``stdlib-questions``.
+        split: the split where a spec names none.
+        prompts: ``SET=TASK``: what the unified form tells the model instead of the default.
+
+    Raises:
+        EvaluationError: a set cannot be read, two have one name, or a prompt is for no set.
+    """
+    found: list[RetrievalSet | TaskSet | Skipped] = []
+    for spec in specs:
+        if spec.startswith(tasks.PREFIX):
+            found += tasks.load_named(spec, split)
+        elif tasks.is_task_folder(spec, split):
+            found.append(tasks.load_folder(spec, split))
+        else:
+            found.append(load_set(spec, split))
+    names = [data.name for data in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise EvaluationError(f"several test sets are named {', '.join(twice)}; rename a folder, or measure them apart")
+    told = _prompts(prompts, names)
+    return Sets(
+        [replace(data, task=told.get(data.name, data.task)) for data in found if isinstance(data, RetrievalSet)],
+        [replace(data, prompt=told.get(data.name, data.prompt)) for data in found if isinstance(data, TaskSet)],
+        [data for data in found if isinstance(data, Skipped)],
+    )
+
+
+def _prompts(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    told = {}
+    for text in texts:
+        name, equals, prompt = text.partition("=")
+        if not equals or name not in names:
+            raise EvaluationError(f"--task {text!r}: write it as SET=TASK; the sets are: {', '.join(names)}")
+        told[name] = prompt
+    return told
+
+
+def evaluate_sets(
+    sets: Sets, models: Mapping[str, KeptEmbeddings], ui: Ui | None = None, *, resamples: int = 10_000
+) -> dict[str, Any]:
+    """Measure ``model`` and, if there is one, ``baseline`` on all sets.
+
+    Returns:
+        what ``gecko eval --json`` prints: ``sets`` and ``macro`` as :func:`gecko.evaluation.eval_json` has them for the
+        retrieval sets; ``tasks``, if there are any, as :func:`gecko.evaluation.tasks.task_json`; ``skipped``, if any are:
+        the reason by name.
+    """
+    ui = ui or Silent()
+    baseline = BASELINE if BASELINE in models else None
+    result: dict[str, Any] = {"sets": {}}
+    if sets.retrieval:
+        scores = evaluate_retrieval(sets.retrieval, models, progress=True)
+        result = eval_json(scores, MODEL, baseline, resamples=resamples)
+    if sets.tasks:
+        measured: dict[str, dict[str, Measured]] = {}
+        with ui.bar("measuring task sets", len(sets.tasks) * len(models)) as advance:
+            for data in sets.tasks:
+                for label, model in models.items():
+                    measured.setdefault(data.name, {})[label] = tasks.measure(data, model)
+                    advance(1)
+        result["tasks"] = tasks.task_json(sets.tasks, measured, resamples=resamples)
+    if sets.skipped:
+        result["skipped"] = {data.name: data.reason for data in sets.skipped}
+    return result
+
+
+def eval_table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The same as rows of text, the header first."""
+    header = (
+        "set",
+        "measure",
+        "items",
+        "score",
+        "baseline",
+        "difference, 95 % interval",
+        "BM25",
+        "recall@100",
+        "MRR@10",
+    )
+    rows: list[tuple[str, ...]] = [header]
+    retrieval = list(result["sets"].items())
+    if "macro" in result:
+        retrieval.append(("macro mean", result["macro"]))
+    for name, row in retrieval:
+        cells = (name, "nDCG@10", f"{row['queries']:,}", f"{row['ndcg@10']:.3f}", *_against(row))
+        bm25 = "" if row["bm25"] is None else f"{row['bm25']:.3f}"
+        rows.append((*cells, bm25, f"{row['recall@100']:.3f}", f"{row['mrr@10']:.3f}"))
+    for name, row in result.get("tasks", {}).items():
+        items = "" if row["items"] is None else f"{row['items']:,}"
+        rows.append((name, row["metric"], items, f"{row['score']:.3f}", *_against(row), "", "", ""))
+    return rows
+
+
+def _against(row: Mapping[str, Any]) -> tuple[str, str]:
+    if row["delta"] is None:
+        return "", ""
+    ends = "" if row["ci95"] is None else f" [{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"
+    return f"{row['baseline']:.3f}", f"{row['delta']:+.3f}{ends}"
