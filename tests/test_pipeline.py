@@ -336,6 +336,29 @@ def test_grown_is_as_if_asked_at_once(
     assert asked.take() == ([], [])
 
 
+def test_more_queries_than_passages(corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked) -> None:
+    """A passage becomes a seed again once all have been one; held-out ones do not, and nothing is written twice."""
+    folder = tmp_path / "run"
+    through_select(folder, settings(corpus, tiny_model, "generate.queries=55"))
+    first = asked.take()
+    through_select(folder, settings(corpus, tiny_model, "generate.queries=150"))
+    second = asked.take()
+    assert (len(first[0]), len(second[0])) == (55, 95)
+    with Run(folder) as run:
+        queries = run.read("generate", Query)
+        drops = run.finished("generate").drops
+        rows = run.read("select", Example)
+    assert len(queries) + drops.total() == 150
+    assert drops["repeated"] > 0
+    assert max(Counter(query.seed_id for query in queries).values()) == 3
+    texts = [(query.seed_id, query.text) for query in queries]
+    assert len(set(texts)) == len(texts)
+    held = {query.seed_id for query in queries if query.split == "heldout"}
+    assert held and not held & {query.seed_id for query in queries if query.split == "train"}
+    assert {row.seed_id for row in rows} == {query.seed_id for query in queries if query.split == "train"}
+    assert Counter(first[1]) + Counter(second[1]) == Counter(pairs_of(folder))
+
+
 def test_a_larger_budget_only_adds(corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked) -> None:
     def of(budget: str) -> RunConfig:
         return settings(corpus, tiny_model, "generate.queries=null", f"budget={budget}", "generate.neighbourhood=3")

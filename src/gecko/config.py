@@ -38,6 +38,11 @@ class GenerateConfig(_Section):
     neighbourhood: int = Field(
         default=10, ge=1, description="seeds drawn together; 1: drawn at random, as in the paper"
     )
+    rounds: int | None = Field(
+        default=None,
+        ge=1,
+        description="how often a passage may be a seed; unset: as often as `queries` needs, once under a budget alone",
+    )
     heldout: float = Field(default=0.1, ge=0, le=0.5, description="share of neighbourhoods kept for the agreement test")
     heldout_max: int = Field(default=200, ge=0, description="at most so many held-out queries")
     min_seed_chars: int = Field(default=60, ge=1, description="a shorter passage is no seed")
@@ -178,7 +183,7 @@ class RunConfig(_Section):
 DEFAULT_BUDGET = "20m"
 
 # More (or fewer) rows of the same kind: what the teacher was paid for is used again, so these may change at any time.
-GROWING = frozenset({"generate.queries", "budget"})
+GROWING = frozenset({"generate.queries", "generate.rounds", "budget"})
 
 # What a preset changes against the fields' own defaults.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ REUSED = "taken over"
 
 def seeds_key(seeds: Sequence[Seed]) -> str:
     """What a shard of queries was asked for."""
-    return digest(*(f"{seed.passage_id}={seed.split}" for seed in seeds))
+    return digest(*(f"{seed.passage_id}={seed.split}" + (f" {seed.round}" if seed.round else "") for seed in seeds))
 
 
 @dataclass

@@ -310,8 +310,10 @@ class Pipeline:
         blocks = draw_seeds(self.passages, vectors, config.generate, np.random.default_rng(config.seed), limit)
         if count is not None:
             blocks = within_count(blocks, count)
+            if (found := sum(map(len, blocks))) < count:
+                self.ui.say(f"generate.queries = {count:,}, but there are only {found:,} seeds; raise generate.rounds")
         place = {passage.id: index for index, passage in enumerate(self.passages)}
-        chosen = [seed.passage_id for block in blocks for seed in block]
+        chosen = list(dict.fromkeys(seed.passage_id for block in blocks for seed in block))
         near, _ = top_k(vectors[[place[identifier] for identifier in chosen]], vectors, config.mine.n)
         neighbours = dict(zip(chosen, near.tolist(), strict=True))
         texts = [passage.content[: 16 * config.relabel.passage_tokens] for passage in self.passages]
@@ -429,7 +431,8 @@ class Pipeline:
             if not left:
                 return written
             teacher, prompt = self._loaded(counts), self.prompts["generate"]
-            new = generate(left, self.by_id, teacher, prompt, config, self.config.seed, counts, written)
+            before = written + self._of_earlier_rounds(left)
+            new = generate(left, self.by_id, teacher, prompt, config, self.config.seed, counts, before)
             return [*written, *new]
 
         title = f"writing {len(seeds):,} queries, {config.batch} at a time"
@@ -447,6 +450,16 @@ class Pipeline:
             drops, check, name = dict(manifest.drops), self.config.check, self.config.llm
             self._refusing(lambda: refuse_by_parsing(manifest.rows, len(seeds), drops, check, name))
         return manifest
+
+    def _of_earlier_rounds(self, seeds: Sequence[Seed]) -> list[Query]:
+        """The queries that the run has already of those seeds that come again."""
+        again = {seed.passage_id for seed in seeds if seed.round}
+        manifest = self.run.manifest("generate") if again else None
+        if manifest is None:
+            return []
+        folder = self.run.path / "generate"
+        rows = (row for shard in manifest.shards for row in self.run.read_shard(folder, shard, Query))
+        return [row for row in rows if row.seed_id in again]
 
     def mine(self) -> Manifest:
         """Find each query's candidates.
@@ -574,10 +587,12 @@ class Pipeline:
         limit = self.plan.relabel_tokens
         if limit is None:
             return set(queries)
+        from gecko.fret.generate import query_id
+
+        prompt = self.prompts["generate"]
         retrieved: dict[str, list[str]] = {}
         for candidate in candidates:
             retrieved.setdefault(candidate.query_id, []).append(candidate.passage_id)
-        by_seed = {query.seed_id: query.id for query in queries.values()}
         used = sorted({candidate.passage_id for candidate in candidates})
         length = self._token_counts("passage-tokens", [self.by_id[identifier].content for identifier in used], used)
         words = self._token_counts("query-tokens", [query.text for query in queries.values()], list(queries))
@@ -585,7 +600,8 @@ class Pipeline:
         seen: set[str] = set()
         spent = 0
         for number, block in enumerate(self.plan.blocks):
-            members = [by_seed[seed.passage_id] for seed in block if seed.passage_id in by_seed]
+            ids = [query_id(seed.passage_id, prompt, self.config.seed, seed.round) for seed in block]
+            members = [identifier for identifier in ids if identifier in queries]
             new = {passage for identifier in members for passage in retrieved[identifier]} - seen
             spent += self._passes * sum(length[passage] for passage in new)
             tails = sum((words[identifier] + CONTROL_TOKENS) * len(retrieved[identifier]) for identifier in members)

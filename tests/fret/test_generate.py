@@ -91,8 +91,9 @@ def test_examples_of_other_prompts_need_no_query() -> None:
 def test_ids_depend_on_passage_prompt_and_seed() -> None:
     other = replace(PROMPT, hash="another")
     ids = [query_id("p", PROMPT, 0), query_id("r", PROMPT, 0), query_id("p", other, 0), query_id("p", PROMPT, 1)]
-    assert len(set(ids)) == 4
-    assert ids[0] == query_id("p", PROMPT, 0)
+    ids += [query_id("p", PROMPT, 0, 1), query_id("p", PROMPT, 0, 2)]
+    assert len(set(ids)) == 6
+    assert ids[0] == query_id("p", PROMPT, 0) == query_id("p", PROMPT, 0, 0)
 
 
 class Script(FakeLM):

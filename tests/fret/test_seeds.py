@@ -89,6 +89,31 @@ def test_splitting_changes_no_draw(vectors: np.ndarray) -> None:
     assert ids(draw(vectors, heldout=0)) == ids(draw(vectors, heldout=0.5))
 
 
+def test_more_seeds_begin_with_fewer(vectors: np.ndarray) -> None:
+    def seeds(limit: int, **settings: object) -> list[Seed]:
+        config = GenerateConfig(queries=limit, neighbourhood=4, heldout=0.2, **settings)
+        blocks = draw_seeds(PASSAGES, vectors, config, np.random.default_rng(0), limit)
+        return [seed for block in within_count(blocks, limit) for seed in block]
+
+    most = seeds(300)
+    assert len(most) == 300
+    for count in (2, 5, 13, len(ELIGIBLE), len(ELIGIBLE) + 1, 200):
+        assert seeds(count) == most[:count]
+    assert [seed.round for seed in most] == sorted(seed.round for seed in most)
+    first, again = most[: len(ELIGIBLE)], most[len(ELIGIBLE) :]
+    assert {seed.passage_id for seed in first} == ELIGIBLE
+    assert not {seed.passage_id for seed in first if seed.split == "heldout"} & {seed.passage_id for seed in again}
+    assert {seed.split for seed in again} == {"train"}
+    assert len(set(most)) == 300  # never twice in one round
+    assert seeds(300, rounds=1) == first
+    assert seeds(300, rounds=2) == [seed for seed in most if seed.round < 2]
+
+
+def test_a_budget_alone_takes_a_passage_once(vectors: np.ndarray) -> None:
+    blocks = draw_seeds(PASSAGES, vectors, GenerateConfig(), np.random.default_rng(0), 50_000)
+    assert sum(map(len, blocks)) == len(ELIGIBLE)
+
+
 def test_held_out_limits(vectors: np.ndarray) -> None:
     def held(**settings: object) -> int:
         return sum(seed.split == "heldout" for block in draw(vectors, **settings) for seed in block)

@@ -61,9 +61,10 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def query_id(passage_id: str, prompt: Prompt, seed: int) -> str:
-    """A query's id: the same seed passage, prompt and random seed always make the same one."""
-    return f"q-{digest(passage_id, prompt.hash, str(seed))[:12]}"
+def query_id(passage_id: str, prompt: Prompt, seed: int, repeat: int = 0) -> str:
+    """A query's id: the same seed passage, prompt, random seed and round always make the same one."""
+    again = [str(repeat)] if repeat else []
+    return f"q-{digest(passage_id, prompt.hash, str(seed), *again)[:12]}"
 
 
 def generate(
@@ -86,14 +87,14 @@ def generate(
         config: how texts are drawn.
         seed: of the run; each text is drawn from its own generator.
         counts: drops by reason and tokens.
-        written: what the shard has already; none of it is repeated.
+        written: what there is already of this shard and of these seeds; none of it is repeated.
     """
     before = teacher.usage.tokens
     seen = {_plain(query.text) for query in written}
     for start in range(0, len(seeds), config.batch):
         batch = seeds[start : start + config.batch]
         chosen = [passages[item.passage_id] for item in batch]
-        ids = [query_id(passage.id, prompt, seed) for passage in chosen]
+        ids = [query_id(item.passage_id, prompt, seed, item.round) for item in batch]
         sampling = Sampling(
             config.temperature, config.top_p, config.max_new_tokens, tuple(int(digest(text)[:12], 16) for text in ids)
         )

@@ -3,10 +3,13 @@
 The paper draws seeds at random. Here they are drawn in neighbourhoods: a random passage and the passages nearest to it.
 The queries of one neighbourhood retrieve largely the same candidates, so each candidate is read once for many queries,
 which cuts the tokens of relabelling by about a third. ``neighbourhood = 1`` is the paper's way.
+
+The order is fixed by the corpus and the generator alone, so a larger number of seeds begins with a smaller one: a run can
+grow. Once every passage was a seed, the neighbourhoods come again, without those that are held out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,10 +27,11 @@ WRITTEN_TOKENS = 34
 
 @dataclass(frozen=True)
 class Seed:
-    """A passage to write a query for. A neighbourhood is in one split as a whole."""
+    """A passage to write a query for, for the first time or (``round`` from 1) again. A neighbourhood is in one split."""
 
     passage_id: str
     split: str
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def draw_seeds(
         vectors: (passages, d) unit rows of the start model.
         config: the size of a neighbourhood and what is held out.
         rng: drives every choice.
-        limit: stop once there are so many seeds; none: every passage that can be one.
+        limit: stop once there are so many seeds; none: every passage that can be one, ``config.rounds`` times.
 
     Raises:
         CorpusError: no passage is long enough.
@@ -86,10 +90,28 @@ def draw_seeds(
         free[chosen] = False
         blocks.append([int(index) for index in chosen])
     held = _heldout(len(blocks), config)
-    return [
+    drawn = [
         [Seed(passages[index].id, "heldout" if number in held else "train") for index in block]
         for number, block in enumerate(blocks)
     ]
+    again = [block for block in drawn if block[0].split == "train"]
+    total, repeat = sum(map(len, drawn)), 0
+    while again and not _enough(repeat + 1, total, limit, config):
+        repeat += 1
+        for block in again:
+            if limit is not None and total >= limit:
+                break
+            drawn.append([replace(seed, round=repeat) for seed in block])
+            total += len(block)
+    return drawn
+
+
+def _enough(rounds: int, seeds: int, limit: int | None, config: GenerateConfig) -> bool:
+    if limit is not None and seeds >= limit:
+        return True
+    if config.rounds is not None:
+        return rounds >= config.rounds
+    return config.queries is None or limit is None  # nobody has said how many there should be
 
 
 def _heldout(blocks: int, config: GenerateConfig) -> set[int]:
