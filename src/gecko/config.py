@@ -65,7 +65,11 @@ class RelabelConfig(_Section):
     """Step 3: the same LLM scores each (query, candidate) twice."""
 
     passage_tokens: int = Field(default=256, ge=16, description="the LLM reads at most so many tokens of a passage")
-    pack_tokens: int = Field(default=1024, ge=64, description="tokens of one forward pass; bounds the memory")
+    pack_tokens: int = Field(default=512, ge=64, description="tokens of one forward pass; bounds the memory")
+    precision: Literal["auto", "int8", "full"] = Field(
+        default="auto",
+        description="of the teacher's linear layers; auto: int8 on a CPU that is fast at it; full: bfloat16 or float32",
+    )
     shard_passages: int = Field(default=64, ge=1, description="passages of one shard, the unit of resuming")
 
 

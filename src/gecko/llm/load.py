@@ -6,6 +6,7 @@ weak to teach and good for tests, ``hf:NAME`` any instruct model of a hub or a f
 """
 
 from pathlib import Path
+from typing import Literal
 
 from gecko.config import RelabelConfig
 from gecko.encoder.encoder import hub_commit
@@ -89,6 +90,10 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
         first = str(error).strip().splitlines()[0]
         raise TeacherError(f"teacher {name} cannot be loaded: {first}; use {FORMS}") from error
     model.to(torch.device(device))  # type: ignore[arg-type]
+    if _wants_int8(config.precision, device):
+        from gecko.llm.int8 import to_int8
+
+        to_int8(model.base_model)
     return TransformersLM(
         model,
         tokenizer,
@@ -97,3 +102,13 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
         passage_tokens=config.passage_tokens,
         pack_tokens=config.pack_tokens,
     )
+
+
+def _wants_int8(precision: Literal["auto", "int8", "full"], device: str) -> bool:
+    from gecko.llm.int8 import has_fast_int8, has_int8
+
+    if precision == "full" or (precision == "auto" and not (device == "cpu" and has_fast_int8())):
+        return False
+    if device != "cpu" or not has_int8():
+        raise TeacherError("relabel.precision = 'int8' needs a CPU and a torch with oneDNN; set it to 'auto' or 'full'")
+    return True

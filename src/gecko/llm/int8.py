@@ -1,0 +1,110 @@
+"""A teacher's linear layers in 8 bits, for CPUs with 8-bit dot products.
+
+A weight matrix is rounded once, with one scale an output channel; its input at run time, with one scale a token, so that
+a token's result does not depend on the tokens beside it. Products are summed in 32-bit integers (oneDNN). Embeddings,
+norms, attention and the output layer stay as they were. Such a CPU multiplies 8-bit matrices about twice as fast as
+bfloat16 ones; ``docs/performance.md`` has what that costs in rank quality.
+"""
+
+import platform
+
+import torch
+from torch import nn
+
+ZERO = 128  # oneDNN is fast for unsigned activations only, so a signed value v is kept as v + 128
+ROWS = 64  # rows rounded together: their float32 copy stays in the cache of a core
+
+
+class _Rounder:
+    """Rounds the rows of a tensor to 8 bits; remembers the last one, since q, k and v (gate and up) read the same.
+
+    One for all layers of a model, so that no more than one input is held.
+    """
+
+    def __init__(self) -> None:
+        self._source: torch.Tensor | None = None
+        self._result: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`round_rows` of a (..., width) tensor."""
+        if self._source is not source or self._result is None:
+            self._source, self._result = source, round_rows(source.flatten(0, -2))
+        return self._result
+
+
+def round_rows(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round each row to ``scale * (byte - 128)``, bytes in 1 to 255.
+
+    Args:
+        source: (rows, width), any float type.
+
+    Returns:
+        Bytes (rows, width) and scales (rows, 1) in the type of ``source``.
+    """
+    rounded = torch.empty(source.shape, dtype=torch.int8)
+    scale = source.new_empty((len(source), 1))
+    for start in range(0, len(source), ROWS):
+        part = slice(start, start + ROWS)
+        values = source[part].float()
+        peak = torch.maximum(values.amax(dim=-1, keepdim=True), -values.amin(dim=-1, keepdim=True))
+        # Kept in the type that they will be multiplied in, so that both directions use the same number. That may be a
+        # little less than peak / 127; 127.4 still fits a byte.
+        scale[part] = peak.clamp(min=1e-30) / 127
+        rounded[part] = (values * scale[part].float().reciprocal()).round_()
+    return rounded.view(torch.uint8).bitwise_xor_(ZERO), scale  # v + 128, without a carry
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weights and inputs are rounded to 8 bits.
+
+    Args:
+        linear: the layer to take the weights of.
+        rounder: shared by layers that read the same input.
+    """
+
+    def __init__(self, linear: nn.Linear, rounder: _Rounder) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._packed = torch.ops.onednn.qlinear_prepack((weight / scale[:, None]).round().to(torch.int8), None)
+        self._scale = scale
+        self._zero = torch.zeros(len(scale), dtype=torch.int8)
+        self._bias = None if linear.bias is None else linear.bias.detach().clone()
+        self._dtype = linear.weight.dtype
+        self._rounder = rounder
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) to (..., out_features), in the layer's own float type."""
+        rounded, scale = self._rounder(states)
+        out: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, ZERO, self._packed, self._scale, self._zero, None, 1.0, 0, self._dtype, "none", [], ""
+        )
+        out.mul_(scale)
+        if self._bias is not None:
+            out.add_(self._bias)
+        return out.view(*states.shape[:-1], self.out_features)
+
+
+def to_int8(model: nn.Module) -> None:
+    """Replace every linear layer of a decoder by its 8-bit form, one by one, in place.
+
+    Args:
+        model: the decoder without its output layer.
+    """
+    rounder = _Rounder()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, Int8Linear(child, rounder))
+
+
+def has_int8() -> bool:
+    """Whether this torch can multiply 8-bit matrices here at all."""
+    return bool(torch._C._has_mkldnn) and platform.machine().lower() in ("x86_64", "amd64")
+
+
+def has_fast_int8() -> bool:
+    """Whether the CPU has instructions of its own for it (AVX512-VNNI); without them it is slower than float32."""
+    probe = getattr(torch.cpu, "_is_vnni_supported", None)
+    return has_int8() and bool(probe and probe())

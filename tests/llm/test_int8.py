@@ -1,0 +1,96 @@
+"""The 8-bit layers against their definition, and an 8-bit teacher against itself in float32."""
+
+import pytest
+import torch
+from torch import nn
+
+from gecko.config import RelabelConfig
+from gecko.errors import TeacherError
+from gecko.llm.base import Group
+from gecko.llm.int8 import ROWS, ZERO, Int8Linear, _Rounder, has_int8, round_rows, to_int8
+from gecko.llm.load import _wants_int8, load_teacher
+from gecko.progress import Silent
+from gecko.prompts import load_prompt
+
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="this torch multiplies no 8-bit matrices here")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, ROWS - 1, 2 * ROWS + 3])
+def test_rounding_is_within_half_a_step_whatever_the_neighbours(dtype, rows):
+    generator = torch.Generator().manual_seed(0)
+    source = (torch.randn(rows, 40, generator=generator) * torch.logspace(-3, 3, rows)[:, None]).to(dtype)
+    source[0] = 0
+    rounded, scale = round_rows(source)
+    assert rounded.dtype == torch.uint8
+    back = (rounded.float() - ZERO) * scale.float()
+    assert ((back - source.float()).abs() <= 0.5005 * scale.float()).all()
+    alone, alone_scale = round_rows(source[-1:])
+    assert torch.equal(alone[0], rounded[-1])
+    assert torch.equal(alone_scale[0], scale[-1])
+    if rows > 1:
+        assert (rounded[1:].float() - ZERO).abs().amax(dim=1).min() >= 126  # the whole range is used
+
+
+@needs_int8
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_is_the_product_of_the_rounded_matrices(bias, dtype):
+    generator = torch.Generator().manual_seed(1)
+    linear = nn.Linear(48, 33, bias=bias).to(dtype)
+    states = torch.randn(2, 5, 48, generator=generator).to(dtype)
+    with torch.inference_mode():
+        found = Int8Linear(linear, _Rounder())(states)
+        weight = linear.weight.float()
+        step = weight.abs().amax(dim=1, keepdim=True) / 127
+        rounded, scale = round_rows(states.flatten(0, 1))
+        inputs = (rounded.float() - ZERO) * scale.float()
+        wanted = inputs @ ((weight / step).round() * step).T
+        if bias:
+            wanted = wanted + linear.bias.float()
+    assert found.shape == (2, 5, 33)
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(found.float().flatten(0, 1), wanted, atol=tolerance, rtol=tolerance)
+
+
+@needs_int8
+def test_layers_that_read_the_same_share_one_rounding_and_another_input_is_not_mistaken(monkeypatch):
+    rounder, calls = _Rounder(), []
+    monkeypatch.setattr("gecko.llm.int8.round_rows", lambda rows: (calls.append(1), round_rows(rows))[1])
+    one, two = Int8Linear(nn.Linear(16, 4), rounder), Int8Linear(nn.Linear(16, 4), rounder)
+    first, second = torch.randn(3, 16), torch.randn(3, 16)
+    with torch.inference_mode():
+        one(first), two(first), two(second), one(first)
+        assert len(calls) == 3
+
+
+@needs_int8
+def test_an_8_bit_teacher_judges_like_its_full_self(tiny_qwen):
+    from transformers import AutoModelForCausalLM
+
+    spec = f"hf:{tiny_qwen}"
+    full = load_teacher(spec, RelabelConfig(precision="full"), Silent())
+    small = load_teacher(spec, RelabelConfig(precision="int8"), Silent())
+    kinds = {type(module) for module in small.model.base_model.modules()}
+    assert Int8Linear in kinds
+    assert nn.Linear not in kinds
+    groups = [Group("a passage about the sea", ("what is the sea", "who sails")), Group("another one", ("where",))]
+    prompt = load_prompt("query_likelihood")
+    pairs = [
+        (one[0] / one[1], two[0] / two[1])
+        for first, second in zip(full.score(prompt, groups), small.score(prompt, groups), strict=True)
+        for one, two in zip(first, second, strict=True)
+    ]
+    assert any(one != two for one, two in pairs)
+    assert all(abs(one - two) < 0.05 * abs(one) for one, two in pairs)
+    untouched = AutoModelForCausalLM.from_pretrained(tiny_qwen)
+    to_int8(untouched.base_model)
+    assert isinstance(untouched.get_output_embeddings(), nn.Linear)
+
+
+def test_precision_is_refused_where_it_cannot_be_had():
+    assert not _wants_int8("full", "cpu")
+    assert not _wants_int8("auto", "cuda")
+    with pytest.raises(TeacherError, match="relabel.precision"):
+        _wants_int8("int8", "cuda")
