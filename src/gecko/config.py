@@ -99,8 +99,14 @@ class LossConfig(_Section):
     """Eq. 3 of the paper and its switches."""
 
     temperature: float = Field(default=0.05, gt=0)
-    same_tower: bool = Field(default=True, description="other rows' queries are negatives, too")
+    same_tower: bool | Literal["symmetric"] | list[str] = Field(
+        default=True,
+        description="other rows' queries are negatives, too; `symmetric`: in symmetric sets only; or names of sets",
+    )
     mask_groups: bool = Field(default=True, description="rows with an equal query, positive or group are no negatives")
+    unique_ids: bool = Field(
+        default=False, description="the paper's way with classes: the texts of a row get a number that no other row has"
+    )
     hard_negatives: Literal["own", "all", "none"] = Field(
         default="own", description="own: the row's own, as in the paper; all: those of all rows in the batch; none"
     )
@@ -108,6 +114,16 @@ class LossConfig(_Section):
         default=None, ge=0, description="other rows' texts this much nearer than the positive are no negatives"
     )
     hardness: float = Field(default=0.0, ge=0, description="alpha: own hard negatives count exp(alpha * cosine) times")
+    spread: float = Field(default=0.0, ge=0, description="weight of the spread-out regulariser")
+    distill: float = Field(
+        default=0.0, ge=0, description="weight of the divergence from the teacher's fused scores of the candidates"
+    )
+    distill_candidates: int | None = Field(
+        default=None, ge=2, description="of a query's candidates so many, evenly over the ranks; unset: all"
+    )
+    distill_temperature: float = Field(default=0.5, gt=0, description="of the softmax over the fused scores")
+    match: float = Field(default=0.0, ge=0, description="weight of the distance from the embeddings of match_model")
+    match_model: str = Field(default="", description="a model whose embeddings are matched")
 
 
 class TrainConfig(_Section):
@@ -197,7 +213,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompts": {"query_likelihood": "query_likelihood"},
         "mine": {"warmup_epochs": 1},
         "select": {"min_rc": None},
-        "train": {"formats": ["unified"], "loss": {"mask_groups": False}},
+        "train": {"formats": ["unified"], "loss": {"mask_groups": False, "unique_ids": True}},
     },
 }
 

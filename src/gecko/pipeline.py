@@ -514,7 +514,8 @@ class Pipeline:
             make_row(query, [Label(query.seed_id, 1, 0, 0, 1, 1, 2.0)], self.by_id, alone, self.config.seed)
             for query in train_queries
         ]
-        loss = self.config.train.loss.model_copy(update={"hard_negatives": "none", "same_tower": False})
+        plain = {"hard_negatives": "none", "same_tower": False, "distill": 0.0, "match": 0.0, "spread": 0.0}
+        loss = self.config.train.loss.model_copy(update=plain)
         settings = self.config.train.model_copy(update={"epochs": self.config.mine.warmup_epochs, "loss": loss})
         parts = {
             "queries": self.run.finished("generate").identity,
@@ -718,7 +719,15 @@ class Pipeline:
             checkpoints = self.run.path / f"train-{form}" / "checkpoints"
             start = resolve_model(self.config.backbone)
             report = train(
-                examples, start, path, form, settings, self.config.seed, checkpoints=checkpoints, say=self.ui.say
+                examples,
+                start,
+                path,
+                form,
+                settings,
+                self.config.seed,
+                checkpoints=checkpoints,
+                say=self.ui.say,
+                passages=self.by_id,
             )
             write_json(checkpoints.parent / "training.json", asdict(report))
             shutil.rmtree(checkpoints, ignore_errors=True)

@@ -2,23 +2,50 @@
 
 import itertools
 import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from gecko.config import LossConfig
 from gecko.errors import TrainingError
-from gecko.training.loss import ABSENT, GeckoLoss, RowIds, gecko_loss, matryoshka_loss
+from gecko.training.loss import (
+    ABSENT,
+    GeckoLoss,
+    RowIds,
+    divergence,
+    gecko_loss,
+    matryoshka_loss,
+    places,
+    spread_out,
+)
 
-B, K, D = 7, 2, 8
+B, K, C, D = 6, 2, 3, 8
+TEACHER = 6  # width of the teacher's embeddings
+
+
+def bare_ids(rows: int) -> RowIds:
+    """Rows that have nothing in common, and neither hard negatives nor candidates."""
+    each, none = torch.arange(rows), torch.empty(rows, 0, dtype=torch.long)
+    return RowIds(
+        query=each,
+        positive=each + rows,
+        group=torch.full((rows,), ABSENT),
+        weight=torch.ones(rows),
+        same_tower=torch.ones(rows, dtype=torch.bool),
+        row=each,
+        negatives=none,
+        candidates=none,
+        fused=torch.empty(rows, 0),
+    )
 
 
 def cosine(a, b):
     return (a @ b) / (a.norm() * b.norm())
 
 
-def slow_loss(queries, positives, negatives, ids, config):
-    """Eq. 3, one exponential at a time."""
+def slow_loss(queries, positives, negatives, ids, config, candidates=None, targets=None):
+    """Eq. 3 and its additions, one exponential at a time."""
     tau, margin = config.temperature, config.false_negative_margin
     rows, hard = ids.negatives.shape
 
@@ -36,15 +63,18 @@ def slow_loss(queries, positives, negatives, ids, config):
             return margin is None or score <= own + margin
 
         below = torch.exp(own / tau)
+        others, squares = 0, 0.0
         for j in range(rows):
             if j == i or are_related(i, j):
                 continue
+            others += 1
             score = cosine(queries[i], positives[j])
             if counts(score):
                 below = below + torch.exp(score / tau)
             score = cosine(queries[i], queries[j])
-            if config.same_tower and counts(score):
+            if config.same_tower and ids.same_tower[i] and counts(score):
                 below = below + torch.exp(score / tau)
+            squares = squares + score**2 + cosine(positives[i], positives[j]) ** 2
         for j in range(rows):
             for k in range(hard):
                 negative = int(ids.negatives[j, k])
@@ -55,7 +85,21 @@ def slow_loss(queries, positives, negatives, ids, config):
                     below = below + math.exp(config.hardness * score.item()) * torch.exp(score / tau)
                 if j != i and config.hard_negatives == "all" and counts(score):
                     below = below + torch.exp(score / tau)
-        total = total - ids.weight[i].double() * torch.log(torch.exp(own / tau) / below)
+        term = -torch.log(torch.exp(own / tau) / below)
+        term = term + config.spread * squares / max(1, others)
+        there = [c for c in range(C) if int(ids.candidates[i, c]) != ABSENT]
+        if config.distill and len(there) >= 2:
+            wanted = torch.exp(ids.fused[i, there].double() / config.distill_temperature)
+            given = torch.stack([torch.exp(cosine(queries[i], candidates[i, c]) / tau) for c in there])
+            wanted, given = wanted / wanted.sum(), given / given.sum()
+            term = term + config.distill * sum(w * torch.log(w / g) for w, g in zip(wanted, given, strict=True))
+        if config.match:
+            pairs = [(queries[i], targets[i, 0]), (positives[i], targets[i, 1])]
+            pairs += [(negatives[i, k], targets[i, 2 + k]) for k in range(hard) if int(ids.negatives[i, k]) != ABSENT]
+            cut = [(one[: len(other)], other[: len(one)]) for one, other in pairs]
+            apart = [((one / one.norm() - other / other.norm()) ** 2).sum() for one, other in cut]
+            term = term + config.match * sum(apart) / len(apart)
+        total = total + ids.weight[i].double() * term
     return total / rows
 
 
@@ -63,15 +107,30 @@ def slow_loss(queries, positives, negatives, ids, config):
 def batch():
     """Random embeddings, and ids with every kind of relation: a group, two equal texts, a crossed pair, absences."""
     generator = torch.Generator().manual_seed(1)
-    vectors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((B, D), (B, D), (B, K, D))]
+    shapes = ((B, D), (B, D), (B, K, D))
+    vectors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     ids = RowIds(
-        query=torch.tensor([0, 1, 2, 3, 4, 0, 15]),  # 0 and 5 ask the same; 6 asks what is 5's positive
-        positive=torch.tensor([10, 11, 12, 11, 14, 15, 16]),  # 1 and 3 have the same positive
-        group=torch.tensor([ABSENT, 1, 2, 3, 2, ABSENT, ABSENT]),  # 2 and 4 are of one class
-        negatives=torch.tensor([[20, 21], [22, ABSENT], [10, 23], [24, 25], [ABSENT, ABSENT], [26, 15], [27, 28]]),
-        weight=torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0, 1.5, 1.0]),
+        query=torch.tensor([0, 1, 2, 3, 4, 0]),  # 0 and 5 ask the same
+        positive=torch.tensor([10, 11, 3, 11, 14, 15]),  # 1 and 3 have the same positive; 3 asks what is 2's positive
+        group=torch.tensor([ABSENT, 1, 2, 3, 2, ABSENT]),  # 2 and 4 are of one class
+        weight=torch.tensor([1.0, 0.5, 2.0, 1.0, 0.25, 1.5]),
+        same_tower=torch.tensor([True, False, True, True, False, True]),
+        row=torch.arange(B),
+        negatives=torch.tensor([[20, 21], [22, ABSENT], [10, 23], [24, 25], [ABSENT, ABSENT], [26, 15]]),
+        candidates=torch.tensor(
+            [[10, 20, 30], [11, 31, ABSENT], [3, 23, 32], [ABSENT] * 3, [14, 33, 34], [15, -1, -1]]
+        ),
+        fused=torch.rand(B, C, generator=generator) * 2,
     )
     return [vector.requires_grad_() for vector in vectors], ids
+
+
+@pytest.fixture
+def extra():
+    """What the listwise term and the matching compare: candidates, and a narrower teacher's embeddings."""
+    generator = torch.Generator().manual_seed(2)
+    candidates = torch.randn(B, C, D, generator=generator, dtype=torch.float64).requires_grad_()
+    return {"candidates": candidates, "targets": torch.randn(B, 2 + K, TEACHER, generator=generator).double()}
 
 
 SWITCHES = {
@@ -80,37 +139,90 @@ SWITCHES = {
     "hard_negatives": ("own", "all", "none"),
     "false_negative_margin": (None, 0.1),
     "hardness": (0.0, 2.0),
+    "spread": (0.0, 0.7),
+    "distill": (0.0, 1.5),
+    "match": (0.0, 0.8),
 }
 COMBINATIONS = [dict(zip(SWITCHES, values, strict=True)) for values in itertools.product(*SWITCHES.values())]
 
 
-@pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda s: "-".join(map(str, s.values())))
-def test_loss_and_gradients_equal_the_paper_written_as_loops(batch, switches):
+@pytest.mark.parametrize("some", range(16))
+def test_loss_and_gradients_equal_the_paper_written_as_loops(batch, extra, some):
+    vectors, ids = batch
+    for switches in COMBINATIONS[some::16]:
+        config = LossConfig(temperature=0.2, **switches)
+        fast, slow = gecko_loss(*vectors, ids, config, **extra), slow_loss(*vectors, ids, config, **extra)
+        torch.testing.assert_close(fast, slow, rtol=1e-12, atol=0, msg=str(switches))
+        used = vectors[: 2 if config.hard_negatives == "none" and not config.match else 3]
+        used = [*used, extra["candidates"]] if config.distill else used
+        for one, other in zip(torch.autograd.grad(fast, used), torch.autograd.grad(slow, used), strict=True):
+            assert one.abs().max() > 1e-3, switches
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=str(switches))
+
+
+def test_the_combinations_are_all_there():
+    assert len(COMBINATIONS) == 3 * 2**7
+    assert len({str(switches) for some in range(16) for switches in COMBINATIONS[some::16]}) == len(COMBINATIONS)
+
+
+@pytest.mark.parametrize("switches", [{}, {"hard_negatives": "all", "spread": 1.0, "distill": 1.0, "match": 1.0}])
+def test_the_loss_of_some_rows_is_their_share_of_the_whole(batch, extra, switches):
     vectors, ids = batch
     config = LossConfig(temperature=0.2, **switches)
-    fast, slow = gecko_loss(*vectors, ids, config), slow_loss(*vectors, ids, config)
-    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=0)
-    no_negatives = config.hard_negatives == "none"
-    used = vectors[:2] if no_negatives else vectors
-    for one, other in zip(torch.autograd.grad(fast, used), torch.autograd.grad(slow, used), strict=True):
-        assert one.abs().max() > 1e-3
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    whole = gecko_loss(*vectors, ids, config, **extra)
+    parts = [
+        gecko_loss(*vectors, ids, config, rows=rows, **{name: value[rows] for name, value in extra.items()})
+        for rows in (slice(0, 2), slice(2, 6))
+    ]
+    torch.testing.assert_close((2 * parts[0] + 4 * parts[1]) / 6, whole)
+    assert not torch.allclose(parts[0], parts[1])
 
 
-def test_every_switch_changes_the_value(batch):
+def test_every_switch_changes_the_value(batch, extra):
     vectors, ids = batch
     base = {name: values[0] for name, values in SWITCHES.items()}
     value = gecko_loss(*vectors, ids, LossConfig(temperature=0.2, **base)).item()
     for name, (_, *others) in SWITCHES.items():
         for other in others:
-            changed = gecko_loss(*vectors, ids, LossConfig(temperature=0.2, **{**base, name: other})).item()
+            changed = gecko_loss(*vectors, ids, LossConfig(temperature=0.2, **{**base, name: other}), **extra).item()
             assert abs(changed - value) > 1e-3, (name, other)
+
+
+def test_same_tower_is_decided_row_by_row(batch):
+    vectors, ids = batch
+    values = [
+        gecko_loss(*vectors, replace(ids, same_tower=which), LossConfig(same_tower=switch)).item()
+        for which, switch in [
+            (torch.ones(B, dtype=torch.bool), True),
+            (ids.same_tower, "symmetric"),
+            (torch.zeros(B, dtype=torch.bool), ["some set"]),
+            (torch.ones(B, dtype=torch.bool), False),
+        ]
+    ]
+    assert values[0] > values[1] > values[2]
+    assert values[2] == pytest.approx(values[3])
+
+
+def test_divergence_is_zero_for_the_teachers_own_shares(batch):
+    _, ids = batch
+    query, angles = torch.tensor([[1.0, 0.0]]), torch.tensor([1.0, 0.5, 0.2])
+    candidates = torch.stack([angles.cos(), angles.sin()], dim=1)[None]
+    config = LossConfig(temperature=0.1, distill=1.0, distill_temperature=0.5)
+    one = replace(ids.of(slice(0, 1)), candidates=torch.tensor([[1, 2, 3]]), fused=(angles.cos() * 0.5 / 0.1)[None])
+    assert divergence(query, candidates, one, config).item() == pytest.approx(0, abs=1e-6)
+    assert divergence(query, candidates.flip(1), one, config).item() > 0.1
+
+
+def test_spread_out_is_one_over_the_width_for_random_vectors():
+    sides = torch.nn.functional.normalize(torch.randn(2, 400, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    ids = bare_ids(400)
+    assert spread_out(*sides, ids, LossConfig(), slice(None)).mean().item() == pytest.approx(2 / 16, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["query", "positive", "group", "crossed"])
 def test_every_kind_of_relation_masks(batch, kind):
     _, ids = batch
-    rows = {"query": (0, 5), "positive": (1, 3), "group": (2, 4), "crossed": (5, 6)}[kind]
+    rows = {"query": (0, 5), "positive": (1, 3), "group": (2, 4), "crossed": (2, 3)}[kind]
     related = ids.related()
     assert related[rows]
     assert torch.equal(related, related.T)
@@ -120,16 +232,16 @@ def test_every_kind_of_relation_masks(batch, kind):
 def test_equation_2_is_cross_entropy_over_the_batch(batch):
     (queries, positives, negatives), ids = batch
     config = LossConfig(temperature=0.05, same_tower=False, mask_groups=False, hard_negatives="none")
-    even = RowIds(ids.query, ids.positive, ids.group, ids.negatives, torch.ones(B))
+    even = replace(ids, weight=torch.ones(B))
     unit = [torch.nn.functional.normalize(side, dim=-1) for side in (queries, positives)]
     expected = torch.nn.functional.cross_entropy(unit[0] @ unit[1].T / 0.05, torch.arange(B))
     torch.testing.assert_close(gecko_loss(queries, positives, negatives, even, config), expected)
 
 
 def test_equation_3_with_one_negative_is_cross_entropy_over_its_candidates(batch):
-    (queries, positives, negatives), ids = batch
+    (queries, positives, negatives), _ = batch
     config = LossConfig(temperature=0.05, mask_groups=False)
-    one = RowIds(ids.query, ids.positive, ids.group, torch.full((B, 1), 99), torch.ones(B))
+    one = replace(bare_ids(B), negatives=torch.full((B, 1), 99))
     q, p, n = (torch.nn.functional.normalize(side, dim=-1) for side in (queries, positives, negatives[:, 0]))
     others = (q @ q.T)[~torch.eye(B, dtype=torch.bool)].reshape(B, B - 1)
     candidates = torch.cat([q @ p.T, others, (q * n).sum(1, keepdim=True)], dim=1)
@@ -149,8 +261,8 @@ def test_absent_negatives_have_no_influence_whatever_they_are(batch):
 
 def test_a_single_row_and_no_negatives_cost_nothing():
     one = torch.ones(1, D, requires_grad=True)
-    ids = RowIds(*(torch.zeros(1, dtype=torch.long),) * 3, torch.empty(1, 0, dtype=torch.long), torch.ones(1))
-    loss = gecko_loss(one, one, torch.empty(1, 0, D), ids, LossConfig(hard_negatives="all"))
+    config = LossConfig(hard_negatives="all", spread=1.0, distill=1.0)
+    loss = gecko_loss(one, one, torch.empty(1, 0, D), bare_ids(1), config, candidates=torch.empty(1, 0, D))
     loss.backward()
     assert loss.item() == 0
     assert torch.isfinite(one.grad).all()
@@ -181,26 +293,105 @@ class Lookup(torch.nn.Module):
 
 
 def labels_of(ids: RowIds) -> torch.Tensor:
-    bits = ids.weight.view(torch.int32).long()
-    return torch.cat([torch.stack([ids.query, ids.positive, ids.group, bits], dim=1), ids.negatives], dim=1)
+    def bits(numbers):
+        return numbers.float().contiguous().view(torch.int32).long()
+
+    counts = [torch.full_like(ids.row, side.shape[1]) for side in (ids.negatives, ids.candidates)]
+    fixed = [ids.query, ids.positive, ids.group, bits(ids.weight), ids.same_tower.long(), ids.row, *counts]
+    return torch.cat([torch.stack(fixed, dim=1), ids.negatives, ids.candidates, bits(ids.fused)], dim=1)
 
 
-def test_module_splits_columns_and_labels(batch):
-    (queries, positives, negatives), ids = batch
-    columns = [{"vectors": side} for side in (queries, positives, negatives[:, 0], negatives[:, 1])]
-    loss = GeckoLoss(Lookup(), LossConfig(), dims=[8, 4])
-    expected = matryoshka_loss(queries, positives, negatives, ids, LossConfig(), [8, 4])
+def columns_of(vectors, candidates):
+    queries, positives, negatives = vectors
+    return [{"vectors": side} for side in (queries, positives, *negatives.unbind(1), *candidates.unbind(1))]
+
+
+def test_labels_are_read_back_exactly(batch):
+    _, ids = batch
+    read = RowIds.from_labels(labels_of(ids))
+    assert all(torch.equal(getattr(read, field.name), getattr(ids, field.name)) for field in fields(RowIds))
+    assert places(labels_of(ids)) is None
+
+
+def test_module_splits_columns_and_labels(batch, extra):
+    vectors, ids = batch
+    columns = columns_of(vectors, extra["candidates"])
+    config = LossConfig(distill=1.0)
+    loss = GeckoLoss(Lookup(), config, dims=[8, 4])
+    expected = matryoshka_loss(*vectors, ids, config, [8, 4], candidates=extra["candidates"])
     assert torch.equal(loss(columns, labels_of(ids)), expected)
-    with pytest.raises(TrainingError, match="3 text columns, but labels for 4"):
-        loss(columns[:3], labels_of(ids))
+    with pytest.raises(TrainingError, match="6 text columns, but labels for 7"):
+        loss(columns[:-1], labels_of(ids))
     with pytest.raises(TrainingError, match="shape"):
         loss(columns, labels_of(ids)[:, :3])
+    with pytest.raises(TrainingError, match="shape"):
+        loss(columns, labels_of(ids)[:, :-1])
+
+
+def test_texts_that_are_told_by_place_equal_columns(batch, extra):
+    vectors, ids = batch
+    columns = columns_of(vectors, extra["candidates"])
+    texts = torch.cat([column["vectors"] for column in columns])
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
+    at = torch.argsort(order).view(len(columns), B).T
+    parts = [{"vectors": part} for part in texts[order].split(10)]
+    loss = GeckoLoss(Lookup(), LossConfig(distill=1.0))
+    torch.testing.assert_close(
+        loss(parts, torch.cat([labels_of(ids), at], dim=1)), loss(columns, labels_of(ids)), rtol=1e-12, atol=0
+    )
+
+
+def test_matching_takes_the_teachers_vectors_by_number(batch):
+    vectors, ids = batch
+    table = torch.randn(40, TEACHER, generator=torch.Generator().manual_seed(3))
+    numbers = torch.cat([ids.query[:, None], ids.positive[:, None], ids.negatives.clamp(min=0)], dim=1)
+    config = LossConfig(match=1.0)
+    loss = GeckoLoss(Lookup(), config, teacher=table)
+    columns = columns_of(vectors, torch.empty(B, 0, D))
+    bare = replace(ids, candidates=ids.candidates[:, :0], fused=ids.fused[:, :0])
+    torch.testing.assert_close(
+        loss(columns, labels_of(bare)), gecko_loss(*vectors, bare, config, targets=table[numbers].double())
+    )
+
+
+class Linear(torch.nn.Module):
+    """An encoder that learns; with dropout, so that the second pass of the cached loss must repeat the first's."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(4)
+        self.weight = torch.nn.Parameter(torch.randn(D, D, generator=generator, dtype=torch.float64))
+
+    def forward(self, features):
+        return {"sentence_embedding": torch.nn.functional.dropout(features["vectors"] @ self.weight, 0.2)}
+
+
+@pytest.mark.parametrize("switches", [{}, {"hard_negatives": "all", "spread": 1.0, "distill": 1.0, "match": 1.0}])
+@pytest.mark.parametrize("block", [1, 4, 100])
+def test_cached_equals_plain(batch, extra, switches, block, monkeypatch):
+    vectors, ids = batch
+    monkeypatch.setattr("gecko.training.loss.BLOCK", block)
+    columns = columns_of([vector.detach() for vector in vectors], extra["candidates"].detach())
+    parts = [part for column in columns for part in [{"vectors": half} for half in column["vectors"].split(4)]]
+    # columns of 4 and 2 texts: the places say where each text is
+    at = torch.arange(B * len(columns)).view(len(columns), B).T
+    labels = torch.cat([labels_of(ids), at], dim=1)
+    table = torch.randn(40, TEACHER, generator=torch.Generator().manual_seed(3))
+    results = []
+    for cached in (False, True):
+        model = Linear()
+        torch.manual_seed(5)
+        loss = GeckoLoss(model, LossConfig(**switches), dims=[8, 4], cached=cached, teacher=table)(parts, labels)
+        (3 * loss).backward()
+        results.append((loss.detach(), model.weight.grad))
+    assert results[0][1].abs().max() > 1e-3
+    torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
 
 
 def test_module_compares_half_precision_in_float32(batch):
     vectors, ids = batch
     half = [vector.detach().bfloat16() for vector in vectors]
-    columns = [{"vectors": side} for side in (half[0], half[1], half[2][:, 0], half[2][:, 1])]
+    bare = replace(ids, candidates=ids.candidates[:, :0], fused=ids.fused[:, :0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = GeckoLoss(Lookup(), LossConfig())(columns, labels_of(ids))
+        loss = GeckoLoss(Lookup(), LossConfig())(columns_of(half, torch.empty(B, 0, D)), labels_of(bare))
     torch.testing.assert_close(loss, gecko_loss(*(side.float() for side in half), ids, LossConfig()))

@@ -72,7 +72,7 @@ def test_ids_and_weights_survive_the_stock_collator_exactly(tiny_bert):
     data = to_dataset(rows, "native", LossConfig())
     batch = SentenceTransformerDataCollator(SentenceTransformer(str(tiny_bert)).preprocess)([data[0], data[1]])
     assert batch["label"].dtype == torch.int64
-    assert batch["label"].shape == (2, 5)
+    assert batch["label"].shape == (2, 9)
     assert torch.equal(RowIds.from_labels(batch["label"]).weight, torch.tensor([0.1, 3.0]))
     assert {name.removesuffix("_input_ids") for name in batch if name.endswith("_input_ids")} == {
         "query",
@@ -81,9 +81,77 @@ def test_ids_and_weights_survive_the_stock_collator_exactly(tiny_bert):
     }
 
 
+CORPUS = {name: Text(name, "", f"text of {name}") for name in "uvwxyz"}
+
+
+def scored(query, candidates, fused, **fields):
+    return replace(row(query, "text of u", **fields), candidates=tuple(candidates), fused=tuple(fused))
+
+
+def test_candidates_and_their_scores_are_listed():
+    rows = [scored("a", "uvw", (2.0, 0.7, 0.1)), row("b", "c"), scored("d", "xy", (1.5, 0.5))]
+    config = LossConfig(distill=1.0)
+    data = to_dataset(rows, "native", config, CORPUS)
+    assert data.column_names == ["query", "positive", "candidate_1", "candidate_2", "candidate_3", "label"]
+    assert data["candidate_3"][:] == ["text of w", FILLER, FILLER]
+    ids = RowIds.from_labels(torch.tensor(data["label"][:]))
+    assert torch.equal(ids.fused, torch.tensor([[2.0, 0.7, 0.1], [0, 0, 0], [1.5, 0.5, 0]]))
+    assert ids.candidates[0, 0] == ids.positive[0]
+    assert (ids.candidates == ABSENT).sum(dim=1).tolist() == [0, 3, 1]
+
+
+def test_fewer_candidates_are_taken_evenly_over_the_ranks():
+    data = to_dataset(
+        [scored("a", "uvwxyz", range(6, 0, -1))], "native", LossConfig(distill=1.0, distill_candidates=3), CORPUS
+    )
+    assert [data[f"candidate_{place}"][0] for place in (1, 2, 3)] == ["text of u", "text of w", "text of z"]
+    assert RowIds.from_labels(torch.tensor(data["label"][:])).fused.tolist() == [[6, 4, 1]]
+
+
+def test_candidates_that_cannot_be_had_are_refused():
+    config = LossConfig(distill=1.0)
+    with pytest.raises(TrainingError, match=r"set 's', row 0: the text of candidate 'q' is not among the 6 passages"):
+        to_dataset([scored("a", "uq", (2.0, 1.0))], "native", config, CORPUS)
+    with pytest.raises(TrainingError, match="no row of set 's'.*scored"):
+        to_dataset([row()], "native", config, CORPUS)
+    with pytest.raises(TrainingError, match="2 candidates, but 1 fused"):
+        to_dataset([scored("a", "uv", (2.0,))], "native", config, {**CORPUS})
+
+
+def test_unique_ids_mark_the_rows_of_classes_and_no_others():
+    rows = [
+        row("a", "b", "c", group="class 1", symmetric=True),
+        row("d", "e", group="e"),
+        row("f", "b", "g", group="class 1", symmetric=True),
+    ]
+    data = to_dataset(rows, "native", LossConfig(unique_ids=True))
+    assert data["query"][:] == ["a 0", "d", "f 2"]
+    assert data["positive"][:] == ["b 0", "e", "b 2"]
+    assert data["negative_1"][:] == ["c 0", FILLER, "g 2"]
+    assert to_dataset(rows, "native", LossConfig())["query"][:] == ["a", "d", "f"]
+
+
+@pytest.mark.parametrize(
+    ("switch", "expected"),
+    [(True, [True] * 3), (False, [False] * 3), ("symmetric", [False, True, False]), (["t"], [False, False, True])],
+)
+def test_same_tower_by_set(switch, expected):
+    rows = [row("a", "b"), row("c", "d", symmetric=True), row("e", "f", dataset="t")]
+    assert ids_of(rows, same_tower=switch).same_tower.tolist() == expected
+
+
+def test_one_group_and_nothing_else_is_refused():
+    rows = [row("a", "b", group="g"), row("c", "d", group="g")]
+    with pytest.raises(TrainingError, match="set 's': all 2 rows are of group 'g'"):
+        to_dataset(rows, "native", LossConfig())
+    to_dataset([rows[0], row("c", "d", "e", group="g")], "native", LossConfig())
+    to_dataset(rows, "native", LossConfig(mask_groups=False))
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
+        (row("a", "a", group="sole", symmetric=True), r"row 1: the positive is the query itself.* class 'sole'"),
         (row(" ", "p"), r"set 's', row 1: the query is empty"),
         (row("q", " "), r"set 's', row 1: the positive ' ' is empty"),
         (row("q", "p", ""), r"set 's', row 1: the negative '' is empty"),

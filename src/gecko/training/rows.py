@@ -1,19 +1,20 @@
 """Training rows as the dataset that the trainer reads: text columns to be encoded, and one column of integers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from gecko.config import LossConfig
 from gecko.errors import TrainingError
-from gecko.formats import InputFormat, render_example
-from gecko.records import Example
+from gecko.formats import InputFormat, render_example, render_passage
+from gecko.records import Example, Passage, Text
 from gecko.training.loss import ABSENT
 
-# Stands where a row has fewer hard negatives than others. Not the empty text: some tokenizers make no token of it,
-# and attention over no token is not a number.
+# Stands where a row has fewer hard negatives or candidates than others. Not the empty text: some tokenizers make no
+# token of it, and attention over no token is not a number.
 FILLER = "."
 
 
@@ -35,46 +36,129 @@ class _Numbers:
         return known
 
 
-def to_dataset(examples: Sequence[Example], form: InputFormat, config: LossConfig) -> Dataset:
+def to_dataset(
+    examples: Sequence[Example],
+    form: InputFormat,
+    config: LossConfig,
+    passages: Mapping[str, Passage | Text] | None = None,
+) -> Dataset:
     """Rows in an input format, ready for :class:`gecko.training.loss.GeckoLoss`.
 
     The columns: ``query``, ``positive``, ``negative_1`` to ``negative_K`` (K: the most that any row has; 0 where the
-    loss uses none), and ``label``, a list of 4 + K integers: the numbers of query, positive and group, the weight's
-    float32 bits, the numbers of the hard negatives (-1: this row has fewer). Texts have equal numbers when they are
-    equal once rendered, or have the same id in the same set. Groups are counted set by set.
+    loss uses none), ``candidate_1`` to ``candidate_C`` (the same, of the scored candidates), and ``label``, a list of
+    8 + K + 2 C integers, see :meth:`gecko.training.loss.RowIds.from_labels`. Texts have equal numbers when they are
+    equal once rendered, or have the same id in the same set. Groups are counted set by set. With ``config.unique_ids``
+    the texts of a row whose group is a class, and not its positive, end in the row's number.
+
+    Args:
+        examples: the rows.
+        form: the format in which they are written.
+        config: which texts the loss needs.
+        passages: the texts of the rows' candidates, by id; needed if ``config.distill`` is not 0.
 
     Raises:
-        TrainingError: no rows; or a row with an empty query, an empty text or a weight that is negative or not finite.
-            The message names set and row.
+        TrainingError: no rows; a row with an empty query, an empty text, a weight that is negative or not finite, or a
+            class of which it is the only member; candidates that are wanted and not there; or a set whose rows are all
+            of one group and have no hard negatives. The message names set and row.
     """
     if not examples:
         raise TrainingError("there are no rows to train on; look at what select dropped, or lower select.min_rc")
     texts, groups = _Numbers(), _Numbers()
+    listed = _listed(examples, config, passages or {})
     width = 0 if config.hard_negatives == "none" else max(len(example.negatives) for example in examples)
-    columns: dict[str, list[str]] = {
-        name: [] for name in ("query", "positive", *(f"negative_{place}" for place in range(1, width + 1)))
+    scored = max(map(len, listed))
+    negative_names = [f"negative_{place}" for place in range(1, width + 1)]
+    candidate_names = [f"candidate_{place}" for place in range(1, scored + 1)]
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("query", "positive", *negative_names, *candidate_names, "label")
     }
-    labels: list[list[int]] = []
-    for row, example in enumerate(examples):
+    for row, (example, candidates) in enumerate(zip(examples, listed, strict=True)):
         _check(row, example, width)
-        query, positive, negatives = render_example(example, form)
+        query, positive, negatives = _rendered(row, example, form, config)
         sides = list(zip((example.positive, *example.negatives), (positive, *negatives), strict=True))[: 1 + width]
-        numbers = [
-            texts.of(("text", rendered), *([("id", example.dataset, text.id)] if text.id else []))
-            for text, rendered in sides
-        ]
-        missing = 1 + width - len(sides)
-        group = groups.of((example.dataset, example.group)) if example.group else ABSENT
-        weight = int(np.float32(example.weight).view(np.int32))
-        labels.append([texts.of(("text", query)), numbers[0], group, weight, *numbers[1:], *[ABSENT] * missing])
-        rendered_row = (query, *(rendered for _, rendered in sides), *[FILLER] * missing)
-        for column, rendered in zip(columns.values(), rendered_row, strict=True):
-            column.append(rendered)
-    return Dataset.from_dict({**columns, "label": labels})
+        shown = [(text, render_passage(text, form)) for text, _ in candidates]
+        numbers, candidate_numbers = (
+            [
+                texts.of(("text", rendered), *([("id", example.dataset, text.id)] if text.id else []))
+                for text, rendered in some
+            ]
+            for some in (sides, shown)
+        )
+        missing, empty = 1 + width - len(sides), scored - len(shown)
+        label = [texts.of(("text", query)), numbers[0]]
+        label += [groups.of((example.dataset, example.group)) if example.group else ABSENT]
+        label += [_bits(example.weight), int(_same_tower(example, config)), row, width, scored]
+        label += [*numbers[1:], *[ABSENT] * missing, *candidate_numbers, *[ABSENT] * empty]
+        label += [*(_bits(fused) for _, fused in candidates), *[0] * empty]
+        written = (query, *(text for _, text in sides), *[FILLER] * missing, *(text for _, text in shown))
+        for column, value in zip(columns.values(), (*written, *[FILLER] * empty, label), strict=True):
+            column.append(value)
+    dataset = Dataset.from_dict(columns)
+    _refuse_one_group(examples, dataset, config)
+    return dataset
+
+
+def _rendered(row: int, example: Example, form: InputFormat, config: LossConfig) -> tuple[str, str, list[str]]:
+    query, positive, negatives = render_example(example, form)
+    if not (config.unique_ids and is_class(example)):
+        return query, positive, negatives
+    return f"{query} {row}", f"{positive} {row}", [f"{negative} {row}" for negative in negatives]
+
+
+def is_class(example: Example) -> bool:
+    """Whether the row's group is a class, as opposed to its positive or nothing."""
+    return example.group not in ("", example.positive.id)
+
+
+def _same_tower(example: Example, config: LossConfig) -> bool:
+    match config.same_tower:
+        case bool():
+            return config.same_tower
+        case "symmetric":
+            return example.symmetric
+        case _:
+            return example.dataset in config.same_tower
+
+
+def _bits(number: float) -> int:
+    return int(np.float32(number).view(np.int32))
+
+
+def _listed(
+    examples: Sequence[Example], config: LossConfig, passages: Mapping[str, Passage | Text]
+) -> list[list[tuple[Passage | Text, float]]]:
+    """Each row's candidates for the listwise term, with their fused scores, in fused order."""
+    if not config.distill:
+        return [[] for _ in examples]
+    listed = []
+    for row, example in enumerate(examples):
+        count = len(example.candidates)
+        if len(example.fused) != count:
+            raise TrainingError(
+                f"{_place(row, example)}: {count} candidates, but {len(example.fused)} fused scores; make the row anew"
+            )
+        kept = min(count, config.distill_candidates or count)
+        chosen = sorted({round(place) for place in np.linspace(0, count - 1, kept)})
+        if missing := [example.candidates[place] for place in chosen if example.candidates[place] not in passages]:
+            raise TrainingError(
+                f"{_place(row, example)}: the text of candidate {missing[0]!r} is not among the {len(passages)} "
+                "passages given; train.loss.distill needs the corpus that the candidates come from"
+            )
+        listed.append([(passages[example.candidates[place]], example.fused[place]) for place in chosen])
+    if not any(len(candidates) >= 2 for candidates in listed):
+        raise TrainingError(
+            f"train.loss.distill = {config.distill}, but no row of set {examples[0].dataset!r} or others has two scored "
+            "candidates; set it to 0, or take rows that a teacher has scored"
+        )
+    return listed
+
+
+def _place(row: int, example: Example) -> str:
+    return f"set {example.dataset!r}, row {row}" + (f" (query {example.query_id!r})" if example.query_id else "")
 
 
 def _check(row: int, example: Example, width: int) -> None:
-    place = f"set {example.dataset!r}, row {row}" + (f" (query {example.query_id!r})" if example.query_id else "")
+    place = _place(row, example)
     if not example.query.strip():
         raise TrainingError(f"{place}: the query is empty; drop the row")
     if not math.isfinite(example.weight) or example.weight < 0:
@@ -82,3 +166,18 @@ def _check(row: int, example: Example, width: int) -> None:
     for name, text in (("positive", example.positive), *(("negative", text) for text in example.negatives[:width])):
         if not (text.text.strip() or (text.title.strip() and not example.symmetric)):
             raise TrainingError(f"{place}: the {name} {text.id!r} is empty; drop the row")
+    if is_class(example) and example.symmetric and example.positive.text == example.query:
+        raise TrainingError(
+            f"{place}: the positive is the query itself, as happens where class {example.group!r} has one member; drop "
+            "the class"
+        )
+
+
+def _refuse_one_group(examples: Sequence[Example], dataset: Dataset, config: LossConfig) -> None:
+    groups = {label[2] for label in dataset["label"]}
+    bare = len(examples) > 1 and "negative_1" not in dataset.column_names
+    if bare and config.mask_groups and len(groups) == 1 and groups != {ABSENT}:
+        raise TrainingError(
+            f"set {examples[0].dataset!r}: all {len(examples)} rows are of group {examples[0].group!r} and none has a "
+            "hard negative, so nothing is left to tell apart; add rows of other groups, or hard negatives"
+        )

@@ -14,7 +14,7 @@ import hashlib
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,14 @@ from gecko.device import best_device, has_fast_bfloat16
 from gecko.errors import RunError, TrainingError
 from gecko.formats import InputFormat
 from gecko.progress import quiet_libraries
-from gecko.records import Example
+from gecko.records import Example, Passage, Text
 from gecko.store import digest, file_sha256, read_json, write_json
 from gecko.training.batches import Sampling, SetBatches
+from gecko.training.collate import CALL_TOKENS, CALL_TOKENS_ELSEWHERE, Collator
 from gecko.training.loss import GeckoLoss
 from gecko.training.rows import to_dataset
 
-VERSION = 1  # part of the fingerprint; raised when the same rows and settings give other weights
+VERSION = 2  # part of the fingerprint; raised when the same rows and settings give other weights
 FILES = "files.json"
 FINGERPRINT = "fingerprint.json"
 COLLAPSED = 0.98
@@ -78,6 +79,7 @@ def train(
     checkpoints: Path,
     say: Callable[[str], None] = lambda _: None,
     sampling: Sampling | None = None,
+    passages: Mapping[str, Passage | Text] | None = None,
 ) -> TrainReport:
     """Train ``start`` on ``examples`` by Eq. 3 of the paper and save the result in ``folder``.
 
@@ -95,6 +97,7 @@ def train(
         say: where a sentence for the user goes.
         sampling: each batch from one set (``Example.dataset``), and how often which; none: rows in random order,
             whatever their set.
+        passages: by id, the texts of the rows' candidates; needed if ``config.loss.distill`` is not 0.
 
     Raises:
         TrainingError: no rows, a row or a width that cannot be used, a start model that cannot be loaded, a loss
@@ -104,7 +107,7 @@ def train(
 
     began = time.perf_counter()
     with quiet_libraries(), _random_state_kept():
-        rows = to_dataset(examples, form, config.loss)
+        rows = to_dataset(examples, form, config.loss, passages)
         model = _load(start, config.max_tokens, say)
         dims = _dims(model, config)
         parts = {
@@ -126,6 +129,7 @@ def train(
             model=model,
             args=_arguments(config, a_pass, seed, checkpoints),
             train_dataset=rows,
+            data_collator=_collator(model),
             loss=GeckoLoss(model, config.loss, dims, config.dim_weights),
         )
         trainer.batches = batches
@@ -219,6 +223,10 @@ def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def _collator(model: SentenceTransformer) -> Collator:
+    return Collator(model.preprocess, call_tokens=CALL_TOKENS.get(model.device.type, CALL_TOKENS_ELSEWHERE))
 
 
 class _Trainer(SentenceTransformerTrainer):
