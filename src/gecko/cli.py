@@ -178,6 +178,27 @@ def train(run: RunArg, sets: Sets = None, force: Force = False) -> None:
 
 
 @app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run folder.")],
+    pairs: Annotated[
+        list[str] | None, typer.Argument(help="Files of pairs (query, title, text), or folders of them.")
+    ] = None,
+    config: Recipe = None,
+    sets: Sets = None,
+    backbone: Backbone = None,
+    force: Force = False,
+) -> None:
+    """The paper's first stage: train on pairs with in-batch negatives, each batch from one source."""
+    from gecko.pretrain import pretrain as run_all
+
+    base: dict[str, Any] = {"pretrain": {"sources": pairs}} if pairs else {}
+    settings = load_config(config, sets or (), _given(base, None, None, backbone))
+    ui = Terminal()
+    with Run(out, settings, force=force, say=ui.say) as run:
+        print(run_all(run, ui))
+
+
+@app.command()
 def evaluate(run: RunArg, evals: Evals = None, sets: Sets = None, force: Force = False) -> None:
     """Measure the trained model of a run."""
     chosen = [*(sets or ()), *([f"evaluate.sets={evals}"] if evals else ())]

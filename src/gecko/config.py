@@ -152,6 +152,30 @@ class TrainConfig(_Section):
     loss: LossConfig = LossConfig()
 
 
+class PairLossConfig(LossConfig):
+    """Eq. 2 of the paper: in-batch negatives only."""
+
+    same_tower: bool = False
+    hard_negatives: Literal["own", "all", "none"] = "none"
+
+
+class PretrainConfig(TrainConfig):
+    """Stage 1 of the paper, `gecko pretrain`: pairs, Eq. 2, each batch from one source. All keys of `train`, too."""
+
+    sources: list[str] = Field(default=[], description="files of pairs (query, title, text), or folders of them")
+    task: str = Field(default="search result", description="the task of a source that `tasks` does not name")
+    tasks: dict[str, str] = Field(default={}, description="task by source; a source is named after its file")
+    weights: dict[str, float] = Field(default={}, description="passes through a source in an epoch; 1 if not named")
+    sampling_temperature: float = Field(default=1.0, gt=0, description="1: by size; large: all sources alike")
+    limit: int | None = Field(default=None, ge=2, description="at most so many pairs of a source, drawn at random")
+    bucket: int = Field(default=64, ge=0, description="batches whose pairs are sorted by length together; 0: none")
+    formats: list[Literal["native", "unified"]] = Field(default=["unified"], min_length=1, max_length=1)
+    epochs: int = Field(default=1, ge=1)
+    batch: int = Field(default=1024, ge=2)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    loss: PairLossConfig = PairLossConfig()
+
+
 class EvaluateConfig(_Section):
     """What the result is held against."""
 
@@ -182,6 +206,7 @@ class RunConfig(_Section):
     relabel: RelabelConfig = RelabelConfig()
     select: SelectConfig = SelectConfig()
     train: TrainConfig = TrainConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     check: CheckConfig = CheckConfig()
 
@@ -214,6 +239,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mine": {"warmup_epochs": 1},
         "select": {"min_rc": None},
         "train": {"formats": ["unified"], "loss": {"mask_groups": False, "unique_ids": True}},
+        "pretrain": {"loss": {"mask_groups": False}},
     },
 }
 
@@ -316,7 +342,8 @@ def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[s
 def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
     """``key: old -> new`` for each setting in which two configurations differ."""
     before, after = _flatten(old.model_dump()), _flatten(new.model_dump())
-    return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]]
+    keys = dict.fromkeys([*before, *after])
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

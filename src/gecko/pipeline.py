@@ -29,7 +29,7 @@ from gecko.paid import paid_queries, paid_scores, seeds_key
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import Counts, Manifest, Run, digest, file_sha256, read_json, schema_digest, tree_sha256, write_json
+from gecko.store import Counts, Manifest, Run, digest, file_sha256, publish, read_json, schema_digest, write_json
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
@@ -689,13 +689,8 @@ class Pipeline:
         for form in self.config.train.formats:
             self.student_folder(form)
         chosen = self.chosen_format()
-        source, final = self.student_folder(chosen), self.run.path / "model"
-        if not final.exists() or tree_sha256(final) != tree_sha256(source):
-            aside = self.run.path / ".model.partial"
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(source, aside)
-            shutil.rmtree(final, ignore_errors=True)
-            aside.replace(final)
+        final = self.run.path / "model"
+        publish(self.student_folder(chosen), final)
         return final
 
     def student_folder(self, form: InputFormat) -> Path:

@@ -515,6 +515,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def publish(source: Path, target: Path) -> None:
+    """Make ``target`` an equal copy of the folder ``source``, whole or not at all; nothing is done if it is one."""
+    if target.exists() and tree_sha256(target) == tree_sha256(source):
+        return
+    aside = target.with_name(f".{target.name}.partial")
+    with _disk_errors(target):
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.replace(target)
+
+
 def tree_sha256(path: Path) -> str:
     """One hash for a file, or for a folder's files with their names."""
     if path.is_file():

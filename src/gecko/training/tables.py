@@ -1,0 +1,201 @@
+"""Rows of a training set as it was published: local files, folders of them, or a Hugging Face data set.
+
+====================================  =========================================================================
+``.jsonl``, ``.ndjson``, ``.jsonl.gz``  one JSON object a line
+``.json``                             a list of objects, or JSON Lines
+``.csv``, ``.tsv``                    a header line, then one row a line
+``.parquet``                          any columns
+a folder                              its files of these kinds, by name
+``hf:NAME``                           `datasets.load_dataset(NAME, config, split=split)`, streamed
+====================================  =========================================================================
+
+Rows are numbered from 1, over all files of a source; errors name set, file and row.
+"""
+
+import csv
+import gzip
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gecko.errors import TrainingError
+from gecko.store import digest, file_sha256
+
+Row = dict[str, Any]
+
+ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
+PARQUET_ROWS = 1024
+CSV_FIELD_CHARS = 2**31 - 1
+HUB = "hf:"
+
+
+def read_rows(name: str, source: str, config: str | None = None, split: str = "train") -> Iterator[tuple[str, Row]]:
+    """(place, row) of each row of a source, in order; the place is for error messages.
+
+    Args:
+        name: the set's, for error messages.
+        source: see the module's table.
+        config: of a Hugging Face data set with several.
+        split: of a Hugging Face data set.
+
+    Raises:
+        TrainingError: the source is missing, empty, of another kind, or not readable at some row.
+    """
+    if source.startswith(HUB):
+        rows = _read_hub(name, source.removeprefix(HUB), config, split)
+    else:
+        rows = itertools.chain.from_iterable(_read_file(name, file) for file in files_of(name, source))
+    empty = True
+    for number, (file, row) in enumerate(rows, start=1):
+        empty = False
+        if not isinstance(row, dict):
+            raise TrainingError(f"set {name!r}, row {number} of {file}: it is no table of columns and values")
+        yield f"set {name!r}, row {number} of {file}", row
+    if empty:
+        raise TrainingError(f"set {name!r}: {source} has no rows; give another source, or leave the set out")
+
+
+def files_of(name: str, source: str) -> list[Path]:
+    """The files of a local source, by name.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if not _ending(path):
+            raise TrainingError(f"set {name!r}: {path} is of another kind; give {', '.join(ENDINGS)}")
+        return [path]
+    if not path.is_dir():
+        raise TrainingError(f"set {name!r}: {source} does not exist; give a file, a folder or hf:NAME")
+    files = sorted(entry for entry in path.iterdir() if entry.is_file() and _ending(entry))
+    if not files:
+        raise TrainingError(f"set {name!r}: the folder {source} holds no file of the kinds {', '.join(ENDINGS)}")
+    return files
+
+
+def source_identity(name: str, source: str, config: str | None = None, split: str = "train") -> str:
+    """A hash of what a source holds; a Hugging Face data set is known by its name, split and commit."""
+    if source.startswith(HUB):
+        return digest("hub", source, config or "", split, _hub_commit(source.removeprefix(HUB)))
+    return digest(*(text for file in files_of(name, source) for text in (file.name, file_sha256(file))))
+
+
+def _ending(path: Path) -> str | None:
+    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if path.name.endswith(ending)), None)
+
+
+def _read_file(name: str, path: Path) -> Iterator[tuple[str, Row]]:
+    kinds: dict[str, Callable[[Path], Iterator[Row]]] = {
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".jsonl.gz": _jsonl,
+        ".json": _json,
+        ".csv": lambda path: _csv(path, ","),
+        ".tsv": lambda path: _csv(path, "\t"),
+        ".parquet": _parquet,
+    }
+    number = 0
+    try:
+        for row in kinds[_ending(path) or ""](path):
+            yield path.name, row
+            number += 1
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        raise TrainingError(
+            f"set {name!r}: {path} cannot be read after row {number} ({error}); mend the file"
+        ) from error
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as handle:
+        for line in handle:
+            if line.strip():
+                yield json.loads(line.decode("utf-8-sig"))
+
+
+def _json(path: Path) -> Iterator[Row]:
+    with path.open("rb") as handle:
+        first = handle.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if first != b"[":
+        yield from _jsonl(path)
+        return
+    yield from json.loads(path.read_bytes().decode("utf-8-sig"))
+
+
+def _csv(path: Path, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(CSV_FIELD_CHARS)
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        for row in csv.DictReader(handle, delimiter=delimiter, strict=True):
+            if None in row or None in row.values():
+                raise ValueError("the row has another number of fields than the header")
+            yield dict(row)
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+            yield from batch.to_pylist()
+
+
+def _read_hub(name: str, hub_name: str, config: str | None, split: str) -> Iterator[tuple[str, Row]]:
+    import datasets
+
+    wanted = f"{hub_name}{f' ({config})' if config else ''}, split {split}"
+    try:
+        data = datasets.load_dataset(hub_name, config, split=split, streaming=True)
+    except Exception as error:  # unknown name, unknown configuration or split, no network: many kinds
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise TrainingError(
+            f"set {name!r}: the data set {wanted} cannot be loaded: {reason}. Check name, config and split, or give "
+            "local files"
+        ) from error
+    try:
+        for row in data:
+            yield hub_name, row
+    except Exception as error:
+        raise TrainingError(f"set {name!r}: reading the data set {wanted} failed: {error}") from error
+
+
+def _hub_commit(hub_name: str) -> str:
+    """The commit of a data set on the hub; empty for a local folder, or where the hub does not answer."""
+    import contextlib
+
+    from huggingface_hub import HfApi, constants
+
+    if Path(hub_name).exists() or constants.HF_HUB_OFFLINE:
+        return ""
+    with contextlib.suppress(Exception):  # whatever fails here fails again, and is explained, on loading
+        return HfApi().dataset_info(hub_name, timeout=10).sha or ""
+    return ""
+
+
+def require(row: Row, columns: Sequence[str], place: str, kind: str) -> None:
+    """Refuse a row that lacks a column.
+
+    Raises:
+        TrainingError: names the place, what is missing and what is there.
+    """
+    if missing := [column for column in columns if column not in row]:
+        raise TrainingError(
+            f"{place}: no column {', '.join(missing)}; the kind {kind!r} needs {', '.join(columns)}, and there are "
+            f"{', '.join(map(str, row))}"
+        )
+
+
+def text_of(row: Row, column: str, place: str, *, optional: bool = False) -> str:
+    """A column that must be a string, without white space around it; a missing or null one is empty if ``optional``.
+
+    Raises:
+        TrainingError: it is of another type.
+    """
+    value = row.get(column)
+    if value is None and optional:
+        return ""
+    if not isinstance(value, str):
+        raise TrainingError(f"{place}: column {column} is {value!r:.80}, and must be a text")
+    return value.strip()

@@ -1,0 +1,111 @@
+"""Rows of local files and data sets, the same from every kind of file; errors name set, file and row."""
+
+import csv
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gecko.errors import TrainingError
+from gecko.training.tables import read_rows, source_identity
+
+ROWS = [{"query": "a, b", "text": 'say "x"\nline'}, {"query": "ß", "text": ""}, {"query": "c", "text": "d"}]
+
+
+def write(folder, ending, rows=ROWS):
+    path = folder / f"rows{ending}"
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    match ending:
+        case ".jsonl" | ".ndjson":
+            path.write_text("\ufeff" + lines + "\n", encoding="utf-8")
+        case ".jsonl.gz":
+            path.write_bytes(gzip.compress(lines.encode()))
+        case ".json":
+            path.write_text(json.dumps(rows), encoding="utf-8")
+        case ".csv" | ".tsv":
+            with path.open("w", newline="", encoding="utf-8") as handle:
+                writer = csv.DictWriter(handle, rows[0].keys(), delimiter="," if ending == ".csv" else "\t")
+                writer.writeheader()
+                writer.writerows(rows)
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+KINDS = [".jsonl", ".ndjson", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet"]
+
+
+@pytest.mark.parametrize("ending", KINDS)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, ending):
+    path = write(tmp_path, ending)
+    read = list(read_rows("s", str(path)))
+    assert [row for _, row in read] == ROWS
+    assert [place for place, _ in read] == [f"set 's', row {n} of rows{ending}" for n in (1, 2, 3)]
+
+
+def test_json_lines_may_be_called_json(tmp_path):
+    write(tmp_path, ".jsonl").rename(tmp_path / "rows.json")
+    assert [row for _, row in read_rows("s", str(tmp_path / "rows.json"))] == ROWS
+
+
+def test_a_folder_is_its_files_by_name(tmp_path):
+    (tmp_path / "b.jsonl").write_text('{"x": 2}\n')
+    (tmp_path / "a.jsonl").write_text('{"x": 1}\n')
+    (tmp_path / "README.md").write_text("not data")
+    assert [(place, row["x"]) for place, row in read_rows("s", str(tmp_path))] == [
+        ("set 's', row 1 of a.jsonl", 1),
+        ("set 's', row 2 of b.jsonl", 2),
+    ]
+
+
+def test_a_data_set_is_loaded_by_name(tmp_path):
+    """`datasets` takes a folder for a name, so this is its own loader at work, without a network."""
+    write(tmp_path, ".parquet").rename(tmp_path / "train-00000-of-00001.parquet")
+    assert [row for _, row in read_rows("s", f"hf:{tmp_path}")] == ROWS
+
+
+def test_an_unknown_data_set_and_an_unknown_split_are_named(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(TrainingError, match=r"set 's': the data set nobody/nothing-here, split train cannot be loaded"):
+        list(read_rows("s", "hf:nobody/nothing-here"))
+    write(tmp_path, ".parquet").rename(tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(TrainingError, match=r"split dev cannot be loaded.*split"):
+        list(read_rows("s", f"hf:{tmp_path}", split="dev"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("x.jsonl", b'{"a": 1}\n{"a": \n', r"set 's': .*x\.jsonl cannot be read after row 1 "),
+        ("x.jsonl", b'{"a": 1}\n[1]\n', r"set 's', row 2 of x\.jsonl: it is no table"),
+        ("x.jsonl", b"", r"set 's': .*x\.jsonl has no rows"),
+        ("x.jsonl", b'{"a": "\xff"}\n', r"x\.jsonl cannot be read after row 0"),
+        ("x.csv", b"a,b\n1,2\n3\n", r"x\.csv cannot be read after row 1 \(the row has another number of fields"),
+        ("x.csv", b"a,b\n1,2,3\n", r"x\.csv cannot be read after row 0"),
+        ("x.parquet", b"PAR1", r"x\.parquet cannot be read"),
+        ("x.txt", b"text", r"set 's': .*x\.txt is of another kind"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, file, content, message):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(TrainingError, match=message):
+        list(read_rows("s", str(tmp_path / file)))
+
+
+def test_a_source_that_is_not_there_or_empty_is_named(tmp_path):
+    with pytest.raises(TrainingError, match="set 's': .*gone does not exist"):
+        list(read_rows("s", str(tmp_path / "gone")))
+    with pytest.raises(TrainingError, match="set 's': the folder .* holds no file"):
+        list(read_rows("s", str(tmp_path)))
+
+
+def test_the_identity_follows_the_content(tmp_path):
+    path = write(tmp_path, ".jsonl")
+    before = source_identity("s", str(path))
+    assert before == source_identity("t", str(path))
+    write(tmp_path, ".jsonl", ROWS[:2])
+    assert source_identity("s", str(path)) != before
