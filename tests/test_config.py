@@ -139,6 +139,7 @@ def test_presets() -> None:
         "select.min_rc",
         "train.formats",
         "train.loss.mask_groups",
+        "pretrain.loss.mask_groups",
     }
 
 
