@@ -312,6 +312,123 @@ def check_teacher(
         raise typer.Exit(1)
 
 
+ModelArg = Annotated[str, typer.Argument(help="A folder, hf:NAME or minilm.", metavar="MODEL")]
+Task = Annotated[
+    str, typer.Option(help="What the vectors are for: RETRIEVAL_DOCUMENT, CLUSTERING, …, or a task in words.")
+]
+Dim = Annotated[int | None, typer.Option(help="Keep only so many dimensions.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+
+
+@app.command()
+def embed(
+    model: ModelArg,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders or `stdlib`; none, or -: standard input, one text a line."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="A folder for parquet shards; none: JSON lines on standard output."),
+    ] = None,
+    task: Task = "RETRIEVAL_DOCUMENT",
+    dim: Dim = None,
+    output: Annotated[str, typer.Option(help="float32, int8 or binary.")] = "float32",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Turn texts into vectors: .jsonl, .csv, .tsv, .parquet, .txt and .md files, or lines of standard input."""
+    import json
+    from itertools import chain
+    from typing import get_args
+
+    from gecko.corpus.readers import read_source
+    from gecko.encoder import load
+    from gecko.encoder.engine import Precision
+    from gecko.encoder.vectors import Output
+    from gecko.search import BulkConfig, embed_rows, embed_to_folder, read_lines
+
+    config = BulkConfig(task=task, dim=dim, output=_one_of("--output", output, get_args(Output)))
+    embedder = load(model, precision=_one_of("--precision", precision, get_args(Precision)))
+    specs = inputs or ["-"]
+    rows = chain.from_iterable(read_lines(sys.stdin.buffer) if spec == "-" else read_source(spec) for spec in specs)
+    if out is not None:
+        ui, began = Terminal(), time.perf_counter()
+        manifest = embed_to_folder(embedder, rows, out, config, ui)
+        ui.say(f"{manifest.rows:,} vectors in {out}   {time.perf_counter() - began:.0f} s")
+        return
+    for batch, vectors in embed_rows(embedder, rows, config):
+        for row, vector in zip(batch, vectors, strict=True):
+            print(json.dumps({"id": row.id, "embedding": vector.tolist()}))
+
+
+@app.command()
+def search(
+    model: ModelArg,
+    corpus: Annotated[list[str], typer.Argument(help="Files, folders or `stdlib`.")],
+    query: Annotated[list[str] | None, typer.Option("-q", "--query", help="A query. Can be repeated.")] = None,
+    index: Annotated[Path | None, typer.Option(help="The index folder; none: one in the user's cache.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many passages.")] = 10,
+    method: Annotated[str, typer.Option(help="hybrid (vectors and BM25, fused), dense or bm25.")] = "hybrid",
+    task: Annotated[str, typer.Option(help="What the queries are for.")] = "RETRIEVAL_QUERY",
+    kind: Annotated[str, typer.Option(help="flat (exact), hnsw, or auto: by the size of the corpus.")] = "auto",
+    store: Annotated[str, typer.Option(help="float32, int8, binary, or auto.")] = "auto",
+    dim: Dim = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
+) -> None:
+    """Search a corpus: the index is built once; queries come from --query, the terminal or standard input."""
+    import json
+    from dataclasses import asdict
+    from typing import get_args
+
+    from gecko.config import CorpusConfig
+    from gecko.corpus import ingest as read_corpus
+    from gecko.encoder import load
+    from gecko.search import IndexConfig, build_index
+    from gecko.search.index import Kind, Method, Store, default_folder
+    from gecko.store import Counts
+
+    ui = Terminal()
+    how = _one_of("--method", method, get_args(Method))
+    config = IndexConfig(
+        kind=_one_of("--kind", kind, get_args(Kind)), store=_one_of("--store", store, get_args(Store)), dim=dim
+    )
+    embedder = load(model)
+    folder = index or default_folder(embedder, corpus, config)
+    passages = read_corpus(CorpusConfig(sources=corpus), Counts())
+    with build_index(embedder, passages, folder, config, ui) as built:
+        ui.say(f"{len(built):,} passages, {built.manifest.kind} index, {built.manifest.store} vectors, in {folder}")
+        for text in query or _typed_queries():
+            hits = built.search([text], k, method=how, task=task)[0]
+            if as_json:
+                print(json.dumps({"query": text, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
+                continue
+            table = Table("", "score", "passage", title=escape(text), show_lines=False)
+            for hit in hits:
+                shown = " ".join(hit.passage.text.split())
+                title = f"[bold]{escape(hit.passage.title)}[/bold]\n" if hit.passage.title else ""
+                table.add_row(str(hit.rank), f"{hit.score:.3f}", title + escape(shown[:160]))
+            Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _typed_queries() -> Iterator[str]:
+    """Queries typed at the terminal until its end, or the lines of standard input."""
+    while True:
+        try:
+            text = input("query> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if text:
+            yield text
+
+
+def _one_of(option: str, value: str, accepted: tuple[Any, ...]) -> Any:
+    if value not in accepted:
+        from gecko.errors import ConfigError
+
+        raise ConfigError(f"{option} {value}: give one of {', '.join(accepted)}")
+    return value
+
+
 def main() -> None:
     """Entry point: errors of this package are one message and exit code 1; anything else is a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -16,8 +16,8 @@ class Ui(Protocol):
         """One sentence."""
         ...
 
-    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """A context whose value moves the bar by so many units."""
+    def bar(self, title: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        """A context whose value moves the bar by so many units, of ``total`` or of nobody knows how many."""
         ...
 
 
@@ -49,7 +49,7 @@ class Silent:
         """Nothing."""
 
     @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    def bar(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """No bar."""
         yield lambda _: None
 
@@ -65,10 +65,10 @@ class Terminal:
         self.console.print(text, markup=False)
 
     @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    def bar(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """A bar with counts, time gone and time to go; where there is no terminal, a line at the start and the end."""
         if not self.console.is_terminal:
-            self.say(f"{title} ({total:,})")
+            self.say(title if total is None else f"{title} ({total:,})")
             yield lambda _: None
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

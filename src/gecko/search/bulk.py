@@ -1,0 +1,223 @@
+"""Embed a stream of texts into a folder of parquet shards, in bounded memory, resumable shard by shard.
+
+::
+
+    OUT/part-00000.parquet    columns id and embedding, in the order of the input
+    OUT/manifest.json         the model, the options, and the rows and hashes of each shard
+
+A killed run continues at the next shard. It reads the input again up to there, and refuses to go on if the input, the
+model or an option is another one.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from gecko.encoder import Embedder
+from gecko.encoder.vectors import Output, Packed
+from gecko.errors import CorpusError, RunError
+from gecko.formats import find_task
+from gecko.progress import Silent, Ui
+from gecko.records import Passage
+from gecko.store import digest, read_json, write_bytes, write_json
+
+LAYOUT = 1
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class BulkConfig:
+    """How texts become vectors; see :meth:`gecko.encoder.Embedder.embed`.
+
+    Attributes:
+        task: what the vectors are for. Only RETRIEVAL_DOCUMENT knows titles; elsewhere a row's title and text are read
+            as one string.
+        dim: dimensions to keep.
+        output: the form of the vectors.
+        shard_rows: texts of one shard: the unit of resuming, and what is held in memory.
+    """
+
+    task: str = "RETRIEVAL_DOCUMENT"
+    dim: int | None = None
+    output: Output = "float32"
+    shard_rows: int = 8192
+
+
+@dataclass
+class Shard:
+    """One finished shard; ``texts`` is a hash of the ids, titles and texts it was made from."""
+
+    file: str
+    rows: int
+    texts: str
+    sha256: str
+
+
+@dataclass
+class BulkManifest:
+    """What a folder of vectors was made from, and how far it is."""
+
+    parts: dict[str, Any]
+    shards: list[Shard] = field(default_factory=list)
+    done: bool = False
+    layout: int = LAYOUT
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+
+def read_lines(stream: BinaryIO, name: str = "stdin") -> Iterator[Passage]:
+    """One text a line, UTF-8; the id is the line's number, from 1. A blank line is a text, too.
+
+    Raises:
+        CorpusError: a line is not UTF-8.
+    """
+    for number, line in enumerate(stream, 1):
+        try:
+            yield Passage(str(number), "", line.decode("utf-8").rstrip("\r\n"))
+        except UnicodeDecodeError as error:
+            raise CorpusError(
+                f"{name}:{number}: not valid UTF-8 at byte {error.start + 1} of the line; convert it to UTF-8"
+            ) from error
+
+
+def embed_rows(
+    embedder: Embedder, rows: Iterable[Passage], config: BulkConfig
+) -> Iterator[tuple[list[Passage], Packed]]:
+    """Yield up to ``config.shard_rows`` rows at a time, with their vectors.
+
+    Raises:
+        ConfigError: the task, the dimension or the output does not fit the model.
+    """
+    for batch in in_batches(rows, config.shard_rows):
+        yield batch, embed_batch(embedder, batch, config)
+
+
+def embed_batch(embedder: Embedder, batch: list[Passage], config: BulkConfig) -> Packed:
+    """The vectors of some rows."""
+    has_titles = find_task(config.task).side == "document"
+    return embedder.embed(
+        [row.text if has_titles else row.content for row in batch],
+        task=config.task,
+        title=[row.title for row in batch] if has_titles else None,
+        dim=config.dim,
+        output=config.output,
+    )
+
+
+def embed_to_folder(
+    embedder: Embedder, rows: Iterable[Passage], folder: Path, config: BulkConfig, ui: Ui | None = None
+) -> BulkManifest:
+    """Embed rows into ``folder``, or go on where an earlier call was stopped.
+
+    Args:
+        embedder: the model.
+        rows: the input, which must be the same in the same order when a run is continued.
+        folder: made if need be.
+        config: task, form and shard size.
+        ui: where progress goes.
+
+    Raises:
+        RunError: the folder holds vectors of another model, other options or another input, or something else.
+        ConfigError: the task, the dimension or the output does not fit the model.
+        StorageError: the disk is full; what was finished is kept.
+    """
+    ui = ui or Silent()
+    parts = {"model": embedder.identity, "form": embedder.form, "precision": embedder.precision, **asdict(config)}
+    with hold(folder):
+        manifest = _open(folder, parts)
+        batches = in_batches(rows, config.shard_rows)
+        for number, shard in enumerate(manifest.shards):
+            if (batch := next(batches, None)) is None or hash_rows(batch) != shard.texts:
+                raise RunError(
+                    f"{folder} holds vectors of another input: part {number + 1} differs; give the same input, or use "
+                    "another folder"
+                )
+        if manifest.shards and not manifest.done:
+            ui.say(f"continues after {manifest.rows:,} rows")
+        with ui.bar("embedding", None) as advance:
+            for batch in batches:
+                _write(folder, manifest, batch, embed_batch(embedder, batch, config))
+                advance(len(batch))
+        manifest.done = True
+        write_json(folder / "manifest.json", asdict(manifest))
+    return manifest
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if need be.
+
+    Raises:
+        RunError: another process works there, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; give the path of a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunError(f"another process works in {folder}; wait for it to end, or use another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def in_batches(rows: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of ``size`` rows, the last one shorter."""
+    rest = iter(rows)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def hash_rows(rows: Iterable[Passage]) -> str:
+    """A hash of ids, titles and texts in their order."""
+    joined = hashlib.sha256()
+    for row in rows:
+        joined.update(digest(row.id, row.title, row.text).encode())
+    return joined.hexdigest()
+
+
+def _open(folder: Path, parts: dict[str, Any]) -> BulkManifest:
+    file = folder / "manifest.json"
+    if not file.exists():
+        if strange := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+            raise RunError(f"{folder} holds other files ({', '.join(strange[:3])}); give a new or an empty folder")
+        fresh = BulkManifest(parts)
+        write_json(file, asdict(fresh))
+        return fresh
+    raw = read_json(file)
+    try:
+        manifest = BulkManifest(**{**raw, "shards": [Shard(**shard) for shard in raw["shards"]]})
+        changed = [key for key in parts if parts[key] != manifest.parts.get(key)]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{file} is not a manifest of gecko embed ({error}); give another folder") from error
+    if changed:
+        listed = ", ".join(f"{key} {manifest.parts.get(key)} there, {parts[key]} now" for key in changed)
+        raise RunError(f"{folder} holds vectors made otherwise: {listed}; use another folder, or the same options")
+    return manifest
+
+
+def _write(folder: Path, manifest: BulkManifest, batch: list[Passage], vectors: Packed) -> None:
+    kind = {"float32": pa.float32(), "int8": pa.int8(), "uint8": pa.uint8()}[vectors.dtype.name]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), kind), vectors.shape[1])
+    table = pa.table({"id": pa.array([row.id for row in batch], pa.string()), "embedding": column})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    file = f"part-{len(manifest.shards):05d}.parquet"
+    write_bytes(folder / file, data)
+    manifest.shards.append(Shard(file, len(batch), hash_rows(batch), hashlib.sha256(data).hexdigest()))
+    write_json(folder / "manifest.json", asdict(manifest))

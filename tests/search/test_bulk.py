@@ -1,0 +1,99 @@
+import io
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import gecko
+from gecko.encoder import Embedder
+from gecko.errors import CorpusError, RunError
+from gecko.records import Passage
+from gecko.search import BulkConfig, embed_rows, embed_to_folder, read_lines
+
+ROWS = [Passage(str(n), "red" if n % 2 else "", "the cat " * (n % 5 + 1) + "big " * n) for n in range(23)]
+CONFIG = BulkConfig(shard_rows=5)
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_model: Path) -> Embedder:
+    return gecko.load(str(tiny_model), precision="float32")
+
+
+def read(folder: Path) -> tuple[list[str], np.ndarray]:
+    tables = [pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))]
+    ids = [key for table in tables for key in table["id"].to_pylist()]
+    return ids, np.array([row for table in tables for row in table["embedding"].to_pylist()])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def test_vectors_of_rows(embedder: Embedder, tmp_path: Path) -> None:
+    manifest = embed_to_folder(embedder, iter(ROWS), tmp_path / "out", CONFIG)
+    ids, vectors = read(tmp_path / "out")
+    assert (manifest.rows, manifest.done, len(manifest.shards)) == (23, True, 5)
+    assert ids == [row.id for row in ROWS]
+    expected = embedder.embed([row.text for row in ROWS], title=[row.title for row in ROWS])
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    streamed = np.concatenate([part for _, part in embed_rows(embedder, iter(ROWS), CONFIG)])
+    np.testing.assert_allclose(streamed, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("output", "width"), [("int8", 16), ("binary", 2)])
+def test_small_vectors(embedder: Embedder, tmp_path: Path, output, width: int) -> None:
+    config = BulkConfig(task="CLUSTERING", dim=16, output=output, shard_rows=9)
+    embed_to_folder(embedder, iter(ROWS), tmp_path / "out", config)
+    _, vectors = read(tmp_path / "out")
+    expected = embedder.embed([row.content for row in ROWS], task="CLUSTERING", dim=16, output=output)
+    assert vectors.shape == (23, width)
+    assert np.abs(vectors.astype(int) - expected.astype(int)).max() <= (1 if output == "int8" else 0)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_to_folder(embedder, iter(ROWS), tmp_path / "whole", CONFIG)
+    embed, calls = embedder.embed, itertools.count()
+
+    def fails_at_the_third(*args, **kwargs):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return embed(*args, **kwargs)
+
+    monkeypatch.setattr(embedder, "embed", fails_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        embed_to_folder(embedder, iter(ROWS), tmp_path / "cut", CONFIG)
+    assert len(list((tmp_path / "cut").glob("part-*.parquet"))) == 2
+    with pytest.raises(RunError, match="another input: part 1"):
+        embed_to_folder(embedder, reversed(ROWS), tmp_path / "cut", CONFIG)
+    with pytest.raises(RunError, match="dim None there, 8 now"):
+        embed_to_folder(embedder, iter(ROWS), tmp_path / "cut", BulkConfig(shard_rows=5, dim=8))
+    embed_to_folder(embedder, iter(ROWS), tmp_path / "cut", CONFIG)
+    assert next(calls) == 2 + 1 + 3  # the two finished shards were not made again
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    embed_to_folder(embedder, iter(ROWS), tmp_path / "cut", CONFIG)
+    assert next(calls) == 7
+
+
+def test_other_folders_are_left_alone(embedder: Embedder, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"notes\.txt"):
+        embed_to_folder(embedder, iter(ROWS), tmp_path, CONFIG)
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
+    (tmp_path / "notes.txt").rename(tmp_path / "manifest.json")
+    (tmp_path / "manifest.json").write_text(json.dumps({"stage": "mine"}))
+    with pytest.raises(RunError, match="not a manifest"):
+        embed_to_folder(embedder, iter(ROWS), tmp_path, CONFIG)
+    with pytest.raises(RunError, match="is a file"):
+        embed_to_folder(embedder, iter(ROWS), tmp_path / "manifest.json", CONFIG)
+
+
+def test_lines() -> None:
+    lines = io.BytesIO("cat\r\n\nfünf".encode())
+    assert list(read_lines(lines)) == [Passage("1", "", "cat"), Passage("2", "", ""), Passage("3", "", "fünf")]
+    with pytest.raises(CorpusError, match="stdin:2: not valid UTF-8 at byte 3"):
+        list(read_lines(io.BytesIO(b"cat\nab\xff\n")))

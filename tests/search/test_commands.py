@@ -1,0 +1,42 @@
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from gecko.cli import app
+from gecko.errors import ConfigError
+
+
+def gecko(*arguments: object, stdin: str = "") -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    if result.exception is not None:
+        raise result.exception
+    return result
+
+
+def test_embed_and_search(tiny_model: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = gecko("embed", tiny_model, "--dim", 8, stdin="the red cat\nfish\n")
+    rows = [json.loads(line) for line in lines.stdout.splitlines()]
+    assert [(row["id"], len(row["embedding"])) for row in rows] == [("1", 8), ("2", 8)]
+
+    corpus = tmp_path / "corpus.jsonl"
+    texts = [" ".join(words[n : n + 6]) for n in range(20)]
+    corpus.write_text("".join(json.dumps({"_id": f"p{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
+    done = gecko("embed", tiny_model, corpus, "-o", tmp_path / "out", "--output", "int8")
+    assert "20 vectors" in done.stderr
+    table = pq.read_table(tmp_path / "out" / "part-00000.parquet")
+    assert table["id"].to_pylist() == [f"p{n}" for n in range(20)]
+    with pytest.raises(ConfigError, match="--output int4: give one of float32"):
+        gecko("embed", tiny_model, corpus, "--output", "int4")
+
+    asked = gecko("search", tiny_model, corpus, "--index", tmp_path / "index", "--json", "-k", 3, "-q", texts[4])
+    answer = json.loads(asked.stdout)
+    assert (answer["query"], len(answer["hits"])) == (texts[4], 3)
+    assert answer["hits"][0]["passage"]["id"] == "p4"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    typed = gecko("search", tiny_model, corpus, stdin=f"{texts[7]}\n")
+    assert texts[7] in typed.stdout
+    assert len(list((tmp_path / "cache" / "gecko" / "index").iterdir())) == 1
