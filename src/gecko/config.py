@@ -68,7 +68,7 @@ class RelabelConfig(_Section):
     pack_tokens: int = Field(default=512, ge=64, description="tokens of one forward pass; bounds the memory")
     precision: Literal["auto", "int8", "full"] = Field(
         default="auto",
-        description="of the teacher's linear layers; auto: int8 on a CPU that is fast at it; full: bfloat16 or float32",
+        description="of the teacher's linear layers; auto: int8 where the CPU is fast at it; full: as loaded",
     )
     shard_passages: int = Field(default=64, ge=1, description="passages of one shard, the unit of resuming")
 

@@ -90,7 +90,8 @@ def test_an_8_bit_teacher_judges_like_its_full_self(tiny_qwen):
 
 
 def test_precision_is_refused_where_it_cannot_be_had():
-    assert not _wants_int8("full", "cpu")
-    assert not _wants_int8("auto", "cuda")
+    assert not _wants_int8("full", "cpu", 4096)
+    assert not _wants_int8("auto", "cuda", 4096)
+    assert not _wants_int8("auto", "cpu", 576)
     with pytest.raises(TeacherError, match="relabel.precision"):
-        _wants_int8("int8", "cuda")
+        _wants_int8("int8", "cuda", 4096)

@@ -77,13 +77,18 @@ class Int8Linear(nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features), in the layer's own float type."""
         rounded, scale = self._rounder(states)
-        out: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, ZERO, self._packed, self._scale, self._zero, None, 1.0, 0, self._dtype, "none", [], ""
-        )
+        out = self.multiply(rounded)
         out.mul_(scale)
         if self._bias is not None:
             out.add_(self._bias)
         return out.view(*states.shape[:-1], self.out_features)
+
+    def multiply(self, rounded: torch.Tensor) -> torch.Tensor:
+        """The product with bytes (rows, in_features), before the rows' scales: (rows, out_features)."""
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            rounded, 1.0, ZERO, self._packed, self._scale, self._zero, None, 1.0, 0, self._dtype, "none", [], ""
+        )
+        return product
 
 
 def to_int8(model: nn.Module) -> None:

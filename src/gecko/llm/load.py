@@ -90,7 +90,7 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
         first = str(error).strip().splitlines()[0]
         raise TeacherError(f"teacher {name} cannot be loaded: {first}; use {FORMS}") from error
     model.to(torch.device(device))  # type: ignore[arg-type]
-    if _wants_int8(config.precision, device):
+    if _wants_int8(config.precision, device, model.config.hidden_size):
         from gecko.llm.int8 import to_int8
 
         to_int8(model.base_model)
@@ -104,10 +104,17 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
     )
 
 
-def _wants_int8(precision: Literal["auto", "int8", "full"], device: str) -> bool:
+# Narrower models lose more by rounding (the fused order of a 576 wide one agrees with float32's by .80, by .97 in bfloat16)
+# and gain less.
+INT8_WIDTH = 1024
+
+
+def _wants_int8(precision: Literal["auto", "int8", "full"], device: str, width: int) -> bool:
     from gecko.llm.int8 import has_fast_int8, has_int8
 
-    if precision == "full" or (precision == "auto" and not (device == "cpu" and has_fast_int8())):
+    if precision == "auto":
+        return device == "cpu" and width >= INT8_WIDTH and has_fast_int8()
+    if precision == "full":
         return False
     if device != "cpu" or not has_int8():
         raise TeacherError("relabel.precision = 'int8' needs a CPU and a torch with oneDNN; set it to 'auto' or 'full'")
