@@ -429,6 +429,61 @@ def _one_of(option: str, value: str, accepted: tuple[Any, ...]) -> Any:
     return value
 
 
+@app.command()
+def ablate(
+    run: RunArg,
+    cells: Annotated[
+        list[str] | None,
+        typer.Option(help="A group (selection, temperature, ...) or a cell as group/name; can be repeated."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings a cell.")] = 3,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each; otherwise the run's.")] = None,
+    evals: Evals = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="native or unified; otherwise the one the run kept.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """The paper's ablations on the labels of a run: no language model is asked. Stopped, it goes on where it was."""
+    import json
+
+    from gecko.errors import ConfigError
+    from gecko.evaluation.ablate import Ablation, Options
+    from gecko.report.ablation import cell_rows, dim_rows, dims_plot, markdown, plot, reranker_rows
+    from gecko.report.text import duration
+    from gecko.store import write_bytes, write_json
+
+    if form is not None and form not in ("native", "unified"):
+        raise ConfigError(f"--format {form!r}: give native or unified")
+    ui = Terminal()
+    with Run(run, say=ui.say) as held:
+        options = Options(tuple(cells or ()), seeds, epochs, tuple(evals or ()), form)  # type: ignore[arg-type]
+        ablation = Ablation(held, options, ui)
+        left = ablation.estimate()
+        ui.say(f"{left.trainings} trainings to do, about {duration(left.seconds)}; {left.kept} are there already")
+        if dry_run:
+            return
+        result = ablation.work()
+        files = {"ablation.md": markdown(result), "ablation.svg": plot(result), "dims.svg": dims_plot(result)}
+        for name, text in files.items():
+            if text is not None:
+                write_bytes(ablation.folder / name, text.encode("utf-8"))
+        write_json(ablation.folder / "ablation.json", result)
+    if as_json:
+        print(json.dumps(result))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for header, *rows in (cell_rows(result), reranker_rows(result), dim_rows(result)):
+        if not rows:
+            continue
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+    print(f"table: {ablation.folder / 'ablation.md'}   plot: {ablation.folder / 'ablation.svg'}")
+
+
 def main() -> None:
     """Entry point: errors of this package are one message and exit code 1; anything else is a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

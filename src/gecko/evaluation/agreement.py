@@ -4,22 +4,22 @@ This is agreement, not relevance: it says whether the student learned what it wa
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gecko.evaluation.cache import SupportsEmbedding
 from gecko.evaluation.metrics import Array
 from gecko.fret.fuse import Label
 from gecko.records import Passage, Query
-
-if TYPE_CHECKING:
-    from gecko.encoder import Encoder
 
 CUT = 10
 
 
 def agreement(
-    queries: Sequence[Query], labels: Mapping[str, Sequence[Label]], passages: Mapping[str, Passage], encoder: "Encoder"
+    queries: Sequence[Query],
+    labels: Mapping[str, Sequence[Label]],
+    passages: Mapping[str, Passage],
+    encoder: SupportsEmbedding,
 ) -> Array:
     """nDCG@10 of the model's order of each query's candidates, with the teacher's fused scores as gains.
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Stand-ins while drawing: matplotlib knows no CSS.
-_INK, _ACCENT, _SECOND = "#010203", "#040506", "#070809"
-_CSS = {_INK: "currentColor", _ACCENT: "var(--accent)", _SECOND: "var(--second)"}
+INK, ACCENT, SECOND = "#010203", "#040506", "#070809"
+_CSS = {INK: "currentColor", ACCENT: "var(--accent)", SECOND: "var(--second)"}
 _WIDTH = 6.4
 
 
@@ -42,10 +42,10 @@ def gains(rows: Sequence[ResultRow]) -> Plot | None:
         for place, row in enumerate(students):
             assert row.delta is not None and row.low is not None and row.high is not None
             low, middle, high = 100 * row.low, 100 * row.delta, 100 * row.high
-            colour = _ACCENT if row.kept else _SECOND
+            colour = ACCENT if row.kept else SECOND
             axes.plot([low, high], [place, place], color=colour, linewidth=2)
             axes.plot([middle], [place], marker="o", color=colour)
-        axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.axvline(0, color=INK, linewidth=0.8)
         names = [f"{cut(shown(row.name), 30)}, {row.label}" for row in students]
         axes.set_yticks(range(len(students)), names, parse_math=False)
         axes.invert_yaxis()
@@ -53,7 +53,7 @@ def gains(rows: Sequence[ResultRow]) -> Plot | None:
         axes.set_xlabel("points of nDCG@10 against the start model")
 
     alt = "; ".join(f"{row.name}, {row.label} format: {row.difference}" for row in students)
-    svg = _svg("gain", 1.0 + 0.35 * len(students), draw)
+    svg = draw_svg("gain", 1.0 + 0.35 * len(students), draw)
     return Plot("Gain over the start model on each set, with its 95 % interval.", alt, svg)
 
 
@@ -65,13 +65,13 @@ def seed_ranks(places: Sequence[int]) -> Plot | None:
     heights = [places.count(place) for place in range(1, last + 1)]
 
     def draw(axes: "Axes") -> None:
-        axes.bar(range(1, last + 1), heights, color=_ACCENT)
+        axes.bar(range(1, last + 1), heights, color=ACCENT)
         axes.locator_params(integer=True)
         axes.set_xlabel("the seed's rank after relabelling")
         axes.set_ylabel("queries")
 
     listed = ", ".join(f"rank {place}: {height}" for place, height in enumerate(heights, start=1) if height)
-    return Plot("Where the teacher puts the passage that a query was written for.", listed, _svg("seed", 2.4, draw))
+    return Plot("Where the teacher puts the passage that a query was written for.", listed, draw_svg("seed", 2.4, draw))
 
 
 def relevance(values: Sequence[float]) -> Plot | None:
@@ -81,14 +81,14 @@ def relevance(values: Sequence[float]) -> Plot | None:
     above = sum(value > 0 for value in values)
 
     def draw(axes: "Axes") -> None:
-        axes.hist(values, bins=min(30, max(5, len(values) // 5)), color=_ACCENT)
-        axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.hist(values, bins=min(30, max(5, len(values) // 5)), color=ACCENT)
+        axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlabel("RC log-odds of p_1")
         axes.set_ylabel("queries")
 
     middle = sorted(values)[len(values) // 2]
     alt = f"from {min(values):.1f} to {max(values):.1f}, median {middle:.1f}; above 0: {above} of {len(values)}"
-    return Plot("How relevant the teacher finds its first passage; above 0 is yes.", alt, _svg("rc", 2.4, draw))
+    return Plot("How relevant the teacher finds its first passage; above 0 is yes.", alt, draw_svg("rc", 2.4, draw))
 
 
 def losses(curves: dict[str, list[tuple[int, float]]]) -> Plot | None:
@@ -97,7 +97,7 @@ def losses(curves: dict[str, list[tuple[int, float]]]) -> Plot | None:
         return None
 
     def draw(axes: "Axes") -> None:
-        for (form, curve), colour in zip(curves.items(), (_ACCENT, _SECOND), strict=False):
+        for (form, curve), colour in zip(curves.items(), (ACCENT, SECOND), strict=False):
             steps, values = [step for step, _ in curve], [loss for _, loss in curve]
             axes.plot(steps, values, color=colour, marker=".", label=form)
         axes.locator_params(axis="x", integer=True)
@@ -106,7 +106,7 @@ def losses(curves: dict[str, list[tuple[int, float]]]) -> Plot | None:
         axes.legend(frameon=False)
 
     ends = [f"{form}: from {curve[0][1]:.3f} to {curve[-1][1]:.3f}" for form, curve in curves.items() if curve]
-    return Plot("Training loss.", "; ".join(ends), _svg("loss", 2.6, draw))
+    return Plot("Training loss.", "; ".join(ends), draw_svg("loss", 2.6, draw))
 
 
 def times(seconds: dict[str, float]) -> Plot | None:
@@ -115,16 +115,19 @@ def times(seconds: dict[str, float]) -> Plot | None:
         return None
 
     def draw(axes: "Axes") -> None:
-        axes.barh(list(seconds), list(seconds.values()), color=_ACCENT)
+        axes.barh(list(seconds), list(seconds.values()), color=ACCENT)
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
 
     alt = ", ".join(f"{stage}: {value:.1f}" for stage, value in seconds.items())
-    return Plot("Working time of each stage, in seconds.", alt, _svg("time", 0.8 + 0.25 * len(seconds), draw))
+    return Plot("Working time of each stage, in seconds.", alt, draw_svg("time", 0.8 + 0.25 * len(seconds), draw))
 
 
-def _svg(name: str, height: float, draw: Callable[["Axes"], None]) -> str:
-    """Draw on fresh axes; ``name`` keeps this plot's ids apart from those of the page's other plots."""
+def draw_svg(name: str, height: float, draw: Callable[["Axes"], None]) -> str:
+    """Draw on fresh axes; ``name`` keeps this plot's ids apart from those of the page's other plots.
+
+    The colours ``INK``, ``ACCENT`` and ``SECOND`` become the page's.
+    """
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -134,7 +137,7 @@ def _svg(name: str, height: float, draw: Callable[["Axes"], None]) -> str:
         "font.size": 10.0,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     }
     sink = io.StringIO()
     with style.context(["default", settings]), warnings.catch_warnings():

@@ -1,0 +1,619 @@
+"""The paper's ablations on the labels of one run.
+
+Table 3 (what to train on), Table 6 (the LLM as reranker), Table 7 (formats and tasks), and temperature, N and fusion.
+Nothing here asks a language model: rows are selected anew from the run's scores, a student is trained on them for each
+seed, measured and thrown away; its numbers are kept in ``RUN/ablate/cells``, named by everything that they depend on.
+So a killed ablation continues at the next training, cells that are the same are trained once, and another selection of
+cells uses what is there.
+"""
+
+import math
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gecko.config import RunConfig, SelectConfig, TrainConfig
+from gecko.errors import ConfigError, RunError, TrainingError
+from gecko.evaluation.agreement import agreement
+from gecko.evaluation.beir import RetrievalSet
+from gecko.evaluation.cache import KeptEmbeddings, SupportsEmbedding
+from gecko.evaluation.evaluate import HEADLINE, dense_run
+from gecko.evaluation.metrics import Array, macro_ci, per_query
+from gecko.evaluation.result import load_set
+from gecko.formats import InputFormat
+from gecko.fret.fuse import Label
+from gecko.fret.select import group_labels, select
+from gecko.progress import Silent, Ui
+from gecko.records import Candidate, Example, Passage, Query, Score
+from gecko.store import Counts, Run, digest, read_json, write_json
+
+if TYPE_CHECKING:
+    from gecko.encoder import Encoder
+
+VERSION = 1
+FOLDER = "ablate"
+AGREEMENT = "agreement with the teacher"
+TEMPERATURES = (0.01, 0.02, 0.05, 0.1)
+CANDIDATES = (5, 10, 20)
+SHARES = (0.25, 0.5, 1.0)
+RATES = (1e-5, 2e-5, 5e-5)
+LOSSES: dict[str, dict[str, Any]] = {
+    "no same-tower negatives": {"same_tower": False},
+    "hard negatives of all rows": {"hard_negatives": "all"},
+    "listwise, too": {"distill": 1.0},
+}
+RERANKERS = ("retriever", "ql", "rc", "rrf", "rrf+retriever")
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting to train with, against the run's own.
+
+    Attributes:
+        group: the question it belongs to.
+        name: the answer that it tries.
+        reference: the cell of the group that the others are held against.
+        select: changes to ``[select]``.
+        train: changes to ``[train]``.
+        loss: changes to ``[train.loss]``.
+        form: another input format; none: the ablation's.
+        candidates: only the first so many; none: all.
+        share: of the rows, drawn at random.
+        tasks: half of the rows, drawn at random or evenly over the tasks; none: all rows.
+    """
+
+    group: str
+    name: str
+    reference: str
+    select: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
+    form: InputFormat | None = None
+    candidates: int | None = None
+    share: float = 1.0
+    tasks: str | None = None
+
+    @property
+    def label(self) -> str:
+        """``group/name``, as ``--cells`` takes it."""
+        return f"{self.group}/{self.name}"
+
+
+def all_cells(config: RunConfig, with_likelihood: bool = True) -> list[Cell]:
+    """Every cell there is, for a run with these settings.
+
+    Args:
+        config: of the run.
+        with_likelihood: whether its scores hold query likelihoods.
+    """
+    fusion, n = config.select.fusion, config.mine.n
+    temperature, rate = config.train.loss.temperature, config.train.learning_rate
+    cells = []
+    for positive in ("seed", "p1"):
+        for negative in ("none", "random", "last"):
+            name = f"{positive} + {'p_N' if negative == 'last' else negative}"
+            change = {"positive": positive, "negative": negative, "min_rc": None}
+            cells.append(Cell("selection", name, "seed + none", change))
+    filtered = {"positive": "p1", "negative": "last", "min_rc": 0.0}
+    cells.append(Cell("selection", "p1 + p_N, RC > 0", "seed + none", filtered))
+    fusions = ("rrf", "rrf+retriever", "ql", "rc") if with_likelihood else ("rc",)
+    cells += [Cell("fusion", name, fusion, {"fusion": name}) for name in fusions]
+    cells += [Cell("format", form, "native", form=form) for form in ("native", "unified")]
+    cells += [Cell("tasks", name, "as written", tasks=name) for name in ("as written", "uniform")]
+    for value in sorted({*TEMPERATURES, temperature}):
+        cells.append(Cell("temperature", f"{value:g}", f"{temperature:g}", loss={"temperature": value}))
+    for count in sorted({*(c for c in CANDIDATES if c < n), n}):
+        cells.append(Cell("candidates", str(count), str(n), candidates=count))
+    cells += [Cell("rows", f"{share:.0%}", "100%", share=share) for share in SHARES]
+    for value in sorted({*RATES, rate}):
+        cells.append(Cell("learning rate", f"{value:g}", f"{rate:g}", train={"learning_rate": value}))
+    cells.append(Cell("loss", "the run's", "the run's"))
+    cells += [Cell("loss", name, "the run's", loss=change) for name, change in LOSSES.items()]
+    return cells
+
+
+def chosen_cells(cells: Sequence[Cell], names: Sequence[str] | None) -> list[Cell]:
+    """The cells of the groups, or the cells, that ``names`` names; all for none.
+
+    Raises:
+        ConfigError: a name is neither.
+    """
+    if not names:
+        return list(cells)
+    groups, labels = dict.fromkeys(cell.group for cell in cells), [cell.label for cell in cells]
+    for name in names:
+        if name not in groups and name not in labels:
+            raise ConfigError(
+                f"--cells {name!r} is neither a group nor a cell; groups: {', '.join(groups)}; cells: {', '.join(labels)}"
+            )
+    return [cell for cell in cells if cell.group in names or cell.label in names]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an ablation may be told.
+
+    Attributes:
+        cells: groups or cells; empty: all.
+        seeds: trainings a cell, with seeds from 0.
+        epochs: of each training; none: the run's.
+        sets: test sets; empty: the run's ``evaluate.sets``.
+        form: the input format of all cells that do not name one; none: the one that the run kept.
+    """
+
+    cells: tuple[str, ...] = ()
+    seeds: int = 3
+    epochs: int | None = None
+    sets: tuple[str, ...] = ()
+    form: InputFormat | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """One cell with one seed; equal keys mean equal students."""
+
+    cell: Cell
+    seed: int
+    rows: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left to do. Seconds a training includes measuring its student."""
+
+    trainings: int
+    kept: int
+    seconds: float
+
+
+class Ablation:
+    """The ablations of one run.
+
+    Args:
+        run: the run folder, held; its stages up to ``relabel`` are finished.
+        options: what to do.
+        ui: where sentences and progress go.
+
+    Raises:
+        RunError: a stage is not finished, or nothing is there to measure with.
+        ConfigError: a cell is not known, or there are no seeds.
+        EvaluationError: a test set cannot be read.
+    """
+
+    def __init__(self, run: Run, options: Options, ui: Ui | None = None) -> None:
+        self.run, self.options, self.ui = run, options, ui or Silent()
+        if options.seeds < 1:
+            raise ConfigError(f"--seeds {options.seeds}: give at least 1")
+        if options.epochs is not None and options.epochs < 1:
+            raise ConfigError(f"--epochs {options.epochs}: give at least 1")
+        config = run.config
+        self.passages = {passage.id: passage for passage in run.read("ingest", Passage)}
+        self.queries = run.read("generate", Query)
+        self.candidates = run.read("mine", Candidate)
+        self.scores = run.read("relabel", Score)
+        self.with_likelihood = all(score.ql_tokens > 0 for score in self.scores)
+        self.cells = chosen_cells(all_cells(config, self.with_likelihood), options.cells)
+        self.form: InputFormat = options.form or self._kept_form()
+        self.sets: list[RetrievalSet] = [load_set(spec) for spec in options.sets or config.evaluate.sets]
+        self._newest: tuple[tuple[str, int | None], dict[str, list[Label]]] | None = None
+        self.labels = group_labels(self.queries, self.candidates, self.scores, config.select)
+        self.heldout = [query for query in self.queries if query.split == "heldout" and query.id in self.labels]
+        if not self.sets and not self.heldout:
+            raise RunError(
+                f"{run.path} has neither test sets nor held-out queries to measure with; name a BEIR folder with --eval"
+            )
+
+    def _kept_form(self) -> InputFormat:
+        file = self.run.path / "evaluate" / "results.json"
+        form: InputFormat = read_json(file)["form"] if file.exists() else self.run.config.train.formats[0]
+        return form
+
+    @property
+    def folder(self) -> Path:
+        """Where everything lies that the ablation writes."""
+        return self.run.path / FOLDER
+
+    @cached_property
+    def start(self) -> "Encoder":
+        """The run's start model, in its own format."""
+        from gecko.encoder import load_encoder
+
+        return load_encoder(self.run.config.backbone)
+
+    @cached_property
+    def _sets_identity(self) -> str:
+        parts = [str(VERSION)]
+        for data in self.sets:
+            parts += [data.name, data.split, data.task, str(data.exclude_own)]
+            parts += [text for item in data.passages for text in (item.id, item.title, item.text)]
+            parts += [text for query in data.queries for text in query]
+            parts += [f"{key} {one} {grade}" for key, row in data.qrels.items() for one, grade in row.items()]
+        for query in self.heldout:
+            parts += [query.id, query.text, query.task]
+            parts += [f"{label.passage_id} {label.fused!r}" for label in self.labels[query.id]]
+        return digest(*parts)
+
+    # --- one cell
+
+    def _labels(self, fusion: str, n: int | None) -> dict[str, list[Label]]:
+        """Labels by another fusion or of fewer candidates; only the newest are held, and cells of one group share them."""
+        if self._newest is None or self._newest[0] != (fusion, n):
+            config = SelectConfig.model_validate({**self.run.config.select.model_dump(), "fusion": fusion})
+            candidates = self.candidates if n is None else first_candidates(self.candidates, n, self.queries)
+            self._newest = (fusion, n), group_labels(self.queries, candidates, self.scores, config)
+        return self._newest[1]
+
+    def rows(self, cell: Cell, seed: int) -> list[Example]:
+        """The training rows of a cell, from the scores that the run paid for."""
+        config = SelectConfig.model_validate({**self.run.config.select.model_dump(), **cell.select})
+        labels = self._labels(config.fusion, cell.candidates)
+        rows = list(select(self.queries, labels, self.passages, config, seed, Counts()))
+        if cell.tasks is None and cell.share == 1:
+            return rows
+        wanted = math.ceil((0.5 if cell.tasks else cell.share) * len(rows))
+        return drawn(rows, wanted, np.random.default_rng(seed), uniform=cell.tasks == "uniform")
+
+    def settings(self, cell: Cell) -> TrainConfig:
+        """How a cell is trained."""
+        config = self.run.config.train
+        values = {**config.model_dump(), **cell.train}
+        values["loss"] = {**values["loss"], **cell.loss}
+        if self.options.epochs is not None:
+            values["epochs"] = self.options.epochs
+        return TrainConfig.model_validate(values)
+
+    def _key(self, cell: Cell, seed: int, rows: Sequence[Example]) -> str:
+        from gecko.training import trainer
+
+        return digest(
+            str(VERSION),
+            str(trainer.VERSION),
+            self._start_identity,
+            self._sets_identity,
+            self.settings(cell).model_dump_json(exclude={"formats", "checkpoint_steps"}),
+            cell.form or self.form,
+            str(seed),
+            *(repr(row) for row in rows),
+            *self._texts_read(cell),
+        )
+
+    def _texts_read(self, cell: Cell) -> list[str]:
+        """What a training reads besides its rows."""
+        return [self.run.finished("ingest").identity] if self.settings(cell).loss.distill else []
+
+    @cached_property
+    def _start_identity(self) -> str:
+        from gecko.encoder import model_identity
+
+        return model_identity(self.run.config.backbone)
+
+    def _file(self, key: str) -> Path:
+        return self.folder / "cells" / f"{key}.json"
+
+    @cached_property
+    def plan(self) -> "list[Training]":
+        """Every training, those of one cell together."""
+        found = []
+        for cell in self.cells:
+            for seed in range(self.options.seeds):
+                rows = self.rows(cell, seed)
+                if len(rows) < 2:
+                    raise TrainingError(f"cell {cell.label} has {len(rows)} training rows; the run is too small for it")
+                found.append(Training(cell, seed, len(rows), self._key(cell, seed, rows)))
+        return found
+
+    def _left(self) -> "list[Training]":
+        """The trainings that are not there yet; of equal ones, the first."""
+        left = {training.key: training for training in reversed(self.plan) if not self._file(training.key).exists()}
+        return list(reversed(left.values()))
+
+    def measure(self, model: SupportsEmbedding) -> dict[str, list[float]]:
+        """nDCG@10 of each query of each set, and agreement with the teacher on each held-out query."""
+        values = {}
+        for data in self.sets:
+            run = dense_run(data, model, 10)
+            values[data.name] = per_query(run, data.qrels, (HEADLINE,))[HEADLINE].tolist()
+        if self.heldout:
+            values[AGREEMENT] = agreement(self.heldout, self.labels, self.passages, model).tolist()
+        return values
+
+    def _train(self, training: Training) -> dict[str, Any]:
+        from gecko.encoder import load_encoder, resolve_model
+        from gecko.training import train
+
+        cell, seed, rows = training.cell, training.seed, self.rows(training.cell, training.seed)
+        work = self.folder / "work" / training.key  # its checkpoints let a killed training go on, too
+        began = time.perf_counter()
+        train(
+            rows,
+            resolve_model(self.run.config.backbone),
+            work / "model",
+            cell.form or self.form,
+            self.settings(cell),
+            seed,
+            checkpoints=work / "checkpoints",
+            passages=self.passages,
+        )
+        trained = time.perf_counter()
+        values = self.measure(load_encoder(str(work / "model")))
+        shutil.rmtree(work)
+        spent = {"train": trained - began, "measure": time.perf_counter() - trained}
+        return {"cell": cell.label, "seed": seed, "rows": len(rows), "seconds": spent, "values": values}
+
+    # --- all of them
+
+    def estimate(self) -> Estimate:
+        """What is left to do, from a short training on this machine and from embedding some of the test passages."""
+        left = self._left()
+        kept = len({training.key for training in self.plan}) - len(left)
+        if not left:
+            return Estimate(0, kept, 0.0)
+        largest = max(left, key=lambda training: training.rows)
+        row, text = self._speeds(self.rows(largest.cell, largest.seed))
+        measured = sum(len(data.passages) + len(data.queries) for data in self.sets)
+        measured += len({label.passage_id for query in self.heldout for label in self.labels[query.id]}) + len(
+            self.heldout
+        )
+        worked = sum(training.rows * self.settings(training.cell).epochs for training in left)
+        return Estimate(len(left), kept, worked * row + len(left) * measured * text)
+
+    def _speeds(self, rows: Sequence[Example]) -> tuple[float, float]:
+        """Seconds of one row in one epoch, and of embedding one text."""
+        from gecko.encoder import resolve_model
+        from gecko.training import train
+
+        config = self.settings(self.cells[0]).model_copy(update={"epochs": 1})
+        start, seconds = resolve_model(self.run.config.backbone), []
+        sizes = (min(len(rows), config.batch), min(len(rows), 3 * config.batch))
+        with tempfile.TemporaryDirectory() as folder:
+            for size in sizes:
+                began, one = time.perf_counter(), Path(folder) / str(size)
+                train(
+                    rows[:size],
+                    start,
+                    one / "model",
+                    self.form,
+                    config,
+                    0,
+                    checkpoints=one / "checkpoints",
+                    passages=self.passages,
+                )
+                seconds.append(time.perf_counter() - began)
+        # the smaller one is mostly loading and saving, so it is taken off
+        row = (seconds[1] - seconds[0]) / (sizes[1] - sizes[0]) if sizes[1] > sizes[0] else seconds[0] / sizes[0]
+        texts = [passage for data in self.sets for passage in data.passages] or list(self.passages.values())
+        sample = texts[:: max(1, len(texts) // 128)]
+        began = time.perf_counter()
+        self.start.passages(sample)
+        return max(row, seconds[1] / sizes[1] / 10), (time.perf_counter() - began) / len(sample)
+
+    def work(self) -> dict[str, Any]:
+        """Train and measure what is not there yet, and put everything together.
+
+        Returns:
+            see :meth:`result`.
+        """
+        left = self._left()
+        with self.ui.bar("training the cells", len(left)) as advance:
+            for number, training in enumerate(left, start=1):
+                found = self._train(training)
+                write_json(self._file(training.key), found)
+                value, spent = _macro(self._headline(found["values"])), sum(found["seconds"].values())
+                cell = training.cell.label
+                self.ui.say(f"{number} of {len(left)}: {cell}, seed {training.seed}: {value:.4f} ({spent:.0f} s)")
+                advance(1)
+        return self.result()
+
+    @cached_property
+    def start_values(self) -> dict[str, list[float]]:
+        """What the start model gets; kept as the cells are."""
+        file = self._file(digest(str(VERSION), "start", self._start_identity, self._sets_identity))
+        if not file.exists():
+            write_json(file, {"cell": "start", "values": self.measure(self.start)})
+        values: dict[str, list[float]] = read_json(file)["values"]
+        return values
+
+    def _headline(self, values: Mapping[str, Sequence[float]]) -> list[Array]:
+        names = [data.name for data in self.sets] or [AGREEMENT]
+        return [np.array(values[name]) for name in names]
+
+    def result(self) -> dict[str, Any]:
+        """The table; numbers on 0–1.
+
+        The headline is the macro mean of nDCG@10 over the test sets, or agreement with the teacher where there are none.
+        A cell's value is the mean over its seeds; intervals resample queries, after each query's values were averaged over
+        the seeds; ``seeds`` holds the value of each seed, from which the spread of training is seen.
+        """
+        base = self.start_values
+        values: dict[str, list[dict[str, list[float]]]] = {}
+        sizes: dict[str, int] = {}
+        for training in self.plan:
+            label = training.cell.label
+            values.setdefault(label, []).append(read_json(self._file(training.key))["values"])
+            sizes[label] = training.rows
+        averaged = {label: _averaged(found) for label, found in values.items()}
+        cells = []
+        for cell in self.cells:
+            found, reference = averaged[cell.label], averaged.get(f"{cell.group}/{cell.reference}")
+            seeds = [_macro(self._headline(one)) for one in values[cell.label]]
+            row: dict[str, Any] = {
+                "group": cell.group,
+                "name": cell.name,
+                "rows": sizes[cell.label],
+                "score": float(np.mean(seeds)),
+                "seeds": seeds,
+                **self._against("start", found, base),
+                "reference": cell.reference if reference is not None else None,
+                **(self._against("reference", found, reference) if reference is not None else {}),
+                "sets": {name: float(np.mean(row)) for name, row in found.items() if name != AGREEMENT},
+                "agreement": None,
+            }
+            if self.heldout:
+                delta, low, high = macro_ci([np.array(found[AGREEMENT]) - np.array(base[AGREEMENT])], RESAMPLES)
+                mean = float(np.mean(found[AGREEMENT]))
+                row["agreement"] = {"score": mean, "delta": delta, "ci95": [low, high]}
+            cells.append(row)
+        return {
+            "headline": f"macro {HEADLINE}" if self.sets else AGREEMENT,
+            "sets": {data.name: len(data.queries) for data in self.sets},
+            "heldout": len(self.heldout),
+            "form": self.form,
+            "epochs": self.options.epochs or self.run.config.train.epochs,
+            "seeds": self.options.seeds,
+            "start": {
+                "score": _macro(self._headline(base)),
+                "agreement": float(np.mean(base[AGREEMENT])) if self.heldout else None,
+            },
+            "cells": cells,
+            "rerankers": self.rerankers(),
+            "dims": self.dims(),
+        }
+
+    def _against(
+        self, name: str, found: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]]
+    ) -> dict[str, Any]:
+        pairs = zip(self._headline(found), self._headline(base), strict=True)
+        delta, low, high = macro_ci([ours - theirs for ours, theirs in pairs], RESAMPLES)
+        return {f"delta_{name}": delta, f"ci95_{name}": [low, high]}
+
+    def rerankers(self) -> list[dict[str, Any]]:
+        """The LLM as reranker of the run's own candidates (Table 6 of the paper), on all queries that it has scored.
+
+        A generated query has no human judgement; what is known is the passage that it was written for. ``seed_mrr`` is
+        how high an order puts that passage, ``seed_first`` how often at the top, ``delta`` the difference to the
+        retriever in ``seed_mrr``. Where queries of the run are queries of a test set, word for word, ``ndcg@10`` is
+        against its judgements.
+        """
+        scored = [query for query in self.queries if query.id in self.labels]
+        qrels = self._judgements(scored)
+        order: dict[str, dict[str, list[str]]] = {}
+        for name in RERANKERS if self.with_likelihood else ("retriever", "rc"):
+            if name == "retriever":
+                listed = [
+                    (label.retriever_rank, query.id, label.passage_id)
+                    for query in scored
+                    for label in self.labels[query.id]
+                ]
+                for _, query_id, passage_id in sorted(listed):
+                    order.setdefault(name, {}).setdefault(query_id, []).append(passage_id)
+                continue
+            config = SelectConfig.model_validate({**self.run.config.select.model_dump(), "fusion": name})
+            labels = group_labels(scored, self.candidates, self.scores, config)
+            order[name] = {key: [label.passage_id for label in row] for key, row in labels.items()}
+        found, base = [], None
+        for name, orders in order.items():
+            ranks = np.array([orders[query.id].index(query.seed_id) + 1 for query in scored])
+            base = 1 / ranks if base is None else base
+            delta, low, high = macro_ci([1 / ranks - base], RESAMPLES)
+            run = {key: {one: float(-place) for place, one in enumerate(orders[key])} for key in qrels}
+            found.append(
+                {
+                    "order": name,
+                    "queries": len(scored),
+                    "seed_mrr": float((1 / ranks).mean()),
+                    "delta": None if name == "retriever" else delta,
+                    "ci95": None if name == "retriever" else [low, high],
+                    "seed_first": float((ranks == 1).mean()),
+                    "judged": len(qrels),
+                    HEADLINE: float(per_query(run, qrels, (HEADLINE,))[HEADLINE].mean()) if qrels else None,
+                }
+            )
+        return found
+
+    def dims(self) -> list[dict[str, Any]]:
+        """The run's model and the start model, cut to fewer dimensions, on the test sets; ``delta`` is at equal width.
+
+        Empty where there are no test sets, or where the run has not trained its model.
+        """
+        trained = self.run.path / "model"
+        if not self.sets or not trained.exists():
+            return []
+        rows = []
+        starts, models = self._widths(self.run.config.backbone), self._widths(str(trained))
+        for width, found in models.items():
+            row: dict[str, Any] = {"dim": width, "score": _macro(self._headline(found))}
+            if width in starts:
+                pairs = zip(self._headline(found), self._headline(starts[width]), strict=True)
+                delta, low, high = macro_ci([ours - theirs for ours, theirs in pairs], RESAMPLES)
+                row |= {"start": _macro(self._headline(starts[width])), "delta": delta, "ci95": [low, high]}
+            rows.append(row)
+        return rows
+
+    def _widths(self, spec: str) -> dict[int, dict[str, list[float]]]:
+        """What a model gets at full width and at shorter ones, by width; kept as the cells are."""
+        from gecko.encoder import load_encoder, model_identity
+
+        file = self._file(digest(str(VERSION), "dims", model_identity(spec), self._sets_identity))
+        if not file.exists():
+            encoder = load_encoder(spec)
+            full = encoder.dim
+            widths = {full, *(self.run.config.train.dims or (full // 2, full // 4)), full // 8}
+            with tempfile.TemporaryDirectory() as folder:  # embedded once, in full width, and cut
+                kept = {
+                    str(width): self.measure(KeptEmbeddings(encoder.truncated(width), Path(folder)))
+                    for width in sorted(widths, reverse=True)
+                    if 0 < width <= full
+                }
+            write_json(file, {"cell": f"dims of {spec}", "values": kept})
+        return {int(width): values for width, values in read_json(file)["values"].items()}
+
+    def _judgements(self, queries: Sequence[Query]) -> dict[str, dict[str, int]]:
+        known = {text: data.qrels[key] for data in self.sets for key, text in data.queries}
+        return {query.id: known[query.text] for query in queries if query.text in known}
+
+
+def first_candidates(candidates: Sequence[Candidate], n: int, queries: Sequence[Query]) -> list[Candidate]:
+    """The candidates that mining with a smaller N would have found: the nearest n, the seed at place n if not among them."""
+    seeds = {query.id: query.seed_id for query in queries}
+    by_query: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_query.setdefault(candidate.query_id, []).append(candidate)
+    kept = []
+    for key, row in by_query.items():
+        row.sort(key=lambda candidate: candidate.rank)
+        first = row[:n]
+        if seeds[key] not in [candidate.passage_id for candidate in first]:
+            seed = next(candidate for candidate in row if candidate.passage_id == seeds[key])
+            first[-1] = replace(seed, rank=n, natural=False)
+        kept += first
+    return kept
+
+
+def drawn(rows: Sequence[Example], wanted: int, generator: np.random.Generator, *, uniform: bool) -> list[Example]:
+    """Some of the rows, drawn without replacement, in their order.
+
+    Args:
+        rows: all.
+        wanted: how many.
+        generator: draws.
+        uniform: draw the task first, each task text alike (but for case) as likely as any other, and then a row of it;
+            else each row is as likely as any other.
+    """
+    order = generator.permutation(len(rows)).tolist()
+    if uniform:
+        seen: Counter[str] = Counter()
+        turn = {}
+        for place in order:
+            task = rows[place].task.casefold().strip()
+            turn[place] = seen[task]
+            seen[task] += 1
+        order.sort(key=turn.__getitem__)  # a row of each task, then the next of each
+    return [rows[place] for place in sorted(order[:wanted])]
+
+
+def _averaged(found: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    return {name: np.mean([one[name] for one in found], axis=0).tolist() for name in found[0]}
+
+
+def _macro(values: Sequence[Array]) -> float:
+    return float(np.mean([row.mean() for row in values]))

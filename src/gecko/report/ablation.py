@@ -1,0 +1,151 @@
+"""An ablation as a table for the terminal and for Markdown, and as a plot that stands alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gecko.report.plots import ACCENT, INK, SECOND, draw_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ALONE = {"currentColor": "#222222", "var(--accent)": "#1a6e5c", "var(--second)": "#b0562a"}
+
+
+def cell_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The cells as rows of text, the header first; points are hundredths."""
+    header = ("question", "setting", "rows", result["headline"], "against start, 95 %", "against", "seeds, ±")
+    rows: list[tuple[str, ...]] = [(*header, "agreement, against start")]
+    start = result["start"]
+    agreed = "" if start["agreement"] is None else f"{100 * start['agreement']:.2f}"
+    rows.append(("start model", "", "", f"{100 * start['score']:.2f}", "", "", "", agreed))
+    for cell in result["cells"]:
+        other = ""
+        if cell["reference"] is not None and cell["reference"] != cell["name"]:
+            other = f"{_points(cell['delta_reference'], cell['ci95_reference'])} ({cell['reference']})"
+        agreement = cell["agreement"]
+        agreed = f"{100 * agreement['score']:.2f} {_points(agreement['delta'], agreement['ci95'])}" if agreement else ""
+        rows.append(
+            (
+                cell["group"],
+                cell["name"],
+                f"{cell['rows']:,}",
+                f"{100 * cell['score']:.2f}",
+                _points(cell["delta_start"], cell["ci95_start"]),
+                other,
+                f"{100 * _deviation(cell['seeds']):.2f}",
+                agreed,
+            )
+        )
+    return rows
+
+
+def reranker_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The rerankers as rows of text, the header first."""
+    rows: list[tuple[str, ...]] = [
+        (
+            "order of the candidates",
+            "queries",
+            "MRR of the seed",
+            "against the retriever, 95 %",
+            "seed first",
+            "nDCG@10",
+        )
+    ]
+    for row in result["rerankers"]:
+        delta = "" if row["delta"] is None else _points(row["delta"], row["ci95"])
+        judged = "" if row["ndcg@10"] is None else f"{100 * row['ndcg@10']:.2f} ({row['judged']:,} judged)"
+        first = f"{100 * row['seed_first']:.1f} %"
+        rows.append((row["order"], f"{row['queries']:,}", f"{100 * row['seed_mrr']:.2f}", delta, first, judged))
+    return rows
+
+
+def dim_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The run's model at several widths as rows of text, the header first; no row where it was not measured."""
+    rows: list[tuple[str, ...]] = [("dimensions", "start model", "the run's model", "difference, 95 %")]
+    for row in result["dims"]:
+        start = f"{100 * row['start']:.2f}" if "start" in row else ""
+        delta = _points(row["delta"], row["ci95"]) if "delta" in row else ""
+        rows.append((str(row["dim"]), start, f"{100 * row['score']:.2f}", delta))
+    return rows
+
+
+def _points(delta: float, ends: Sequence[float]) -> str:
+    return f"{100 * delta:+.2f} [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Standard deviation over the seeds; 0 for one."""
+    if len(values) < 2:
+        return 0.0
+    mean = sum(values) / len(values)
+    return float((sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5)
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables as Markdown, with what they were measured on."""
+    sets = ", ".join(f"{name} ({count:,} queries)" for name, count in result["sets"].items()) or "no test set"
+    heldout = f"; {result['heldout']:,} held-out queries" if result["heldout"] else ""
+    said = (
+        f"Measured on {sets}{heldout}. {result['form'].capitalize()} format, {result['epochs']} epochs, "
+        f"{result['seeds']} seeds. Numbers are hundredths; intervals are paired 95 % intervals over queries."
+    )
+    tables = [cell_rows(result), reranker_rows(result), dim_rows(result)]
+    return "\n\n".join([said, *(_table(rows) for rows in tables if len(rows) > 1)]) + "\n"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def plot(result: Mapping[str, Any]) -> str:
+    """Each cell's difference to the start model with its interval, as an SVG file of its own."""
+    cells = result["cells"]
+
+    def draw(axes: "Axes") -> None:
+        groups = list(dict.fromkeys(cell["group"] for cell in cells))
+        for place, cell in enumerate(cells):
+            low, high = (100 * end for end in cell["ci95_start"])
+            colour = (ACCENT, SECOND)[groups.index(cell["group"]) % 2]
+            axes.plot([low, high], [place, place], color=colour, linewidth=2)
+            axes.plot([100 * cell["delta_start"]], [place], marker="o", color=colour)
+            seeds = [100 * (value - result["start"]["score"]) for value in cell["seeds"]]
+            axes.plot(seeds, [place] * len(seeds), marker="|", linestyle="", color=INK, markersize=6)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(range(len(cells)), [f"{cell['group']}: {cell['name']}" for cell in cells], parse_math=False)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"points of {result['headline']} against the start model; strokes: single seeds")
+
+    return _alone(draw_svg("ablation", 1.0 + 0.28 * len(cells), draw))
+
+
+def dims_plot(result: Mapping[str, Any]) -> str | None:
+    """The run's model and the start model against their width, as an SVG file of its own; none if not measured."""
+    rows = result["dims"]
+    if not rows:
+        return None
+
+    def draw(axes: "Axes") -> None:
+        axes.plot([row["dim"] for row in rows], [100 * row["score"] for row in rows], marker="o", color=ACCENT)
+        axes.annotate(
+            "the run's model", (rows[0]["dim"], 100 * rows[0]["score"]), xytext=(-90, 8), textcoords="offset points"
+        )
+        starts = [row for row in rows if "start" in row]
+        axes.plot([row["dim"] for row in starts], [100 * row["start"] for row in starts], marker="o", color=SECOND)
+        axes.annotate(
+            "start model", (starts[-1]["dim"], 100 * starts[-1]["start"]), xytext=(8, -8), textcoords="offset points"
+        )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([row["dim"] for row in rows], [str(row["dim"]) for row in rows])
+        axes.minorticks_off()
+        axes.set_xlabel("dimensions")
+        axes.set_ylabel(f"{result['headline']}, points")
+
+    return _alone(draw_svg("dims", 3.0, draw))
+
+
+def _alone(svg: str) -> str:
+    """A plot made for a page with colours and a font of its own."""
+    for page, alone in _ALONE.items():
+        svg = svg.replace(page, alone)
+    return svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)

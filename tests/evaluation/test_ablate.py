@@ -1,0 +1,266 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gecko.config import GenerateConfig, RunConfig, load_config
+from gecko.errors import ConfigError, RunError
+from gecko.evaluation import ablate
+from gecko.evaluation.ablate import AGREEMENT, Ablation, Cell, Options, all_cells, drawn, first_candidates
+from gecko.fret.mine import mine
+from gecko.pipeline import Pipeline
+from gecko.records import Example, Passage, Query, Text
+from gecko.report.ablation import cell_rows, dim_rows, dims_plot, markdown, plot, reranker_rows
+from gecko.store import Run
+
+GRID = ("selection/seed + none", "selection/p1 + random", "selection/p1 + p_N", "fusion/rrf", "temperature/0.05")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run up to ``select`` with a fake teacher, and a test set on its passages."""
+    folder = tmp_path_factory.mktemp("ablate")
+    beir = folder / "judged"
+    (beir / "qrels").mkdir(parents=True)
+    with (beir / "corpus.jsonl").open("w") as lines:
+        for number in range(40):
+            chosen = " ".join(words[(number * 7 + step * (1 + number % 5)) % len(words)] for step in range(12))
+            lines.write(
+                json.dumps({"_id": f"p{number}", "title": "", "text": f"passage {number} about {chosen}"}) + "\n"
+            )
+    overrides = (
+        "generate.queries=24",
+        "generate.neighbourhood=4",
+        "generate.min_seed_chars=10",
+        "mine.n=6",
+        "select.min_rc=null",
+        "train.epochs=1",
+        "train.batch=8",
+        "train.max_tokens=32",
+        "train.formats=['native']",
+        "train.learning_rate=0.001",
+        "check.enabled=false",
+    )
+    base = {"corpus": {"sources": [str(beir / "corpus.jsonl")]}, "llm": "fake", "backbone": str(tiny_model)}
+    with Run(folder / "run", load_config(None, overrides, base)) as run:
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        pipeline.through("select")
+        queries = run.read("generate", Query)
+        passages = run.read("ingest", Passage)
+    # one of the run's own queries is judged, too; ids are those that the run gave
+    (beir / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": p.id, "title": p.title, "text": p.text}) + "\n" for p in passages)
+    )
+    asked = [("own", queries[0].text)] + [(f"q{n}", " ".join(passages[n].text.split()[3:6])) for n in range(9)]
+    (beir / "queries.jsonl").write_text("".join(json.dumps({"_id": k, "text": t}) + "\n" for k, t in asked))
+    judged = [("own", queries[0].seed_id)] + [(f"q{n}", passages[n].id) for n in range(9)]
+    (beir / "qrels" / "test.tsv").write_text("".join(f"{key}\t{one}\t1\n" for key, one in judged))
+    return folder / "run", str(beir)
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The cells that were trained, in order."""
+    done: list[str] = []
+    kept = Ablation._train
+
+    def train(self: Ablation, training: ablate.Training) -> dict[str, Any]:
+        done.append(f"{training.cell.label} {training.seed}")
+        return kept(self, training)
+
+    monkeypatch.setattr(Ablation, "_train", train)
+    return done
+
+
+def test_killed_it_continues_at_the_next_training_and_ends_the_same(
+    finished: tuple[Path, str], trainings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, beir = finished
+    options = Options(GRID, seeds=2, sets=(beir,))
+    whole_write = ablate.write_json
+
+    def die(path: Path, value: Any) -> None:
+        if len(trainings) == 4:
+            raise KeyboardInterrupt
+        whole_write(path, value)
+
+    with monkeypatch.context() as patch, Run(folder) as run, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ablate, "write_json", die)
+        Ablation(run, options).work()
+    assert len(trainings) == 4
+    with Run(folder) as run:
+        ablation = Ablation(run, options)
+        left = ablation.estimate()
+        # p1 + p_N, rrf and the temperature 0.05 are the run's own settings: one training for the three of them
+        assert (left.trainings, left.kept) == (3, 3)
+        assert left.seconds > 0
+        result = ablation.work()
+        assert len(trainings) == 7
+        assert Ablation(run, options).estimate() == ablate.Estimate(0, 6, 0.0)
+        assert Ablation(run, options).work() == result
+        assert len(trainings) == 7
+        assert not any((folder / "ablate" / "work").iterdir())
+        for file in (folder / "ablate" / "cells").iterdir():
+            file.unlink()
+        again = Ablation(run, options).work()
+    assert again == result
+    cells = {f"{cell['group']}/{cell['name']}": cell for cell in result["cells"]}
+    assert list(cells) == list(GRID)
+    assert cells["selection/p1 + p_N"]["seeds"] == cells["fusion/rrf"]["seeds"] == cells["temperature/0.05"]["seeds"]
+    assert cells["selection/p1 + p_N"]["seeds"] != cells["selection/seed + none"]["seeds"]
+    assert cells["selection/seed + none"]["delta_reference"] == 0
+    one = cells["selection/p1 + random"]
+    assert one["score"] == pytest.approx(np.mean(one["seeds"]))
+    assert one["delta_start"] == pytest.approx(one["score"] - result["start"]["score"])
+    assert one["ci95_start"][0] <= one["delta_start"] <= one["ci95_start"][1]
+    assert one["agreement"]["score"] > 0
+    assert result["headline"] == "macro ndcg@10"
+    text, svg = markdown(result), plot(result)
+    for cell in GRID:
+        assert cell.split("/")[1] in text
+    assert "<svg" in svg and "var(--" not in svg and svg == plot(result)
+    for table in (cell_rows(result), reranker_rows(result)):
+        assert len({len(row) for row in table}) == 1
+
+
+def test_the_rows_of_the_runs_own_settings_are_the_runs_rows(finished: tuple[Path, str]) -> None:
+    folder, beir = finished
+    with Run(folder) as run:
+        ablation = Ablation(run, Options(sets=(beir,)))
+        cells = {cell.label: cell for cell in ablation.cells}
+        selected = run.read("select", Example)
+        for label in ("selection/p1 + p_N", "fusion/rrf", "candidates/6", "format/native"):
+            assert ablation.rows(cells[label], 0) == selected
+        seeds = ablation.rows(cells["selection/seed + none"], 0)
+        assert all(row.positive.id == row.seed_id and not row.negatives for row in seeds)
+        random = [ablation.rows(cells["selection/p1 + random"], seed) for seed in (0, 0, 1)]
+        assert random[0] == random[1] != random[2]
+        few = ablation.rows(cells["candidates/5"], 0)
+        assert [len(row.candidates) for row in few] == [5] * len(selected)
+        assert len(ablation.rows(cells["tasks/uniform"], 0)) == (len(selected) + 1) // 2
+        assert len(ablation.rows(cells["rows/25%"], 0)) == -(-len(selected) // 4)
+        listwise = cells["loss/listwise, too"]
+        assert (ablation.settings(listwise).loss.distill, ablation.rows(listwise, 0)) == (1, selected)
+        keys = {training.cell.label: training.key for training in ablation.plan if training.seed == 0}
+        same = ("selection/p1 + p_N", "fusion/rrf", "format/native", "candidates/6", "rows/100%", "loss/the run's")
+        assert len({keys[label] for label in same}) == 1
+        assert len({keys[label] for label in ("rows/50%", "tasks/as written", "loss/listwise, too", same[0])}) == 3
+        assert len(ablation.plan) == 3 * len(cells)
+
+
+def test_the_rerankers_are_judged_by_seeds_and_by_judgements(finished: tuple[Path, str]) -> None:
+    folder, beir = finished
+    with Run(folder) as run:
+        ablation = Ablation(run, Options(sets=(beir,)))
+        rows = {row["order"]: row for row in ablation.rerankers()}
+        assert list(rows) == list(ablate.RERANKERS)
+        natural = [
+            c.rank
+            for c in ablation.candidates
+            if c.passage_id == {q.id: q.seed_id for q in ablation.queries}[c.query_id]
+        ]
+        assert rows["retriever"]["seed_mrr"] == pytest.approx(np.mean(1 / np.array(natural)))
+        assert rows["retriever"]["delta"] is None
+        query = ablation.queries[0]
+        for name, row in rows.items():
+            assert row["judged"] == 1
+            if name == "rrf":
+                place = [label.passage_id for label in ablation.labels[query.id]].index(query.seed_id) + 1
+                assert row["ndcg@10"] == pytest.approx(1 / np.log2(1 + place))
+
+
+def test_without_test_sets_agreement_is_the_headline(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    with Run(folder) as run:
+        result = Ablation(run, Options(("selection/p1 + p_N", "loss/listwise, too"), seeds=1)).work()
+    assert result["headline"] == AGREEMENT
+    assert result["sets"] == {}
+    cell, listwise = result["cells"]
+    assert cell["seeds"] != listwise["seeds"]
+    assert cell["score"] == cell["agreement"]["score"]
+    assert cell["reference"] is None
+
+
+def test_widths_of_the_runs_model(finished: tuple[Path, str], tiny_model: Path) -> None:
+    folder, beir = finished
+    (folder / "model").symlink_to(tiny_model)  # the start model itself: no difference at any width
+    try:
+        with Run(folder) as run:
+            ablation = Ablation(run, Options(sets=(beir,)))
+            rows = ablation.dims()
+            narrow = ablation.measure(ablation.start.truncated(8))
+            assert Ablation(run, Options()).dims() == []
+    finally:
+        (folder / "model").unlink()
+    assert [row["dim"] for row in rows] == [32, 16, 8, 4]
+    assert all(row["delta"] == 0 and row["score"] == row["start"] for row in rows)
+    assert rows[2]["score"] == pytest.approx(np.mean(narrow["judged"]))
+    assert len({row["score"] for row in rows}) > 1
+    result = {"dims": rows, "headline": "macro ndcg@10"}
+    assert len(dim_rows(result)) == 5
+    assert "<svg" in (dims_plot(result) or "")
+    assert dims_plot({"dims": []}) is None
+
+
+def test_refusals(finished: tuple[Path, str], tiny_model: Path, tmp_path: Path) -> None:
+    folder, beir = finished
+    with Run(folder) as run:
+        with pytest.raises(ConfigError, match=r"--cells 'selektion' is neither a group nor a cell; groups: selection"):
+            Ablation(run, Options(("selektion",), sets=(beir,)))
+        with pytest.raises(ConfigError, match="--seeds 0"):
+            Ablation(run, Options(seeds=0))
+    config = load_config(None, ("generate.queries=4",), {"backbone": str(tiny_model), "llm": "fake"})
+    with Run(tmp_path / "new", config) as run, pytest.raises(RunError, match="stage ingest is not finished"):
+        Ablation(run, Options())
+
+
+def test_the_cells_are_the_papers() -> None:
+    cells = all_cells(RunConfig(generate=GenerateConfig(queries=9)))
+    grid = [cell.select for cell in cells if cell.group == "selection"]
+    pairs = {(one["positive"], one["negative"]) for one in grid if one["min_rc"] is None}
+    assert pairs == {(p, n) for p in ("seed", "p1") for n in ("none", "random", "last")}
+    assert [cell.candidates for cell in cells if cell.group == "candidates"] == [5, 10, 20]
+    assert len({cell.label for cell in cells}) == len(cells)
+    assert all(any(one.group == cell.group and one.name == cell.reference for one in cells) for cell in cells)
+    other = load_config(
+        None, ("select.fusion=rc", "mine.n=8", "train.loss.temperature=0.07", "train.learning_rate=3e-5"), {}
+    )
+    assert [cell.name for cell in all_cells(other, False) if cell.group in ("fusion", "candidates")] == [
+        "rc",
+        "5",
+        "8",
+    ]
+    assert Cell("temperature", "0.07", "0.07", loss={"temperature": 0.07}) in all_cells(other)
+    assert Cell("learning rate", "3e-05", "3e-05", train={"learning_rate": 3e-5}) in all_cells(other)
+
+
+def test_fewer_candidates_are_what_mining_fewer_would_have_found() -> None:
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(50, 8)).astype(np.float32)
+    passages = [Passage(f"p{n}", "", "x") for n in range(50)]
+    queries = [Query(f"q{n}", "", "x", f"p{generator.integers(50)}", "") for n in range(20)]
+    asked = generator.normal(size=(20, 8)).astype(np.float32)
+    many = list(mine(queries, asked, passages, vectors, 30))
+    few = list(mine(queries, asked, passages, vectors, 6))
+    assert any(not row.natural for row in many)
+    got = first_candidates(many, 6, queries)
+    assert [replace(row, score=0) for row in got] == [replace(row, score=0) for row in few]
+    assert [row.score for row in got] == pytest.approx([row.score for row in few])
+
+
+def test_some_of_the_rows() -> None:
+    tasks = ["often"] * 30 + ["Often "] * 6 + ["seldom"] * 6 + ["once"]
+    rows = [Example("fret", task, f"q{n}", Text("", "", "x")) for n, task in enumerate(tasks)]
+    uniform = drawn(rows, 22, np.random.default_rng(0), uniform=True)
+    assert len(uniform) == 22
+    counts = {task: sum(row.task.casefold().strip() == task for row in uniform) for task in ("often", "seldom", "once")}
+    assert counts == {"often": 15, "seldom": 6, "once": 1}
+    some = drawn(rows, 22, np.random.default_rng(0), uniform=False)
+    assert len(some) == 22 and sum(row.task == "seldom" for row in some) < 6
+    assert [int(row.query[1:]) for row in some] == sorted(int(row.query[1:]) for row in some)
+    assert drawn(rows, 22, np.random.default_rng(0), uniform=True) == uniform
+    assert drawn(rows, 22, np.random.default_rng(1), uniform=True) != uniform
