@@ -113,14 +113,14 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _stage(path: Path, sets: list[str] | None, force: bool) -> "Iterator[Any]":
-    """A pipeline on an existing run; ``--set`` changes its settings for good."""
-    from gecko.config import make_config, override
+def _stage(path: Path, sets: list[str] | None, force: bool, recipe: Path | None = None) -> "Iterator[Any]":
+    """A pipeline on an existing run; ``--set`` and a recipe change its settings for good."""
+    from gecko.config import change_config
     from gecko.pipeline import Pipeline
 
     ui = Terminal()
     with Run(path, say=ui.say) as run:
-        config = make_config(override(run.config.model_dump(), sets), "--set") if sets else None
+        config = change_config(run.config, recipe, sets or ()) if sets or recipe else None
     with Run(path, config, force=True, say=ui.say) as run:
         yield Pipeline(run, ui, force=force)
 
@@ -170,9 +170,9 @@ def select(run: RunArg, sets: Sets = None, force: Force = False) -> None:
 
 
 @app.command()
-def train(run: RunArg, sets: Sets = None, force: Force = False) -> None:
-    """Train the start model on the rows."""
-    with _stage(run, sets, force) as pipeline:
+def train(run: RunArg, config: Recipe = None, sets: Sets = None, force: Force = False) -> None:
+    """Train on the rows of a run, and on those of its mixture if it has one."""
+    with _stage(run, sets, force, config) as pipeline:
         pipeline.through("select")
         print(pipeline.train())
 

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -176,6 +176,91 @@ class PretrainConfig(TrainConfig):
     loss: PairLossConfig = PairLossConfig()
 
 
+class _MixtureSet(_Section):
+    """What the sets of the mixture have in common."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="unique in the mixture")
+    source: str = Field(min_length=1, description="a file, a folder of files, or hf:NAME of a data set")
+    config: str | None = Field(default=None, description="of a Hugging Face data set with several")
+    split: str = Field(default="train", description="of a Hugging Face data set")
+    task: str | None = Field(default=None, description="the task string; unset: that of the kind")
+    weight: float = Field(default=1.0, ge=0, description="passes through the set in an epoch, before the temperature")
+    limit: int | None = Field(default=None, ge=1, description="at most so many rows, drawn at random")
+    negatives: int = Field(default=1, ge=0, description="hard negatives of a row, at most")
+
+
+class RetrievalSet(_MixtureSet):
+    """A set of questions and passages."""
+
+    kind: Literal["natural_questions", "hotpotqa", "miracl", "pairs", "rows"]
+    relabel: bool = Field(default=False, description="the teacher chooses positive and negative anew, as for FRet")
+
+
+class FeverSet(_MixtureSet):
+    """FEVER: claims, and the pages they were checked against."""
+
+    kind: Literal["fever"]
+    passages: str = Field(min_length=1, description="the pages (`id`, `text`): a file, a folder, or hf:NAME")
+    passages_config: str | None = None
+    passages_split: str = "wikipedia_pages"
+    relabel: bool = False
+
+
+class MedMcqaSet(_MixtureSet):
+    """MedMCQA: questions with four options."""
+
+    kind: Literal["medmcqa"]
+    first_answer: Literal[0, 1] = Field(default=0, description="cop of the first option: 1 in the original files")
+
+
+class NliSet(_MixtureSet):
+    """SNLI or MNLI."""
+
+    kind: Literal["snli", "mnli"]
+
+
+class StsSet(_MixtureSet):
+    """Two sentences and a score."""
+
+    kind: Literal["sts"]
+    scale: float = Field(default=5.0, gt=0, description="the highest score there can be")
+    similar: float = Field(default=0.8, gt=0, le=1, description="pairs from this share of the scale up are positives")
+    unlike: float = Field(default=0.4, ge=0, lt=1, description="pairs up to this share of the scale are negatives")
+
+
+class ClassificationSet(_MixtureSet):
+    """Texts and their classes."""
+
+    kind: Literal["classification"]
+    text_column: str = "text"
+    label_column: str = "label"
+    drop_small_classes: bool = Field(default=False, description="leave classes of one text out instead of stopping")
+
+
+MixtureSet = RetrievalSet | FeverSet | MedMcqaSet | NliSet | StsSet | ClassificationSet
+
+FRET = "fret"
+
+
+class MixtureConfig(_Section):
+    """The unified mixture (Section 3.3): which sets are trained on beside FRet. Without sets: FRet alone."""
+
+    sets: list[Annotated[MixtureSet, Field(discriminator="kind")]] = []
+    fret_weight: float = Field(default=1.0, ge=0, description="as `weight` of a set; 0: FRet is left out")
+    sampling_temperature: float = Field(default=1.0, gt=0, description="1: by size; large: all sets alike")
+    bucket: int = Field(default=0, ge=0, description="batches whose rows are sorted by length together; 0: none")
+    task_dropout: float = Field(default=0.0, ge=0, le=1, description="share of rows that lose their task string")
+
+    @model_validator(mode="after")
+    def _names(self) -> "MixtureConfig":
+        names = [entry.name for entry in self.sets]
+        if twice := sorted({name for name in names if names.count(name) > 1 or name == FRET}):
+            raise ValueError(
+                f"mixture.sets: the name {', '.join(twice)} is taken; names are unique, and {FRET} is FRet's"
+            )
+        return self
+
+
 class EvaluateConfig(_Section):
     """What the result is held against."""
 
@@ -198,6 +283,7 @@ class RunConfig(_Section):
     seed: int = Field(default=0, ge=0, description="of every random choice")
     llm: str = Field(default="default", description="the teacher")
     backbone: str = Field(default="minilm", description="the start model: it mines, it is the baseline, it is trained")
+    student: str | None = Field(default=None, description="the model that is trained; unset: the backbone")
     budget: str | None = Field(default=None, description="teacher time or tokens: 20m, 2h, 300000tok")
     corpus: CorpusConfig = CorpusConfig()
     generate: GenerateConfig = GenerateConfig()
@@ -207,6 +293,7 @@ class RunConfig(_Section):
     select: SelectConfig = SelectConfig()
     train: TrainConfig = TrainConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    mixture: MixtureConfig = MixtureConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     check: CheckConfig = CheckConfig()
 
@@ -273,24 +360,48 @@ def load_config(
     Raises:
         ConfigError: an unknown key, a bad value or an unreadable file; the message names it.
     """
-    recipe: dict[str, Any] = {}
-    if path is not None:
-        try:
-            recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"recipe {path}: {error.strerror}; give the path of a TOML file") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"recipe {path}: not valid TOML: {error}") from error
+    recipe = _read_recipe(path) if path else {}
     given = override(base or {}, overrides)
     preset = given.get("preset", recipe.get("preset", "default"))
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise ConfigError(f"preset {preset!r} does not exist; choose one of: {', '.join(PRESETS)}")
     values: dict[str, Any] = {}
-    for layer in (PRESETS[preset], recipe, given):
+    for layer in (_preset(preset), recipe, given):
         _merge(values, layer)
     if "budget" not in values and "queries" not in values.get("generate", {}):
         values["budget"] = DEFAULT_BUDGET
     return make_config(values, str(path) if path else "the settings")
+
+
+def change_config(config: RunConfig, path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of a run that exists with those of a recipe (and of its preset, if it names one) put over them.
+
+    Args:
+        config: the run's settings.
+        path: a TOML recipe.
+        overrides: ``section.key=value`` strings, as for :func:`load_config`.
+
+    Raises:
+        ConfigError: as for :func:`load_config`.
+    """
+    recipe = _read_recipe(path) if path else {}
+    values = config.model_dump()
+    for layer in (_preset(recipe["preset"]) if "preset" in recipe else {}, recipe, override({}, overrides)):
+        _merge(values, layer)
+    return make_config(values, str(path) if path else "--set")
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"recipe {path}: {error.strerror}; give the path of a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path}: not valid TOML: {error}") from error
+
+
+def _preset(name: Any) -> dict[str, Any]:
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ConfigError(f"preset {name!r} does not exist; choose one of: {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def override(values: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:

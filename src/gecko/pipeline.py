@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko.config import parse_budget
+from gecko.config import FRET, MixtureConfig, parse_budget
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
 from gecko.fret.seeds import CONTROL_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
@@ -160,7 +160,7 @@ class Pipeline:
                 )
         return self._teacher
 
-    def _loaded(self, counts: Counts) -> "LanguageModel":
+    def loaded_teacher(self, counts: Counts) -> "LanguageModel":
         """The teacher; the time that loading it takes is not counted as work."""
         before = self._loading
         teacher = self.teacher
@@ -183,7 +183,8 @@ class Pipeline:
         }
         return {role: load_prompt(name) for role, name in names.items()}
 
-    def _teacher_parts(self, *roles: str) -> dict[str, str]:
+    def teacher_parts(self, *roles: str) -> dict[str, str]:
+        """What a result of the teacher depends on: its weights and the prompts of these roles."""
         return {"teacher": self.teacher_identity} | {f"prompt {role}": self.prompts[role].hash for role in roles}
 
     # --- stages
@@ -240,7 +241,7 @@ class Pipeline:
         if not self.config.check.enabled:
             return None
         parts = {
-            **self._teacher_parts("likelihood", "relevance"),
+            **self.teacher_parts("likelihood", "relevance"),
             "start model": self.start_identity,
             "probe": builtin.data_hash("probe.jsonl"),
             "passage tokens": str(self.config.relabel.passage_tokens),
@@ -279,7 +280,7 @@ class Pipeline:
         """The seeds of the run. Speeds are measured when it is made, and never again."""
         config = self.config
         parts = {
-            **self._teacher_parts("generate", "likelihood", "relevance"),
+            **self.teacher_parts("generate", "likelihood", "relevance"),
             "passages": self.run.finished("ingest").identity,
             "start model": self.start_identity,
             "budget": str(config.budget),
@@ -413,7 +414,7 @@ class Pipeline:
         seeds = [seed for block in self.plan.blocks for seed in block]
         shards = [seeds[start : start + config.batch] for start in range(0, len(seeds), config.batch)]
         parts = {
-            **self._teacher_parts("generate"),
+            **self.teacher_parts("generate"),
             "passages": self.run.finished("ingest").identity,
             "seeds": seeds_key(seeds),
             "settings": config.model_dump_json(include={"temperature", "top_p", "max_new_tokens", "batch"}),
@@ -430,7 +431,7 @@ class Pipeline:
             written, left = paid().take(shard, counts)
             if not left:
                 return written
-            teacher, prompt = self._loaded(counts), self.prompts["generate"]
+            teacher, prompt = self.loaded_teacher(counts), self.prompts["generate"]
             before = written + self._of_earlier_rounds(left)
             new = generate(left, self.by_id, teacher, prompt, config, self.config.seed, counts, before)
             return [*written, *new]
@@ -554,7 +555,7 @@ class Pipeline:
         order = [passage.id for passage in self.passages if passage.id in by_passage]
         shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
         parts = {
-            **self._teacher_parts("likelihood", "relevance"),
+            **self.teacher_parts("likelihood", "relevance"),
             "passages": self.run.finished("ingest").identity,
             "queries": self.run.finished("generate").identity,
             "candidates": self.run.finished("mine").identity,
@@ -573,7 +574,7 @@ class Pipeline:
             paid().count(asked, counts)
             if all(pair in known for pair in asked):
                 return [known[pair] for pair in asked]
-            teacher = self._loaded(counts)
+            teacher = self.loaded_teacher(counts)
             chosen = [(self.by_id[identifier], by_passage[identifier]) for identifier in shard]
             prompts = self.prompts["likelihood"], self.prompts["relevance"]
             return list(relabel(chosen, teacher, *prompts, counts, known))
@@ -622,7 +623,7 @@ class Pipeline:
         """Tokens of each text, at most as many as are read; kept in the run, so that a finished run needs no teacher."""
         parts = {
             "texts": digest(*texts),
-            **self._teacher_parts(),
+            **self.teacher_parts(),
             "passage tokens": str(self.config.relabel.passage_tokens),
         }
 
@@ -679,8 +680,8 @@ class Pipeline:
         Returns:
             the folder of the final model, ``RUN/model``.
         """
+        examples = self.training_rows
         self.forget_teacher()
-        examples = self.run.read("select", Example)
         if len(examples) < 2:
             drops = ", ".join(f"{count} {reason}" for reason, count in self.run.finished("select").drops.items())
             raise TrainingError(
@@ -693,12 +694,33 @@ class Pipeline:
         publish(self.student_folder(chosen), final)
         return final
 
+    @cached_property
+    def training_rows(self) -> list[Example]:
+        """What is trained on: the rows of FRet and those of the mixture."""
+        from gecko.mixture import mixture_rows
+        from gecko.training.mixture import without_tasks
+
+        mixture = self.config.mixture
+        fret = self.run.read("select", Example) if mixture.fret_weight > 0 else []
+        return without_tasks([*fret, *mixture_rows(self)], mixture.task_dropout, self.config.seed)
+
+    def _mixture_parts(self) -> dict[str, str]:
+        """What a training depends on beside FRet; nothing where FRet is alone."""
+        mixture = self.config.mixture
+        if mixture == MixtureConfig():
+            return {}
+        drawn = mixture.model_dump_json(exclude={"sets"}) + str([(entry.name, entry.weight) for entry in mixture.sets])
+        return {"mixture": digest(drawn, *(repr(row) for row in self.training_rows if row.dataset != FRET))}
+
     def student_folder(self, form: InputFormat) -> Path:
         """The model trained in one input format; trained now if it is not there."""
-        settings = self.config.train
+        from gecko.encoder import model_identity
+
+        settings, spec = self.config.train, self.config.student or self.config.backbone
         parts = {
             "rows": self.run.finished("select").identity,
-            "start model": self.start_identity,
+            "start model": model_identity(spec) if self.config.student else self.start_identity,
+            **self._mixture_parts(),
             "settings": settings.model_dump_json(exclude={"formats", "checkpoint_steps"}),
             "format": form,
             "seed": str(self.config.seed),
@@ -708,11 +730,12 @@ class Pipeline:
         def make(path: Path) -> None:
             from gecko.encoder import resolve_model
             from gecko.training import train
+            from gecko.training.mixture import sampling_of
 
-            examples = self.run.read("select", Example)
+            examples = self.training_rows
             self.ui.say(f"training on {len(examples)} rows, {form} format")
             checkpoints = self.run.path / f"train-{form}" / "checkpoints"
-            start = resolve_model(self.config.backbone)
+            start = resolve_model(spec)
             report = train(
                 examples,
                 start,
@@ -722,6 +745,7 @@ class Pipeline:
                 self.config.seed,
                 checkpoints=checkpoints,
                 say=self.ui.say,
+                sampling=sampling_of(self.config.mixture),
                 passages=self.by_id,
             )
             write_json(checkpoints.parent / "training.json", asdict(report))
