@@ -25,10 +25,42 @@ class _Section(BaseModel):
 class CorpusConfig(_Section):
     """What becomes a passage."""
 
-    sources: list[str] = Field(default=["stdlib"], description="files, folders, or `stdlib`")
+    sources: list[str] = Field(
+        default=["stdlib"], description="files, folders, patterns, hf:NAME, a SQL query, or `stdlib`"
+    )
+    text_field: str = Field(default="text", min_length=1, description="the field or column of the text")
+    title_field: str = Field(default="title", min_length=1, description="of the title, if there is one")
+    id_field: str | None = Field(default=None, description="of the id; unset: `_id` or `id`, if there is one")
     max_chars: int = Field(default=4000, ge=200, description="a longer passage is split into pieces")
     chunk_chars: int = Field(default=2000, ge=100, description="the largest piece")
+    chunk_tokens: int | None = Field(
+        default=None, ge=16, description="the largest piece in tokens of the start model, in place of both above"
+    )
+    overlap: int = Field(default=0, ge=0, description="what a piece repeats of the one before, at most, in its unit")
+    section_titles: bool = Field(default=True, description="a piece's title names the headings above it")
+    html: Literal["main", "all"] = Field(default="main", description="main: without menus, footers and the like")
     min_chars: int = Field(default=1, ge=1, description="a shorter passage is dropped")
+    languages: list[str] = Field(default=[], description="keep these only, as two letters: en, de; empty: all")
+    near_duplicates: float | None = Field(
+        default=None, gt=0, le=1, description="drop what is this similar (Jaccard, by MinHash) to an earlier passage"
+    )
+    document_seconds: float = Field(default=60.0, gt=0, description="a document that takes longer is left out")
+    document_mb: int = Field(default=64, ge=1, description="a larger line or document is left out")
+    shard_passages: int = Field(default=16_384, ge=1, description="passages of one shard, at least")
+
+    @field_validator("languages")
+    @classmethod
+    def _languages(cls, value: list[str]) -> list[str]:
+        if wrong := [name for name in value if not re.fullmatch("[a-z]{2,3}", name)]:
+            raise ValueError(f"{wrong[0]!r} is no language code; write en, de, fr")
+        return value
+
+    @model_validator(mode="after")
+    def _overlaps(self) -> "CorpusConfig":
+        size = self.chunk_tokens or self.chunk_chars
+        if self.overlap >= size:
+            raise ValueError(f"corpus.overlap = {self.overlap} must be less than the largest piece, {size}")
+        return self
 
 
 class GenerateConfig(_Section):

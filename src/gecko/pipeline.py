@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -208,21 +208,27 @@ class Pipeline:
 
     def ingest(self) -> Manifest:
         """Read the corpus."""
-        from gecko.corpus import ingest
+        from gecko.corpus import ingest_shards
+        from gecko.corpus.readers import source_identity
 
         settings = self.config.corpus
         parts = {
-            "sources": digest(*(_source_identity(spec) for spec in settings.sources)),
+            "sources": digest(*(source_identity(spec) for spec in settings.sources)),
             "settings": settings.model_dump_json(exclude={"sources"}),
+            "tokenizer": self.start_identity if settings.chunk_tokens is not None else "",
             "schema": schema_digest(Passage),
             **_version("ingest"),
         }
 
-        def work(_: int, counts: Counts) -> list[Passage]:
-            self.ui.say(f"reading {', '.join(settings.sources)}")
-            return list(ingest(settings, counts))
+        def batches() -> Iterator[tuple[list[Passage], Counts]]:
+            from gecko.corpus.chunk import load_tokenizer
+            from gecko.encoder import resolve_model
 
-        manifest = self.run.execute("ingest", Passage, parts, [0], work)
+            self.ui.say(f"reading {', '.join(settings.sources)}")
+            tokenizer = None if settings.chunk_tokens is None else load_tokenizer(resolve_model(self.config.backbone))
+            return ingest_shards(settings, tokenizer=tokenizer, cache=self.run.path / "documents.sqlite")
+
+        manifest = self.run.stream("ingest", Passage, parts, batches)
         if manifest.rows < self.config.mine.n:
             raise CorpusError(
                 f"the corpus has {manifest.rows} passages, and mining takes {self.config.mine.n} candidates a query; "

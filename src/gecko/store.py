@@ -41,6 +41,8 @@ from gecko.errors import GeckoError, RunError, StorageError
 from gecko.records import SCHEMAS, from_table, to_table
 
 LAYOUT = 1
+EXAMPLES = 3  # of a reason for drops, a shard
+EXAMPLE_CHARS = 240
 R = TypeVar("R")
 Item = TypeVar("Item")
 
@@ -126,6 +128,14 @@ class Counts:
     waited: float = 0.0
     spent: float = 0.0
     notes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, example: str = "") -> None:
+        """Count a drop; the first few of a reason are kept as examples, cut short."""
+        self.drops[reason] += 1
+        shown = self.examples.setdefault(reason, [])
+        if example and len(shown) < EXAMPLES:
+            shown.append(example if len(example) <= EXAMPLE_CHARS else f"{example[: EXAMPLE_CHARS - 1]}…")
 
 
 @dataclass
@@ -140,6 +150,7 @@ class Shard:
     drops: dict[str, int]
     notes: dict[str, int]
     key: str = ""
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -177,6 +188,16 @@ class Manifest:
     def drops(self) -> Counter[str]:
         """Rows dropped, by reason."""
         return sum((Counter(shard.drops) for shard in self.shards), Counter[str]())
+
+    @property
+    def examples(self) -> dict[str, list[str]]:
+        """The first few of what was dropped, by reason."""
+        found: dict[str, list[str]] = {}
+        for shard in self.shards:
+            for reason, shown in shard.examples.items():
+                kept = found.setdefault(reason, [])
+                kept += shown[: EXAMPLES - len(kept)]
+        return found
 
     @property
     def notes(self) -> Counter[str]:
@@ -409,6 +430,47 @@ class Run:
             self.save(manifest)
         return manifest
 
+    def stream(
+        self, stage: str, kind: type[R], parts: dict[str, str], batches: Callable[[], Iterable[tuple[list[R], Counts]]]
+    ) -> Manifest:
+        """Like :meth:`execute`, for a stage whose shards are only known while its input is read, in order.
+
+        Args:
+            stage: its name, and its folder's.
+            kind: the record it makes.
+            parts: what the result depends on, by name; hashed into the fingerprint.
+            batches: makes the rows and the counts of each shard, always the same for the same ``parts``. A stage that
+                was killed makes them again from the first, and writes those that are missing.
+
+        Raises:
+            RunError: a shard on disk is damaged, or the input is not what it was when the stage began.
+            StorageError: the disk is full.
+        """
+        manifest = self.prepare(stage, parts)
+        if manifest.done:
+            return manifest
+        written = len(manifest.shards)
+        for shard in manifest.shards:
+            self._verify(self.path / stage / shard.file, shard)
+        if written:
+            self.say(f"{stage}: continues at part {written + 1}")
+        start = time.perf_counter()
+        for index, (rows, counts) in enumerate(batches()):
+            if index < written:
+                if len(rows) != manifest.shards[index].rows:
+                    raise RunError(
+                        f"{self.path / stage}: the input of part {index + 1} has changed while the stage was not running; "
+                        f"delete the folder to do it again"
+                    )
+            else:
+                seconds = time.perf_counter() - start - counts.waited
+                manifest.shards.append(self._write_shard(stage, index, kind, rows, counts, seconds))
+                self.save(manifest)
+            start = time.perf_counter()
+        manifest.done = True
+        self.save(manifest)
+        return manifest
+
     def prepare(self, stage: str, parts: dict[str, str], growing: Collection[str] = ()) -> Manifest:
         """The manifest to go on with for these ``parts``: the current one, an archived one, or a new one."""
         fingerprint = digest(stage, *(text for item in sorted(parts.items()) for text in item))
@@ -463,6 +525,7 @@ class Run:
             tokens=counts.tokens,
             drops=dict(sorted(counts.drops.items())),
             notes=dict(sorted(counts.notes.items())),
+            examples=dict(sorted(counts.examples.items())),
         )
 
     def save(self, manifest: Manifest) -> None:

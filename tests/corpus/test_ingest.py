@@ -1,10 +1,12 @@
 import json
+from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
 from gecko.config import CorpusConfig
-from gecko.corpus import ingest
+from gecko.corpus import ingest, ingest_shards
 from gecko.errors import CorpusError
 from gecko.store import Counts
 
@@ -21,7 +23,7 @@ def source(tmp_path):
     return make
 
 
-def run(*sources: str, **settings: int):
+def run(*sources: str, **settings: object):
     counts = Counts()
     return list(ingest(CorpusConfig(sources=list(sources), **settings), counts)), counts
 
@@ -149,3 +151,128 @@ def test_passages_come_one_at_a_time(source):
     stream = ingest(CorpusConfig(sources=[spec]), Counts())
     assert isinstance(stream, Iterator)
     assert next(stream).id == "a"
+
+
+# --- near duplicates, languages, pieces with titles, shards
+
+
+def sentence(number: int) -> str:
+    return " ".join(f"word{(number * 7 + step * step) % 211}" for step in range(60))
+
+
+def test_near_duplicates_are_found_and_named(source):
+    rows = [{"id": f"p{number}", "text": sentence(number)} for number in range(40)]
+    near = {"id": "near", "text": sentence(3).replace("word", "word", 1) + " one more"}
+    passages, counts = run(source(*rows, near, {"id": "short", "text": "two words"}), near_duplicates=0.8)
+    assert [passage.id for passage in passages] == [*(row["id"] for row in rows), "short"]
+    assert counts.drops == {"near duplicate": 1}
+    assert "like p3: " in counts.examples["near duplicate"][0]
+    passages, _ = run(source(*rows, near))
+    assert len(passages) == 41
+
+
+def test_minhash_agrees_with_jaccard():
+    from gecko.corpus.duplicates import Seen
+
+    words = [f"w{number}" for number in range(400)]
+
+    def triples(text: list[str]) -> set[tuple[str, ...]]:
+        return {tuple(text[at : at + 3]) for at in range(len(text) - 2)}
+
+    for cut in (4, 12, 40):
+        other = words[cut:] + [f"x{number}" for number in range(cut)]
+        one, two = triples(words), triples(other)
+        exact = len(one & two) / len(one | two)
+        seen = Seen(0.5)
+        assert seen.near("a", " ".join(words)) is None
+        found = seen.near("b", " ".join(other))
+        seen.close()
+        assert found is not None and found[0] == "a"
+        assert abs(found[1] - exact) < 0.12
+
+
+def test_other_languages_are_dropped(source):
+    spec = source(
+        {"id": "en", "text": "The weather in the mountains changes quickly, so take a warm coat with you."},
+        {"id": "de", "text": "Das Wetter in den Bergen ändert sich schnell, also nimm einen warmen Mantel mit."},
+        {"id": "fr", "text": "Le temps change vite en montagne, alors prenez un manteau chaud avec vous."},
+    )
+    passages, counts = run(spec, languages=["en", "de"])
+    assert [passage.id for passage in passages] == ["en", "de"]
+    assert counts.drops == {"language fr": 1}
+    assert counts.examples == {
+        "language fr": [f"{spec}:3: Le temps change vite en montagne, alors prenez un manteau chaud avec vous."]
+    }
+
+
+def test_few_examples_of_many_drops(source):
+    _, counts = run(source({"text": "kept, being long"}, *({"text": f"n{number}"} for number in range(9))), min_chars=5)
+    assert counts.drops == {"too short": 9}
+    assert len(counts.examples["too short"]) == 3
+
+
+def test_pieces_are_titled_by_their_headings(tmp_path):
+    body = "A line of text that fills the section. " * 8
+    parts = ["# Manual", body, "## Cleaning", body, "```\n# no heading\n```", "### Filters", body, "## Repair", body]
+    text = "\n\n".join(parts)
+    (tmp_path / "x.md").write_text(text)
+    passages, _ = run(str(tmp_path), max_chars=400, chunk_chars=400)
+    assert list(dict.fromkeys(passage.title for passage in passages)) == [
+        "Manual",
+        "Manual › Cleaning",
+        "Manual › Cleaning › Filters",
+        "Manual › Repair",
+    ]
+    plain, _ = run(str(tmp_path), max_chars=400, chunk_chars=400, section_titles=False)
+    assert {passage.title for passage in plain} == {"Manual"}
+
+
+def test_pieces_overlap(source):
+    long = " ".join(f"Sentence number {n}." for n in range(60))
+    spec = source({"id": "a", "text": long})
+    plain, _ = run(spec, max_chars=400, chunk_chars=200)
+    passages, _ = run(spec, max_chars=400, chunk_chars=200, overlap=60)
+    assert len(passages) > len(plain)
+    for one, two in pairwise(passages):
+        shared = next(size for size in range(len(two.text), -1, -1) if one.text.endswith(two.text[:size]))
+        assert 20 <= shared <= 60
+        assert len(two.text) <= 200
+
+
+def test_pieces_are_counted_in_tokens(source, tiny_model):
+    from gecko.corpus.chunk import load_tokenizer
+
+    tokenizer = load_tokenizer(str(tiny_model))
+    long = "the red cat sleeps and the big dog runs. " * 40
+    spec = source({"id": "a", "text": long}, {"id": "b", "text": "the cat sleeps"})
+    config = CorpusConfig(sources=[spec], chunk_tokens=32, max_chars=10_000)
+    passages = list(ingest(config, Counts(), tokenizer=tokenizer))
+    counts = [len(tokenizer.encode(passage.text, add_special_tokens=False).ids) for passage in passages]
+    assert passages[-1].id == "b" and len(passages) > 3
+    assert max(counts) <= 32
+    assert max(counts) > 20
+
+
+def test_shards_hold_the_passages_and_move_little_when_the_corpus_grows(source):
+    rows = [{"id": f"p{number}", "text": f"passage {number}"} for number in range(1000)]
+    config = CorpusConfig(sources=[source(*rows)], shard_passages=40)
+    shards = list(ingest_shards(config))
+    assert [passage for shard, _ in shards for passage in shard] == list(ingest(config, Counts()))
+    assert all(40 <= len(shard) <= 80 for shard, _ in shards[:-1])
+    assert len(shards) > 10
+    grown = [*rows[:300], {"id": "new", "text": "a new one"}, *rows[300:]]
+    config = CorpusConfig(sources=[source(*grown, name="grown.jsonl")], shard_passages=40)
+
+    def texts(found) -> list[tuple[str, ...]]:
+        return [tuple(passage.text for passage in shard) for shard, _ in found]
+
+    changed = set(texts(ingest_shards(config))) - set(texts(shards))
+    assert 1 <= len(changed) <= 3
+
+
+def test_counts_are_those_of_their_shard(source):
+    rows = [{"id": f"p{number}", "text": f"passage {number}"} for number in range(100)]
+    spec = source(rows[0], {"text": ""}, *rows[1:], {"text": ""}, {"text": " "})
+    shards = list(ingest_shards(CorpusConfig(sources=[spec], shard_passages=10)))
+    assert shards[0][1].drops == {"empty": 1} and shards[-1][1].drops == {"empty": 2}
+    assert sum((counts.drops for _, counts in shards), Counter()) == {"empty": 3}

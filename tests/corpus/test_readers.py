@@ -2,7 +2,6 @@ import csv
 import io
 import json
 import os
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gecko.corpus.readers import SUPPORTED, read_placed, read_source
+from gecko.corpus.readers import SUPPORTED, Reader, read_placed, read_source
 from gecko.errors import CorpusError
 from gecko.records import Passage
 
@@ -71,7 +70,7 @@ def test_a_byte_order_mark_is_accepted(tmp_path, ending):
 
 def test_places_name_file_and_line(tmp_path):
     spec = write(tmp_path / "x.jsonl", '{"text": "a"}\n\n{"text": "b"}')
-    assert [place for place, _ in read_placed(spec, Counter())] == [f"{spec}:1", f"{spec}:3"]
+    assert [place for place, _ in read_placed(spec, Reader())] == [f"{spec}:1", f"{spec}:3"]
 
 
 def test_reading_is_lazy(tmp_path):
@@ -106,7 +105,7 @@ def test_parquet_round_trips_any_text(tmp_path, rows):
 
 def test_csv(tmp_path):
     spec = write(tmp_path / "x.csv", '\ufeffid, text ,title,other\na,"one\ntwo, three",A,1\n\n,four,,2\n')
-    placed = list(read_placed(spec, Counter()))
+    placed = list(read_placed(spec, Reader()))
     assert placed[0] == (f"{spec}:2", Passage("a", "A", "one\ntwo, three", "x.csv"))
     place, passage = placed[1]
     assert (passage.text, passage.title, passage.id[0]) == ("four", "", "h")
@@ -128,7 +127,7 @@ def test_parquet(tmp_path):
 def test_parquet_is_read_in_batches(tmp_path):
     count = 3000
     spec = parquet(tmp_path / "x.parquet", text=pa.array([f"text {n}" for n in range(count)]).dictionary_encode())
-    placed = list(read_placed(spec, Counter()))
+    placed = list(read_placed(spec, Reader()))
     assert [passage.text for _, passage in placed] == [f"text {n}" for n in range(count)]
     assert placed[-1][0] == f"{spec}: row {count}"
 
@@ -154,8 +153,8 @@ def test_a_folder_of_texts(tmp_path):
     (folder / "nothing.txt").symlink_to(tmp_path / "missing.txt")
     (folder / "inside.txt").symlink_to(folder / "b.txt")
     (folder / "circle").symlink_to(folder, target_is_directory=True)
-    notes: Counter[str] = Counter()
-    found = [passage for _, passage in read_placed(str(folder), notes)]
+    reader = Reader()
+    found = [passage for _, passage in read_placed(str(folder), reader)]
     assert found == [
         Passage("a/Y.MD", "Y", "no heading", "Y.MD"),
         Passage("a/z.md", "The title", "Intro.\n\n## The title ##\n\nText.", "z.md"),
@@ -163,12 +162,12 @@ def test_a_folder_of_texts(tmp_path):
         Passage("empty.txt", "empty", "", "empty.txt"),
         Passage("inside.txt", "inside", "# not a heading here", "inside.txt"),
     ]
-    assert notes == {
+    assert reader.counts.notes == {
         "files skipped: hidden": 1,
         "folders skipped: hidden": 1,
         "folders skipped: link": 1,
         "files skipped: link out of the folder or to nothing": 2,
-        "files skipped: not .txt or .md": 1,
+        "files skipped: of another kind": 1,
     }
 
 
@@ -253,15 +252,27 @@ def test_a_parquet_file_without_a_row_is_empty(tmp_path):
     fails(parquet(tmp_path / "x.parquet", text=pa.array([], pa.string())), "x.parquet is empty")
 
 
-@pytest.mark.parametrize("name", ["x.pdf", "x", "x.jsonl.gz"])
+@pytest.mark.parametrize("name", ["x.doc", "x", "x.gz", "x.json"])
 def test_unsupported_ending(tmp_path, name):
     fails(write(tmp_path / name, "x"), name, *SUPPORTED)
 
 
 def test_folder_without_a_text(tmp_path):
-    fails(str(tmp_path), str(tmp_path), "no corpus.jsonl", "give a folder")
-    write(tmp_path / "data/x.csv", "text\na")
-    fails(str(tmp_path), "one of its files", "data/x.csv")
+    write(tmp_path / "data/image.png", "x")
+    fails(str(tmp_path), str(tmp_path), "no corpus.jsonl", ".docx", "give a folder")
+
+
+def test_rows_of_a_folder_are_read_where_it_has_no_documents(tmp_path):
+    write(tmp_path / "b/x.csv", "text\nsecond")
+    write(tmp_path / "a.jsonl", '{"text": "first"}')
+    write(tmp_path / "empty.jsonl", "")
+    reader = Reader()
+    assert [passage.text for _, passage in read_placed(str(tmp_path), reader)] == ["first", "second"]
+    assert reader.counts.notes == {"files without a passage": 1}
+    write(tmp_path / "read.me.md", "a document")
+    reader = Reader()
+    assert [passage.text for _, passage in read_placed(str(tmp_path), reader)] == ["a document"]
+    assert reader.counts.notes == {"files skipped: rows beside documents": 3}
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.txt", "x.md"])

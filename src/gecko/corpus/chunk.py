@@ -5,48 +5,156 @@ seconds. So it is shown a window of a few pieces at a time, and the next window 
 which is the only one that the window's end can have cut short. Time is then linear in the text.
 """
 
+import bisect
+import re
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Protocol
 
+from gecko.errors import ConfigError
 from gecko.records import Passage
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # A window holds so many pieces. Fewer: more borders are seen twice, and Markdown loses sight of its structure more
 # often. More: a text without newlines becomes slow.
 WINDOW_PIECES = 8
+TOKEN_CHARS = 4  # only for the size of a window
+MARKDOWN = (".md", ".html", ".htm", ".docx")
+TITLE_CHARS = 300
+
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*$")
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """How long passages are cut.
+
+    Attributes:
+        longest: a passage up to this length stays whole.
+        size: the largest piece.
+        overlap: how much of the end of a piece the next one repeats, at most.
+        tokenizer: lengths are its tokens; none: characters.
+        section_titles: the headings above a piece are added to its title.
+    """
+
+    longest: int
+    size: int
+    overlap: int = 0
+    tokenizer: "Tokenizer | None" = None
+    section_titles: bool = False
+
+    def is_short(self, text: str) -> bool:
+        """Whether the text is not to be cut."""
+        if len(text) <= self.longest or self.tokenizer is None:  # no token is shorter than a character
+            return len(text) <= self.longest
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids) <= self.longest
+
+
+def load_tokenizer(model: str) -> "Tokenizer":
+    """The tokenizer of a model (a folder or a hub name), to count a text's tokens in full.
+
+    Raises:
+        ConfigError: the model has none that can count outside of Python.
+    """
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    backend = getattr(AutoTokenizer.from_pretrained(model), "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ConfigError(f"model {model} has no fast tokenizer; unset corpus.chunk_tokens and use corpus.chunk_chars")
+    counting = Tokenizer.from_str(backend.to_str())
+    counting.no_truncation()
+    counting.no_padding()
+    return counting
 
 
 class _Splitter(Protocol):
     def chunk_indices(self, text: str) -> list[tuple[int, str]]: ...
 
 
-def split_long(passage: Passage, max_chars: int, chunk_chars: int) -> list[Passage]:
-    """Cut a passage longer than ``max_chars`` characters into pieces ``ID#1``, ``ID#2``, … of the same title.
+def is_markdown(source: str) -> bool:
+    """Whether a file of this name is read as Markdown, compressed or not."""
+    name = PurePosixPath(source.lower())
+    return (PurePosixPath(name.stem) if name.suffix in (".gz", ".zst") else name).suffix in MARKDOWN
 
-    No piece is longer than ``chunk_chars`` or ``max_chars``. Pieces do not overlap, and together they hold every
-    character but the white space between them. A source that ends in ``.md`` is cut along its Markdown structure.
-    A passage that is short enough is returned as it is. This function raises no errors.
+
+def split_long(passage: Passage, how: Chunking) -> list[Passage]:
+    """Cut a long passage into pieces ``ID#1``, ``ID#2`` and so on.
+
+    No piece is longer than ``how.size`` or ``how.longest``. Together they hold every character but the white space
+    between them. Markdown (also from HTML and Word files) is cut along its structure. A passage that is short enough is
+    returned as it is. This function raises no errors.
     """
-    if len(passage.text) <= max_chars:
+    if how.is_short(passage.text):
         return [passage]
-    size = min(chunk_chars, max_chars)
-    pieces = _pieces(_splitter(passage.source, size), passage.text, WINDOW_PIECES * size)
-    return [replace(passage, id=f"{passage.id}#{number}", text=text) for number, text in enumerate(pieces, start=1)]
+    size = min(how.size, how.longest)
+    markdown = is_markdown(passage.source)
+    window = WINDOW_PIECES * size * (1 if how.tokenizer is None else TOKEN_CHARS)
+    sections = _Sections(passage.text, passage.title) if markdown and how.section_titles else None
+    return [
+        replace(
+            passage,
+            id=f"{passage.id}#{number}",
+            title=sections.title_at(start, text) if sections else passage.title,
+            text=text,
+        )
+        for number, (start, text) in enumerate(_pieces(_splitter(markdown, size, how), passage.text, window), start=1)
+    ]
 
 
-def _splitter(source: str, size: int) -> _Splitter:
+def _splitter(markdown: bool, size: int, how: Chunking) -> _Splitter:
     from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-    splitter: _Splitter = (MarkdownSplitter if source.lower().endswith(".md") else TextSplitter)(size)
-    return splitter
+    kind = MarkdownSplitter if markdown else TextSplitter
+    overlap = min(how.overlap, size - 1)
+    made: _Splitter = (
+        kind(size, overlap) if how.tokenizer is None else kind.from_huggingface_tokenizer(how.tokenizer, size, overlap)
+    )
+    return made
 
 
-def _pieces(splitter: _Splitter, text: str, window: int) -> Iterator[str]:
+def _pieces(splitter: _Splitter, text: str, window: int) -> Iterator[tuple[int, str]]:
     start = 0
     while start < len(text):
         end = start + window
         found = splitter.chunk_indices(text[start:end])
         if end < len(text) and len(found) > 1:
             end = start + found.pop()[0]
-        yield from (piece for _, piece in found)
+        yield from ((start + offset, piece) for offset, piece in found)
         start = end
+
+
+class _Sections:
+    """The headings of a Markdown text, to name the section that a piece is from."""
+
+    def __init__(self, text: str, title: str) -> None:
+        self.title = title
+        self._starts: list[int] = []
+        self._paths: list[tuple[str, ...]] = []
+        path: list[tuple[int, str]] = []
+        fence, offset = "", 0
+        for line in text.splitlines(keepends=True):
+            found = _FENCE.match(line)
+            if fence:
+                if found and found[1].startswith(fence) and not line[found.end() :].strip():
+                    fence = ""
+            elif found:
+                fence = found[1]
+            elif heading := _HEADING.match(line.rstrip("\r\n")):
+                path = [(level, name) for level, name in path if level < len(heading[1])]
+                path.append((len(heading[1]), heading[2].strip()))
+                self._starts.append(offset)
+                self._paths.append(tuple(name for _, name in path))
+            offset += len(line)
+
+    def title_at(self, start: int, text: str) -> str:
+        """The title with the headings above the piece; a piece that begins with its heading is under that one."""
+        lead = len(text) - len(text.lstrip())
+        index = bisect.bisect_right(self._starts, start + lead) - 1
+        headings = [name for name in self._paths[index] if name != self.title] if index >= 0 else []
+        joined = " › ".join([*([self.title] if self.title else []), *headings])
+        return joined if len(joined) <= TITLE_CHARS else f"{joined[: TITLE_CHARS - 1]}…"

@@ -1,65 +1,74 @@
 """From sources to the passages of a run: cleaned, split, each id and each text once.
 
-What is left out is counted by reason in ``counts.drops``, what is changed in ``counts.notes``. Of the passages seen
-only hashes are kept, so that a corpus need not fit into memory; where an error has to name an earlier place, the
-sources are read again.
+What is left out is counted by reason in ``counts.drops`` with a few examples, what is changed in ``counts.notes``. What
+was seen is kept in an index on disk, so that a corpus need not fit into memory; where an error has to name an earlier
+place, the sources are read again.
 """
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gecko.config import CorpusConfig
-from gecko.corpus.chunk import split_long
-from gecko.corpus.readers import content_id, normal, read_placed
+from gecko.corpus.chunk import Chunking, split_long
+from gecko.corpus.documents import Documents
+from gecko.corpus.duplicates import Seen
+from gecko.corpus.readers import Reader, content_id, normal, read_placed
 from gecko.errors import CorpusError
 from gecko.records import Passage
 from gecko.store import Counts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 EMPTY = "empty"
 TOO_SHORT = "too short"
 SAME_TEXT = "duplicate text"
 SAME_ID = "duplicate id"
+NEAR = "near duplicate"
+LANGUAGE = "language"
 SPLIT = "split"
 CONTROL = "control characters removed"
+LANGUAGE_CHARS = 2000
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
-def ingest(config: CorpusConfig, counts: Counts) -> Iterator[Passage]:
+def ingest(
+    config: CorpusConfig, counts: Counts, *, tokenizer: "Tokenizer | None" = None, cache: Path | None = None
+) -> Iterator[Passage]:
     """Yield the passages of all sources, in order.
 
     Control characters other than tab and newline are removed, and outer white space; nothing else is changed. A
-    passage is dropped that is ``empty``, ``too short``, or says what an earlier one of the same title says
-    (``duplicate text``, or ``duplicate id`` if the id is the same, too; white space does not count). A long one
-    is split, and its pieces are held to the same rules.
+    passage is dropped that is ``empty``, ``too short``, not in one of ``config.languages``, or says what an earlier one
+    of the same title says (``duplicate text``, or ``duplicate id`` if the id is the same, too; white space does not
+    count) or nearly says (``near duplicate``). A long one is split, and its pieces are held to the same rules.
 
     Args:
-        config: sources and lengths, in characters.
+        config: sources and rules.
         counts: gets the drops, and the notes ``split`` (passages that were split) and
             ``control characters removed``.
+        tokenizer: counts tokens where ``config.chunk_tokens`` is set.
+        cache: a file that keeps what was read from HTML, PDF and Word files.
 
     Raises:
-        CorpusError: a source cannot be read, two different passages have the same id, or no passage is left.
+        CorpusError: a source cannot be read, two different passages have the same id, no passage is left, or a package
+            that a setting needs is missing.
     """
-    # Hashes as whole numbers, which take the least memory.
-    contents: dict[int, int] = {}
-    texts: set[int] = set()
     kept = 0
-    for place, whole in _cleaned(config, counts):
-        if not _is_new(whole, place, config, contents, texts, counts):
-            continue
-        pieces = split_long(whole, config.max_chars, config.chunk_chars)
-        if pieces == [whole]:
+    documents = Documents(config.document_seconds, config.html, cache)
+    with closing(documents), closing(Seen(config.near_duplicates)) as seen:
+        for place, piece in _pieces(config, Reader(config, documents, counts), tokenizer, seen):
+            if config.near_duplicates is not None and (near := seen.near(piece.id, piece.text)):
+                counts.drop(NEAR, f"{place}: {near[1]:.2f} like {near[0]}: {piece.text}")
+                continue
             kept += 1
-            yield whole
-            continue
-        counts.notes[SPLIT] += 1
-        for piece in pieces:
-            if _is_long_enough(piece, config, counts) and _is_new(piece, place, config, contents, texts, counts):
-                kept += 1
-                yield piece
+            yield piece
     if not kept:
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.drops.items()))
         raise CorpusError(
@@ -69,59 +78,128 @@ def ingest(config: CorpusConfig, counts: Counts) -> Iterator[Passage]:
         )
 
 
-def _cleaned(config: CorpusConfig, counts: Counts) -> Iterator[tuple[str, Passage]]:
+def ingest_shards(
+    config: CorpusConfig, *, tokenizer: "Tokenizer | None" = None, cache: Path | None = None
+) -> Iterator[tuple[list[Passage], Counts]]:
+    """The passages of :func:`ingest` in shards, each with what was counted on the way to it.
+
+    From ``config.shard_passages`` on, a shard ends at the first passage whose id says so, about a quarter as many later
+    and at the latest at twice as many. So a passage that is added changes the shard it falls into, and rarely one more:
+    what was made of the other shards (embeddings, say) is still valid.
+    """
+    counts = Counts()
+    rows: list[Passage] = []
+    least = config.shard_passages
+    for passage in ingest(config, counts, tokenizer=tokenizer, cache=cache):
+        rows.append(passage)
+        ends = int.from_bytes(_hash(passage.id)[:8]) % max(1, least // 4) == 0
+        if len(rows) >= least and (ends or len(rows) >= 2 * least):
+            yield rows, _taken(counts)
+            rows = []
+    if rows or counts.drops or counts.notes:
+        yield rows, _taken(counts)
+
+
+def _taken(counts: Counts) -> Counts:
+    """What was counted so far; the counter itself goes on from nothing."""
+    taken = Counts(Counter(counts.drops), notes=Counter(counts.notes), examples=dict(counts.examples))
+    counts.drops.clear()
+    counts.notes.clear()
+    counts.examples.clear()
+    return taken
+
+
+def _pieces(
+    config: CorpusConfig, reader: Reader, tokenizer: "Tokenizer | None", seen: Seen
+) -> Iterator[tuple[str, Passage]]:
+    """What is long enough, of a language that is wanted, and not there yet word by word."""
+    how, counts = chunking(config, tokenizer), reader.counts
+    for place, whole in _cleaned(config, reader):
+        if config.languages and (language := _language(whole.text)) not in config.languages:
+            counts.drop(f"{LANGUAGE} {language}", f"{place}: {whole.text}")
+            continue
+        if not _is_new(whole, place, config, how, seen, counts):
+            continue
+        pieces = split_long(whole, how)
+        if pieces == [whole]:
+            yield place, whole
+            continue
+        counts.notes[SPLIT] += 1
+        for piece in pieces:
+            if _is_long_enough(piece, place, config, counts) and _is_new(piece, place, config, how, seen, counts):
+                yield place, piece
+
+
+def chunking(config: CorpusConfig, tokenizer: "Tokenizer | None") -> Chunking:
+    """How the settings have long passages cut."""
+    if config.chunk_tokens is None:
+        return Chunking(config.max_chars, config.chunk_chars, config.overlap, None, config.section_titles)
+    if tokenizer is None:
+        raise ValueError("corpus.chunk_tokens needs a tokenizer")
+    return Chunking(config.chunk_tokens, config.chunk_tokens, config.overlap, tokenizer, config.section_titles)
+
+
+def _cleaned(config: CorpusConfig, reader: Reader) -> Iterator[tuple[str, Passage]]:
+    counts = reader.counts
     for spec in config.sources:
-        for place, passage in read_placed(spec, counts.notes):
+        for place, passage in read_placed(spec, reader):
             title, in_title = _CONTROL.subn("", passage.title)
             text, in_text = _CONTROL.subn("", passage.text)
             if in_title or in_text:
                 counts.notes[CONTROL] += in_title + in_text
             clean = replace(passage, title=title.strip(), text=text.strip())
-            if _is_long_enough(clean, config, counts):
+            if _is_long_enough(clean, place, config, counts):
                 yield place, clean
 
 
-def _is_long_enough(passage: Passage, config: CorpusConfig, counts: Counts) -> bool:
+def _is_long_enough(passage: Passage, place: str, config: CorpusConfig, counts: Counts) -> bool:
     if not passage.text:
-        counts.drops[EMPTY] += 1
+        counts.drop(EMPTY, place)
     elif len(passage.text) < config.min_chars:
-        counts.drops[TOO_SHORT] += 1
+        counts.drop(TOO_SHORT, f"{place}: {passage.text}")
     else:
         return True
     return False
 
 
-def _is_new(
-    passage: Passage, place: str, config: CorpusConfig, contents: dict[int, int], texts: set[int], counts: Counts
-) -> bool:
-    key = _hash(passage.id)
+def _language(text: str) -> str:
+    """The language of a text as two letters (ISO 639-1)."""
+    try:
+        from py3langid import classify
+    except ImportError as error:
+        raise CorpusError(
+            "corpus.languages needs the package py3langid; install it with: pip install 'gecko-embed[corpus]'"
+        ) from error
+    return str(classify(text[:LANGUAGE_CHARS])[0])
+
+
+def _is_new(passage: Passage, place: str, config: CorpusConfig, how: Chunking, seen: Seen, counts: Counts) -> bool:
     content = _hash(normal(passage.title), normal(passage.text))
-    known = contents.get(key)
-    if known is None:
-        contents[key] = content
-    elif known != content:
-        raise _clash(passage.id, place, config)
-    if content not in texts:
-        texts.add(content)
+    known = seen.id_content(_hash(passage.id), content)
+    if known is not None and known != content:
+        raise _clash(passage.id, place, config, how)
+    if seen.is_new(content):
         return True
     made = passage.id == content_id(passage.title, passage.text)  # such an id says no more than the text does
-    counts.drops[SAME_TEXT if known is None or made else SAME_ID] += 1
+    counts.drop(SAME_TEXT if known is None or made else SAME_ID, f"{place}: {passage.text}")
     return False
 
 
-def _hash(*parts: str) -> int:
+def _hash(*parts: str) -> bytes:
     # NUL separates: an id is hashed alone, and titles and texts hold none any more.
-    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode("utf-8"), digest_size=16).digest())
+    return hashlib.blake2b("\0".join(parts).encode("utf-8"), digest_size=16).digest()
 
 
-def _clash(clashing: str, place: str, config: CorpusConfig) -> CorpusError:
+def _clash(clashing: str, place: str, config: CorpusConfig, how: Chunking) -> CorpusError:
     """The error for an id of two different passages; finds the first by reading the sources again."""
     first = "an earlier place"
-    for earlier, whole in _cleaned(config, Counts()):
-        ids = {piece.id for piece in split_long(whole, config.max_chars, config.chunk_chars)}
-        if clashing in ids | {whole.id}:
-            first = earlier
-            break
+    documents = Documents(config.document_seconds, config.html)
+    with closing(documents):
+        for earlier, whole in _cleaned(config, Reader(config, documents)):
+            ids = {piece.id for piece in split_long(whole, how)}
+            if clashing in ids | {whole.id}:
+                first = earlier
+                break
     return CorpusError(
         f"id {clashing!r} names two different passages: {first} and {place}; give each passage an id of its own "
         "(without one it gets an id made from its content), or use one source at a time"

@@ -1,38 +1,59 @@
-"""Read passages from files, folders and the built-in corpus, one at a time.
+"""Read passages from whatever people have, one at a time.
 
-========================  ============================================================================
-``stdlib``                the running Python's documentation strings
-``.jsonl``, ``.ndjson``   one JSON object a line: ``text``, and if you like ``_id`` or ``id``, and ``title``
-``.csv``, ``.tsv``        a header line, then the same columns
-``.parquet``              the same columns
-``.txt``, ``.md``         one file is one passage
-a folder                  its ``corpus.jsonl`` (BEIR); without one, every ``.txt`` and ``.md`` below it
-========================  ============================================================================
+========================================  ==========================================================================
+``stdlib``                                the running Python's documentation strings
+``.jsonl``, ``.ndjson``                   one JSON object a line: ``text``, and if you like ``_id`` or ``id``, ``title``
+``.csv``, ``.tsv``                        a header line, then the same columns
+``.parquet``                              the same columns
+``.txt``, ``.md``                         one file is one passage
+``.html``, ``.htm``, ``.pdf``, ``.docx``  likewise, as Markdown (needs ``gecko-embed[corpus]``)
+any of these with ``.gz`` or ``.zst``     read through the compression (not Parquet, which has its own)
+``.zip``                                  its members, like the files of a folder
+a folder                                  its ``corpus.jsonl`` (BEIR); else every document below it; else every data file
+a pattern with ``*``                      the files it matches, ``**`` for any depth
+``hf:NAME[:CONFIG][@SPLIT]``              a Hugging Face dataset, streamed; ``train`` where no split is named
+``sqlite:///FILE#SELECT …``               the rows of a SQL query, likewise ``postgresql://HOST/DB#SELECT …``
+========================================  ==========================================================================
 
 Text is UTF-8, with or without a byte order mark. An id may be a string or a whole number; where it is missing or
 empty the passage gets one made from its content, which stays the same when the corpus grows. Nothing is guessed and
-nothing is repaired: what cannot be read is an error that names the file and the line.
+nothing is repaired: rows that cannot be read are an error that names the file and the line. A document, an archive
+member or a line that takes more than its share (of size, time or expansion) is left out and counted.
 """
 
 import csv
+import gzip
+import io
 import json
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO, NoReturn
 
+from gecko.config import CorpusConfig
+from gecko.corpus.bounds import BROKEN_ARCHIVE, LARGE, LONG_LINE, Dropped, Expanding, lines
+from gecko.corpus.documents import Documents
 from gecko.errors import CorpusError
 from gecko.records import Passage
-from gecko.store import digest
+from gecko.store import Counts, digest, file_sha256
 
 TEXT_ENDINGS = (".txt", ".md")
-SUPPORTED = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", *TEXT_ENDINGS)
+PARSED_ENDINGS = (".html", ".htm", ".pdf", ".docx")
+DOCUMENT_ENDINGS = (*TEXT_ENDINGS, *PARSED_ENDINGS)
+ROW_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+COMPRESSED = (".gz", ".zst")
+SUPPORTED = (*ROW_ENDINGS, *DOCUMENT_ENDINGS)
 BEIR_FILE = "corpus.jsonl"
-FIELDS = ("_id", "id", "title", "text")
 PARQUET_ROWS = 1024
 CSV_FIELD_CHARS = 2**31 - 1
+SQL_SCHEMES = ("sqlite:", "postgresql:")
 
 Placed = tuple[str, Passage]
 
@@ -50,23 +71,74 @@ _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*$")
 _SETEXT = re.compile(r" {0,3}=+[ \t]*$")
 
 
-def read_source(spec: str) -> Iterator[Passage]:
+@dataclass
+class Reader:
+    """How sources are read, and what is counted on the way.
+
+    Attributes:
+        config: names of the fields, and limits.
+        documents: reads HTML, PDF and Word files.
+        counts: gets drops and notes.
+    """
+
+    config: CorpusConfig = field(default_factory=CorpusConfig)
+    documents: Documents = field(default_factory=Documents)
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the longest line and the largest document that are read."""
+        return self.config.document_mb << 20
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file, or one member of an archive, to be opened when its turn comes.
+
+    Attributes:
+        name: relative to its folder or archive; the id of a document.
+        place: what errors call it.
+        path: of the file on disk.
+        member: of the archive at ``path``; empty: the file itself.
+        alone: whether the source is this file, so that nothing in it is an error.
+    """
+
+    name: str
+    place: str
+    path: Path
+    member: str = ""
+    alone: bool = False
+
+    @property
+    def ending(self) -> str:
+        """``.jsonl`` for ``x.jsonl.gz``."""
+        return ending_of(self.name)
+
+    @property
+    def source(self) -> str:
+        """The name that passages carry."""
+        return PurePosixPath(self.name).name
+
+
+def ending_of(name: str) -> str:
+    """The ending that says what a file holds, lower case and without that of a compression."""
+    path = PurePosixPath(name.lower())
+    return PurePosixPath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def read_source(spec: str, reader: Reader | None = None) -> Iterator[Passage]:
     """Yield the passages of one source, in its order; see the module's table for what a source may be.
 
     Raises:
         CorpusError: the source is missing, empty or of another kind, or a line of it cannot be read. The message
             names the file and the line.
     """
-    for _, passage in read_placed(spec, Counter()):
+    for _, passage in read_placed(spec, reader or Reader()):
         yield passage
 
 
-def read_placed(spec: str, notes: Counter[str]) -> Iterator[Placed]:
+def read_placed(spec: str, reader: Reader) -> Iterator[Placed]:
     """Yield the passages of one source, each with its place, such as ``corpus.jsonl:12``.
-
-    Args:
-        spec: the source.
-        notes: gets the number of files of a folder that were skipped, by reason.
 
     Raises:
         CorpusError: as :func:`read_source`.
@@ -77,19 +149,47 @@ def read_placed(spec: str, notes: Counter[str]) -> Iterator[Placed]:
         for passage in read_stdlib():
             yield f"stdlib:{passage.id}", passage
         return
-    if not spec.strip():
-        raise CorpusError(f"corpus source {spec!r} is blank; give a file, a folder or stdlib")
-    path = Path(os.path.expanduser(spec))  # noqa: PTH111 - Path.expanduser fails on a file that is named ~x
+    if spec.startswith(("hf:", *SQL_SCHEMES)):
+        from gecko.corpus.remote import read_rows
+
+        for place, row, source in read_rows(spec):
+            yield place, _passage(row, source, place, reader.config)
+        return
     try:
-        if path.is_dir():
-            yield from _read_folder(path, notes)
-        else:
-            yield from _read_file(path)
+        for file in _files(spec, reader.counts):
+            try:
+                yield from _read_file(file, reader)
+            except Dropped as drop:
+                reader.counts.drop(drop.reason, f"{file.place} ({drop.detail})" if drop.detail else file.place)
     except OSError as error:
         # The file that failed may be another one than the source: a file below a folder.
         raise CorpusError(
             f"cannot read {error.filename or spec}: {error.strerror or error}; mend it, or leave it out"
         ) from error
+
+
+def source_identity(spec: str) -> str:
+    """A hash of what the passages of a source depend on: the content of its files.
+
+    Raises:
+        CorpusError: as :func:`read_source`, where it does not exist.
+    """
+    if spec == "stdlib":
+        import platform
+        import sys
+
+        return digest(sys.version, sys.platform, platform.machine())
+    if spec.startswith(("hf:", *SQL_SCHEMES)):
+        from gecko.corpus.remote import rows_identity
+
+        return rows_identity(spec)
+    paths: dict[Path, None] = {}
+    names = []
+    for file in _files(spec, Counts(), members=False):
+        paths[file.path] = None
+        names.append(file.name)
+    hashes = [file_sha256(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 and Path(spec).is_file() else digest(*names, *hashes)
 
 
 def content_id(title: str, text: str) -> str:
@@ -102,47 +202,61 @@ def normal(text: str) -> str:
     return " ".join(text.split())
 
 
-def _read_file(path: Path) -> Iterator[Placed]:
-    ending = path.suffix.lower()
+# --- which files
+
+
+def _files(spec: str, counts: Counts, *, members: bool = True) -> Iterator[_File]:
+    """The files of a source, in order; with ``members``, those in an archive one by one."""
+    if not spec.strip():
+        raise CorpusError(f"corpus source {spec!r} is blank; give a file, a folder or stdlib")
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111 - Path.expanduser fails on a file that is named ~x
+    if path.is_dir():
+        found = _folder(path, counts)
+    elif not path.exists() and any(mark in spec for mark in "*?["):
+        found = _matching(path, counts)
+    else:
+        found = iter([_one(path)])
+    for file in found:
+        if members and file.ending == ".zip":
+            yield from _members(file, counts)
+        else:
+            yield file
+
+
+def _one(path: Path) -> _File:
     if not path.exists():
         raise CorpusError(f"corpus source {path} does not exist; give a file, a folder or stdlib")
-    if ending not in SUPPORTED:
+    if ending_of(path.name) not in (*SUPPORTED, ".zip"):
         raise CorpusError(
-            f"{path}: cannot read a file that ends in {ending or 'nothing'!r}; "
-            f"supported are {', '.join(SUPPORTED)}, a folder, and stdlib"
+            f"{path}: cannot read a file that ends in {path.suffix.lower() or 'nothing'!r}; "
+            f"supported are {', '.join(SUPPORTED)}, these with .gz or .zst, .zip, a folder, and stdlib"
         )
     if path.is_file() and path.stat().st_size == 0:
         raise CorpusError(f"{path} is empty; give a file with passages")
-    if ending in TEXT_ENDINGS:
-        yield _read_text(path, path.name)
-        return
-    rows = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}.get(ending, _read_jsonl)(path)
-    found = False
-    for row in rows:
-        found = True
-        yield row
-    if not found:
-        raise CorpusError(f"{path} is empty: it holds no passage; give a file with passages")
+    return _File(path.name, str(path), path, alone=True)
 
 
-def _read_folder(folder: Path, notes: Counter[str]) -> Iterator[Placed]:
+def _folder(folder: Path, counts: Counts) -> Iterator[_File]:
     if (folder / BEIR_FILE).is_file():
-        yield from _read_file(folder / BEIR_FILE)
+        yield _one(folder / BEIR_FILE)
         return
-    others: set[str] = set()
-    names = sorted(_text_files(folder, notes, others))
-    if not names:
-        readable = sorted(name for name in others if Path(name).suffix.lower() in SUPPORTED)
-        mend = (
-            f"give one of its files instead: {', '.join(readable[:5])}" if readable else "give a folder with passages"
+    names = sorted(_walk(folder, counts))
+    documents = [name for name in names if ending_of(name) in (*DOCUMENT_ENDINGS, ".zip")]
+    rows = [name for name in names if ending_of(name) in ROW_ENDINGS]
+    if documents and rows:
+        counts.notes["files skipped: rows beside documents"] += len(rows)
+    chosen = documents or rows
+    if not chosen:
+        raise CorpusError(
+            f"folder {folder} holds no {BEIR_FILE} and no file that can be read ({', '.join(SUPPORTED)}, .zip); "
+            "give a folder with passages"
         )
-        raise CorpusError(f"folder {folder} holds no {BEIR_FILE} and no .txt or .md file; {mend}")
-    for name in names:
-        yield _read_text(folder / name, name)
+    for name in chosen:
+        yield _File(name, str(folder / name), folder / name)
 
 
-def _text_files(folder: Path, notes: Counter[str], others: set[str]) -> Iterator[str]:
-    """Paths below the folder, relative to it and with ``/``. Hidden files and links out of the folder are counted."""
+def _walk(folder: Path, counts: Counts) -> Iterator[str]:
+    """Readable files below the folder, relative to it and with ``/``; what is hidden or links out of it is counted."""
     root = folder.resolve()
 
     def fail(error: OSError) -> NoReturn:
@@ -153,23 +267,153 @@ def _text_files(folder: Path, notes: Counter[str], others: set[str]) -> Iterator
         for name in list(folders):
             # os.walk lists a linked folder and does not enter it: it may lie outside, or make a circle.
             if name.startswith(".") or (here / name).is_symlink():
-                notes["folders skipped: hidden" if name.startswith(".") else "folders skipped: link"] += 1
+                counts.notes["folders skipped: hidden" if name.startswith(".") else "folders skipped: link"] += 1
                 folders.remove(name)
         for name in files:
-            path = here / name
-            if name.startswith("."):
-                notes["files skipped: hidden"] += 1
-            elif path.suffix.lower() not in TEXT_ENDINGS:
-                notes["files skipped: not .txt or .md"] += 1
-                others.add(path.relative_to(folder).as_posix())
-            elif path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
-                notes["files skipped: link out of the folder or to nothing"] += 1
-            else:
-                yield path.relative_to(folder).as_posix()
+            if _is_wanted(here / name, root, counts):
+                yield (here / name).relative_to(folder).as_posix()
 
 
-def _read_text(path: Path, name: str) -> Placed:
-    data = path.read_bytes()
+def _is_wanted(path: Path, root: Path, counts: Counts) -> bool:
+    if path.name.startswith("."):
+        counts.notes["files skipped: hidden"] += 1
+    elif ending_of(path.name) not in (*SUPPORTED, ".zip"):
+        counts.notes["files skipped: of another kind"] += 1
+    elif path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
+        counts.notes["files skipped: link out of the folder or to nothing"] += 1
+    elif not path.is_file():  # a pipe would be waited for without end
+        counts.notes["files skipped: no regular file"] += 1
+    else:
+        return True
+    return False
+
+
+def _matching(pattern: Path, counts: Counts) -> Iterator[_File]:
+    """The files that a pattern matches; links out of the part before its first mark are skipped."""
+    fixed = list(takewhile(lambda part: not any(mark in part for mark in "*?["), pattern.parts))
+    base = Path(*fixed) if fixed else Path()
+    if not base.is_dir():
+        raise CorpusError(f"corpus source {pattern}: there is no folder {base}; mend the pattern")
+    root, rest = base.resolve(), str(PurePosixPath(*pattern.parts[len(fixed) :]))
+    found = sorted(path for path in base.glob(rest) if not path.is_dir() and _is_wanted(path, root, counts))
+    if not found:
+        raise CorpusError(f"corpus source {pattern} matches no file that can be read; mend the pattern")
+    for path in found:
+        yield _File(path.relative_to(base).as_posix(), str(path), path)
+
+
+def _members(archive: _File, counts: Counts) -> Iterator[_File]:
+    """The members of a zip file, sorted by name. A name is a label only: nothing is unpacked under it."""
+    try:
+        with zipfile.ZipFile(archive.path) as opened:
+            entries = sorted(opened.infolist(), key=lambda entry: entry.filename)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        counts.drop(BROKEN_ARCHIVE, f"{archive.place} ({error})")
+        return
+    prefix = "" if archive.alone else f"{archive.name}/"
+    for entry in entries:
+        parts = PurePosixPath(entry.filename).parts
+        place = f"{archive.place}!{entry.filename}"
+        if entry.is_dir():
+            continue
+        if any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in parts):
+            counts.notes["archive members skipped: hidden"] += 1
+        elif entry.flag_bits & 1:
+            counts.drop("locked archive member", place)
+        elif ending_of(entry.filename) not in SUPPORTED:
+            counts.notes["archive members skipped: of another kind"] += 1
+        else:
+            yield _File(prefix + entry.filename, place, archive.path, member=entry.filename)
+
+
+# --- what is in them
+
+
+@contextmanager
+def _opened(file: _File) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed within bounds."""
+    with ExitStack() as stack:
+        raw: BinaryIO
+        if file.member:
+            archive = stack.enter_context(zipfile.ZipFile(file.path))
+            entry = archive.getinfo(file.member)
+            packed = entry.compress_size
+            try:
+                inner: Any = archive.open(entry)
+            except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+                raise Dropped(BROKEN_ARCHIVE, str(error)) from error
+            raw = stack.enter_context(io.BufferedReader(Expanding(inner, packed)))
+        else:
+            packed = file.path.stat().st_size
+            raw = stack.enter_context(file.path.open("rb"))
+        match PurePosixPath(file.name.lower()).suffix:
+            case ".gz":
+                raw = stack.enter_context(io.BufferedReader(Expanding(gzip.GzipFile(fileobj=raw), packed)))
+            case ".zst":
+                import pyarrow as pa
+
+                stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+                raw = stack.enter_context(io.BufferedReader(Expanding(stream, packed)))
+        yield raw
+
+
+@contextmanager
+def _on_disk(file: _File, largest: int) -> Iterator[Path]:
+    """A path that holds the decompressed file, for parsers that must seek."""
+    if not file.member and PurePosixPath(file.name.lower()).suffix not in COMPRESSED:
+        if file.ending != ".parquet" and file.path.stat().st_size > largest:
+            raise Dropped(LARGE, f"more than {largest >> 20} MB")
+        yield file.path
+        return
+    with _opened(file) as handle, NamedTemporaryFile(suffix=file.ending) as copy:
+        left = largest
+        while data := handle.read(1 << 20):
+            left -= len(data)
+            if left < 0:
+                raise Dropped(LARGE, f"more than {largest >> 20} MB")
+            copy.write(data)
+        copy.flush()
+        yield Path(copy.name)
+
+
+def _read_file(file: _File, reader: Reader) -> Iterator[Placed]:
+    if file.ending in TEXT_ENDINGS:
+        yield _read_text(file, reader)
+        return
+    if file.ending in PARSED_ENDINGS:
+        with _on_disk(file, reader.largest) as path:
+            title, text = reader.documents.read(path, file.ending)
+        title = title.strip() or _heading(text) or PurePosixPath(file.source).name.partition(".")[0]
+        yield file.place, _passage({"id": file.name, "title": title, "text": text}, file.source, file.place)
+        return
+    found = False
+    for place, row in _rows(file, reader):
+        found = True
+        yield place, _passage(row, file.source, place, reader.config)
+    if not found:
+        if file.alone:
+            raise CorpusError(f"{file.place} is empty: it holds no passage; give a file with passages")
+        reader.counts.notes["files without a passage"] += 1
+
+
+def _rows(file: _File, reader: Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if file.ending == ".parquet":
+        with _on_disk(file, reader.largest) as path:
+            yield from _read_parquet(path, file.place, reader.config)
+        return
+    with _opened(file) as handle:
+        numbered = _lines(handle, file.place, reader)
+        if file.ending in (".csv", ".tsv"):
+            yield from _read_csv(numbered, file, reader.config)
+        else:
+            yield from _read_jsonl(numbered)
+
+
+def _read_text(file: _File, reader: Reader) -> Placed:
+    with _opened(file) as handle:
+        data = handle.read(reader.largest + 1)
+    if len(data) > reader.largest:
+        raise Dropped(LARGE, f"more than {reader.config.document_mb} MB")
     # Only a broken file is looked at line by line, to name the line.
     try:
         text = data.decode("utf-8-sig")
@@ -178,9 +422,15 @@ def _read_text(path: Path, name: str) -> Placed:
         broken = True
     if broken:
         for number, line in enumerate(data.split(b"\n"), start=1):
-            _decode(line, f"{path}:{number}", first=number == 1)
-    title = (path.suffix.lower() == ".md" and _heading(text)) or path.stem
-    return str(path), _passage({"id": name, "title": title, "text": text}, path.name, str(path))
+            _decode(line, f"{file.place}:{number}", first=number == 1)
+    title = (file.ending == ".md" and _heading(text)) or PurePosixPath(_plain_name(file.source)).stem
+    return file.place, _passage({"id": file.name, "title": title, "text": text}, file.source, file.place)
+
+
+def _plain_name(name: str) -> str:
+    """The name without the ending of a compression."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in COMPRESSED else name
 
 
 def _heading(text: str) -> str:
@@ -206,60 +456,60 @@ def _heading(text: str) -> str:
     return ""
 
 
-def _read_jsonl(path: Path) -> Iterator[Placed]:
-    with path.open("rb") as handle:
-        for place, line in _lines(handle, path):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise CorpusError(
-                    f"{place}: not valid JSON at column {error.colno}: {error.msg}; each line must be one JSON object"
-                ) from error
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested too deep
-                raise CorpusError(f"{place}: not readable as JSON at column 1: {error}; mend the line") from error
-            if not isinstance(row, dict):
-                raise CorpusError(
-                    f'{place}: the line is {_JSON_TYPES[type(row)]}; each line must be an object like {{"text": "…"}}'
-                )
-            yield place, _passage(row, path.name, place)
+def _read_jsonl(numbered: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for place, line in numbered:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CorpusError(
+                f"{place}: not valid JSON at column {error.colno}: {error.msg}; each line must be one JSON object"
+            ) from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested too deep
+            raise CorpusError(f"{place}: not readable as JSON at column 1: {error}; mend the line") from error
+        if not isinstance(row, dict):
+            raise CorpusError(
+                f'{place}: the line is {_JSON_TYPES[type(row)]}; each line must be an object like {{"text": "…"}}'
+            )
+        yield place, row
 
 
-def _read_csv(path: Path) -> Iterator[Placed]:
+def _read_csv(
+    numbered: Iterable[tuple[str, str]], file: _File, config: CorpusConfig
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARS))  # the default refuses 131,073 characters
-    with path.open("rb") as handle:
-        lines = (line for _, line in _lines(handle, path))
-        reader = csv.reader(lines, "excel-tab" if path.suffix.lower() == ".tsv" else "excel", strict=True)
-        columns: list[str] = []
-        first = 1
-        while True:
-            place = f"{path}:{first}"
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                raise CorpusError(
-                    f'{place}: not valid {path.suffix[1:].upper()}: {error}; a field that begins with " must end with '
-                    'one, and a " inside it is written twice'
-                ) from error
-            if row is None:
-                return
-            first = reader.line_num + 1
-            if not row:  # a blank line
-                continue
-            if not columns:
-                columns = [name.strip() for name in row]
-                _check_columns(columns, place)
-                continue
-            if len(row) != len(columns):
-                raise CorpusError(
-                    f"{place}: {len(row)} fields, but the header has {len(columns)}; "
-                    "put a field that holds the separator or a newline between double quotes"
-                )
-            yield place, _passage(dict(zip(columns, row, strict=True)), path.name, place)
+    kind = file.ending[1:]
+    reader = csv.reader((line for _, line in numbered), "excel-tab" if kind == "tsv" else "excel", strict=True)
+    columns: list[str] = []
+    first = 1
+    while True:
+        place = f"{file.place}:{first}"
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise CorpusError(
+                f'{place}: not valid {kind.upper()}: {error}; a field that begins with " must end with '
+                'one, and a " inside it is written twice'
+            ) from error
+        if row is None:
+            return
+        first = reader.line_num + 1
+        if not row:  # a blank line
+            continue
+        if not columns:
+            columns = [name.strip() for name in row]
+            _check_columns(columns, place, config)
+            continue
+        if len(row) != len(columns):
+            raise CorpusError(
+                f"{place}: {len(row)} fields, but the header has {len(columns)}; "
+                "put a field that holds the separator or a newline between double quotes"
+            )
+        yield place, dict(zip(columns, row, strict=True))
 
 
-def _read_parquet(path: Path) -> Iterator[Placed]:
+def _read_parquet(path: Path, name: str, config: CorpusConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -267,35 +517,48 @@ def _read_parquet(path: Path) -> Iterator[Placed]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            _check_columns(names, str(path))
-            wanted = [name for name in FIELDS if name in names]
+            _check_columns(names, name, config)
+            wanted = [column for column in _fields(config) if column in names]
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted):
                 for index in range(batch.num_rows):
                     number += 1
-                    place = f"{path}: row {number}"
+                    place = f"{name}: row {number}"
                     try:
-                        row = {name: batch.column(name)[index].as_py() for name in wanted}
+                        row = {column: batch.column(column)[index].as_py() for column in wanted}
                     except UnicodeDecodeError as error:
                         raise CorpusError(f"{place}: not valid UTF-8 ({error.reason}); write it anew") from error
-                    yield place, _passage(row, path.name, place)
+                    yield place, row
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise CorpusError(f"{path}: not readable as Parquet after row {number}: {error}; write it anew") from error
+        raise CorpusError(f"{name}: not readable as Parquet after row {number}: {error}; write it anew") from error
 
 
-def _check_columns(columns: Sequence[str], place: str) -> None:
-    if "text" not in columns:
-        raise CorpusError(f"{place}: no column is named text; the columns are: {_listed(columns)}; rename one to text")
-    twice = [name for name, count in Counter(columns).items() if count > 1 and name in FIELDS]
+def _fields(config: CorpusConfig) -> list[str]:
+    """The names of the fields that are read, of which the id may have several."""
+    ids = [config.id_field] if config.id_field else ["_id", "id"]
+    return list(dict.fromkeys([*ids, config.title_field, config.text_field]))
+
+
+def _check_columns(columns: Sequence[str], place: str, config: CorpusConfig) -> None:
+    if config.text_field not in columns:
+        raise CorpusError(
+            f"{place}: no column is named {config.text_field}; the columns are: {_listed(columns)}; "
+            "rename one to text, or set corpus.text_field"
+        )
+    wanted = _fields(config)
+    twice = [name for name, count in Counter(columns).items() if count > 1 and name in wanted]
     if twice:
         raise CorpusError(f"{place}: more than one column is named {twice[0]}; rename or remove one")
 
 
-def _lines(handle: BinaryIO, path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(handle, start=1):
-        place = f"{path}:{number}"
-        yield place, _decode(line, place, first=number == 1)
+def _lines(handle: BinaryIO, name: str, reader: Reader) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(lines(handle, reader.largest), start=1):
+        place = f"{name}:{number}"
+        if line is None:
+            reader.counts.drop(LONG_LINE, place)
+        else:
+            yield place, _decode(line, place, first=number == 1)
 
 
 def _decode(line: bytes, place: str, *, first: bool) -> str:
@@ -312,16 +575,21 @@ def _decode(line: bytes, place: str, *, first: bool) -> str:
         ) from error
 
 
-def _passage(row: Mapping[str, Any], source: str, place: str) -> Passage:
-    if "text" not in row:
-        raise CorpusError(f"{place}: no field is named text; the fields are: {_listed(row)}; rename one to text")
-    text, title = row["text"], row.get("title")
+def _passage(row: Mapping[str, Any], source: str, place: str, config: CorpusConfig | None = None) -> Passage:
+    config = config or CorpusConfig()
+    if config.text_field not in row:
+        raise CorpusError(
+            f"{place}: no field is named {config.text_field}; the fields are: {_listed(row)}; "
+            "rename one to text, or set corpus.text_field"
+        )
+    ids = [config.id_field] if config.id_field else ["_id", "id"]
+    text, title = row[config.text_field], row.get(config.title_field)
     if title is None:
         title = ""
     for name, value in (("text", text), ("title", title)):
         if not isinstance(value, str):
             raise CorpusError(f"{place}: {name} is {_kind(value)}, not a string: {_short(value)}; write it as a string")
-    given = next((row[name] for name in ("_id", "id") if row.get(name) not in (None, "")), None)
+    given = next((row[name] for name in ids if row.get(name) not in (None, "")), None)
     if given is not None and (not isinstance(given, str | int) or isinstance(given, bool)):
         raise CorpusError(f"{place}: the id is {_kind(given)}: {_short(given)}; write it as a string")
     for name, value in (("id", str(given)), ("title", title), ("text", text)):

@@ -1,0 +1,67 @@
+"""What a hostile or broken file may take: lines, documents and compressed files are read within limits."""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+# Text compresses 3 to 20 times and logs 50 times; what expands further than this is a bomb, or as good as one.
+EXPANSION = 200
+EXPANSION_FLOOR = 64 << 20
+PIECE = 1 << 20
+
+
+class Dropped(Exception):
+    """Something that is left out and counted: ``reason`` is its name in the counts, ``detail`` says more of this one."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+BOMB = "expands too far when decompressed"
+BROKEN_ARCHIVE = "damaged compressed file"
+LONG_LINE = "line too long"
+LARGE = "file too large"
+
+
+class Expanding(io.RawIOBase):
+    """A decompressed stream that ends in :class:`Dropped` where it outgrows ``packed`` compressed bytes."""
+
+    def __init__(self, inner: Any, packed: int) -> None:
+        self._inner, self._left = inner, max(EXPANSION_FLOOR, EXPANSION * packed)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: "memoryview | bytearray") -> int:  # type: ignore[override]
+        """Fill a buffer; 0 at the end."""
+        try:
+            data = self._inner.read(len(buffer))
+        except (EOFError, zlib.error, zipfile.BadZipFile, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise Dropped(BROKEN_ARCHIVE, str(error)) from error
+        self._left -= len(data)
+        if self._left < 0:
+            raise Dropped(BOMB, f"more than {EXPANSION} times")
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the compressed stream, too."""
+        self._inner.close()
+        super().close()
+
+
+def lines(handle: BinaryIO, most: int) -> Iterator[bytes | None]:
+    """The lines of a stream; a line of more than ``most`` bytes is skipped in pieces and given as None."""
+    while line := handle.readline(most + 1):
+        if len(line) <= most or line.endswith(b"\n"):
+            yield line
+            continue
+        while (piece := handle.readline(PIECE)) and not piece.endswith(b"\n"):
+            pass
+        yield None
