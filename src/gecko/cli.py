@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gecko import __version__
 from gecko.config import RunConfig, load_config
-from gecko.errors import GeckoError
+from gecko.errors import ConfigError, GeckoError
 from gecko.progress import Terminal
 from gecko.store import Run
 
@@ -482,6 +482,58 @@ def ablate(
             table.add_row(*map(escape, row))
         console.print(table)
     print(f"table: {ablation.folder / 'ablation.md'}   plot: {ablation.folder / 'ablation.svg'}")
+
+
+@app.command()
+def serve(
+    model: Annotated[str | None, typer.Argument(help="A folder, hf:NAME or minilm.")] = None,
+    start: Annotated[str | None, typer.Option(help="A second model, shown beside it on the page.")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on. Any but loopback needs API keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option(help="The model's name in requests; none: its folder's.")] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="Passages for the page to rank: a file, a folder or `stdlib`.")
+    ] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="A file of hashed API keys; also: GECKO_API_KEYS.")] = None,
+    new_key: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="Make an API key, show it, add its hash to the file, and stop.")
+    ] = None,
+    log_requests: Annotated[bool, typer.Option(help="Log a line a request: method, route, status, time.")] = False,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="A limit, as key=value. Can be repeated.")] = None,
+) -> None:
+    """Serve a model over HTTP: OpenAI's and Google's embedding APIs, metrics, and a page to try it on."""
+    from gecko.serving.config import make_serve_config
+    from gecko.serving.keys import load_keys
+    from gecko.serving.keys import new_key as make_key
+
+    if new_key is not None:
+        if api_keys is None:
+            raise ConfigError("--new-key needs --api-keys FILE, to which the key's hash is added")
+        print(make_key(new_key, api_keys))
+        return
+    if model is None:
+        raise ConfigError("no model; give a folder, hf:NAME or minilm")
+    try:
+        from gecko.serving.app import Service
+        from gecko.serving.models import load_models
+        from gecko.serving.search import embed_corpus
+        from gecko.serving.server import bind, check_open
+        from gecko.serving.server import serve as run
+    except ImportError as error:
+        raise ConfigError(f"gecko serve needs more packages ({error}): pip install 'gecko-embed[serve]'") from error
+    ui, config, keys = Terminal(), make_serve_config(sets or ()), load_keys(api_keys)
+    check_open(host, keys)
+    listener = bind(host, port)
+    passages = []
+    if corpus:
+        from gecko.config import CorpusConfig
+        from gecko.corpus import ingest as read_corpus
+        from gecko.store import Counts
+
+        passages = list(read_corpus(CorpusConfig(sources=corpus), Counts()))
+    models = load_models(model, start, name)
+    search = embed_corpus(models, passages, ui) if passages else None
+    run(Service(models, config, keys, search), listener, ui.say, log_requests=log_requests)
 
 
 def main() -> None:

@@ -1,0 +1,38 @@
+"""The models of a server and their names."""
+
+import re
+from pathlib import PurePath
+
+from gecko.encoder import Embedder, load
+from gecko.errors import ConfigError
+
+
+def load_models(model: str, start: str | None, name: str | None) -> dict[str, Embedder]:
+    """Load what is served; the start model first, as the page shows it.
+
+    Args:
+        model: SPEC of the model.
+        start: SPEC of a second one to hold it against; none: no such.
+        name: the first one's name in requests; none: from its SPEC.
+
+    Raises:
+        ConfigError: a model cannot be loaded, or a name does not fit into a URL.
+    """
+    called = _checked(name or spec_name(model))
+    second = _checked(spec_name(start)) if start is not None else ""
+    if second == called:
+        second += "-start"
+    models = {second: load(start)} if start is not None else {}
+    return models | {called: load(model)}
+
+
+def spec_name(spec: str) -> str:
+    """The name of a model in requests: its folder's; for the model of a run, the run's."""
+    path = PurePath(spec.removeprefix("hf:"))
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError(f"model name {name!r}: give one of letters, digits and . _ - with --name")
+    return name

@@ -1,0 +1,77 @@
+"""Ranks the passages that the page shows, with each model, at any number of dimensions."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gecko.encoder import Embedder
+    from gecko.encoder.encoder import Vectors
+    from gecko.progress import Ui
+    from gecko.records import Passage
+
+_BLOCK = 256  # passages between two steps of the bar
+
+
+class PassageSearch:
+    """Passages and their vectors under each model.
+
+    Args:
+        passages: (title, text) of n passages.
+        vectors: float32 (n, dim) of each model, unit rows.
+    """
+
+    def __init__(self, passages: Sequence[tuple[str, str]], vectors: "Mapping[str, Vectors]") -> None:
+        self._passages = passages
+        self._vectors = dict(vectors)
+        self._lengths: dict[tuple[str, int], Vectors] = {}
+
+    def __len__(self) -> int:
+        return len(self._passages)
+
+    @classmethod
+    def of_texts(cls, model: str, texts: Sequence[str], vectors: "Vectors") -> "PassageSearch":
+        """Passages without titles, under one model."""
+        return cls([("", text) for text in texts], {model: vectors})
+
+    def top(self, model: str, query: "Vectors", dim: int, k: int) -> list[dict[str, Any]]:
+        """The best k passages, equal scores in passage order.
+
+        Args:
+            model: its name.
+            query: float32 (D,).
+            dim: compare the first ``dim`` dimensions.
+            k: how many; all if there are fewer.
+
+        Returns:
+            rank from 1, cosine, title and text of each, best first.
+        """
+        vectors = self._vectors[model][:, :dim]
+        if (model, dim) not in self._lengths:
+            self._lengths[model, dim] = np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
+        scores = vectors @ query[:dim] / (self._lengths[model, dim] * max(float(np.linalg.norm(query[:dim])), 1e-12))
+        best = np.argsort(-scores, kind="stable")[:k]
+        return [
+            {
+                "rank": rank,
+                "score": round(float(scores[place]), 6),
+                "title": self._passages[place][0],
+                "text": self._passages[place][1],
+            }
+            for rank, place in enumerate(best.tolist(), 1)
+        ]
+
+
+def embed_corpus(models: "Mapping[str, Embedder]", passages: "Sequence[Passage]", ui: "Ui") -> PassageSearch:
+    """Embed passages with each model."""
+    vectors = {}
+    for name, model in models.items():
+        rows = np.empty((len(passages), model.dim), dtype=np.float32)
+        with ui.bar(f"embedding the passages with {name}", len(passages)) as advance:
+            for start in range(0, len(passages), _BLOCK):
+                block = passages[start : start + _BLOCK]
+                rows[start : start + len(block)] = model.passages(block)
+                advance(len(block))
+        vectors[name] = rows
+    return PassageSearch([(passage.title, passage.text) for passage in passages], vectors)
