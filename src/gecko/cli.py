@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -196,6 +196,24 @@ def pretrain(
     ui = Terminal()
     with Run(out, settings, force=force, say=ui.say) as run:
         print(run_all(run, ui))
+
+
+@app.command()
+def merge(
+    models: Annotated[list[str], typer.Argument(help="Two models or more from one start: folders, hf:NAME or minilm.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the merged model.")],
+    method: Annotated[
+        Literal["soup", "slerp"], typer.Option(help="soup: the mean of the weights; slerp: on the arc between them.")
+    ] = "soup",
+    weight: Annotated[
+        list[float] | None, typer.Option(help="How much a model counts; once for each, or not at all.")
+    ] = None,
+) -> None:
+    """Make one model of several that were trained from the same start."""
+    from gecko.training.merge import merge_models
+
+    merge_models(models, out, method, weight or ())
+    print(out)
 
 
 @app.command()
