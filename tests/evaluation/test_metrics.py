@@ -3,6 +3,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import pytrec_eval
 
 from gecko.errors import EvaluationError
 from gecko.evaluation.metrics import bootstrap_ci, macro_ci, per_query
@@ -17,6 +18,22 @@ def test_by_hand() -> None:
     assert got["recall@20"] == pytest.approx([1, 0, 0])
     assert got["mrr@10"] == pytest.approx([0.5, 0, 0])
     assert per_query({}, qrels)["ndcg@10"].tolist() == [0, 0, 0]
+
+
+def test_graded_judgements_count_as_in_trec_eval() -> None:
+    generator = np.random.default_rng(0)
+    qrels = {f"q{n}": {f"d{d}": int(generator.integers(0, 4)) for d in generator.choice(300, 25)} for n in range(20)}
+    run = {key: {f"d{d}": float(generator.random()) for d in range(150)} for key in qrels}
+    top = {key: dict(sorted(row.items(), key=lambda one: -one[1])[:10]) for key, row in run.items()}
+    oracle = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.20,100", "map_cut.1000"}).evaluate(run)
+    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(top)
+    names = {"ndcg@10": "ndcg_cut_10", "recall@20": "recall_20", "recall@100": "recall_100", "map@1000": "map_cut_1000"}
+    got = per_query(run, qrels, (*names, "mrr@10"))
+    for name, key in names.items():
+        assert got[name] == pytest.approx([oracle[query][key] for query in qrels])
+    assert got["mrr@10"] == pytest.approx([first[query]["recip_rank"] for query in qrels])
+    flat = {key: {one: min(1, grade) for one, grade in row.items()} for key, row in qrels.items()}
+    assert per_query(run, flat, ("ndcg@10",))["ndcg@10"] != pytest.approx(got["ndcg@10"])
 
 
 def test_depth() -> None:

@@ -359,16 +359,16 @@ class Ablation:
         if not left:
             return Estimate(0, kept, 0.0)
         largest = max(left, key=lambda training: training.rows)
-        row, text = self._speeds(self.rows(largest.cell, largest.seed))
+        fixed, row, text = self._speeds(self.rows(largest.cell, largest.seed))
         measured = sum(len(data.passages) + len(data.queries) for data in self.sets)
         measured += len({label.passage_id for query in self.heldout for label in self.labels[query.id]}) + len(
             self.heldout
         )
         worked = sum(training.rows * self.settings(training.cell).epochs for training in left)
-        return Estimate(len(left), kept, worked * row + len(left) * measured * text)
+        return Estimate(len(left), kept, len(left) * (fixed + measured * text) + worked * row)
 
-    def _speeds(self, rows: Sequence[Example]) -> tuple[float, float]:
-        """Seconds of one row in one epoch, and of embedding one text."""
+    def _speeds(self, rows: Sequence[Example]) -> tuple[float, float, float]:
+        """Seconds of loading and saving, of one row in one epoch, and of embedding one text."""
         from gecko.encoder import resolve_model
         from gecko.training import train
 
@@ -389,13 +389,15 @@ class Ablation:
                     passages=self.passages,
                 )
                 seconds.append(time.perf_counter() - began)
-        # the smaller one is mostly loading and saving, so it is taken off
-        row = (seconds[1] - seconds[0]) / (sizes[1] - sizes[0]) if sizes[1] > sizes[0] else seconds[0] / sizes[0]
+        per_row = seconds[1] / sizes[1]
+        if sizes[1] > sizes[0]:  # two sizes tell the rows' share from that of loading and saving, but for noise
+            per_row = min(per_row, max(per_row / 10, (seconds[1] - seconds[0]) / (sizes[1] - sizes[0])))
+        fixed = max(0.0, seconds[1] - sizes[1] * per_row)
         texts = [passage for data in self.sets for passage in data.passages] or list(self.passages.values())
         sample = texts[:: max(1, len(texts) // 128)]
         began = time.perf_counter()
         self.start.passages(sample)
-        return max(row, seconds[1] / sizes[1] / 10), (time.perf_counter() - began) / len(sample)
+        return fixed, per_row, (time.perf_counter() - began) / len(sample)
 
     def work(self) -> dict[str, Any]:
         """Train and measure what is not there yet, and put everything together.

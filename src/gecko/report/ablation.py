@@ -13,7 +13,7 @@ _ALONE = {"currentColor": "#222222", "var(--accent)": "#1a6e5c", "var(--second)"
 
 def cell_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The cells as rows of text, the header first; points are hundredths."""
-    header = ("question", "setting", "rows", result["headline"], "against start, 95 %", "against", "seeds, ±")
+    header = ("question", "setting", "rows", _named(result), "against start, 95 %", "against", "seeds, ±")
     rows: list[tuple[str, ...]] = [(*header, "agreement, against start")]
     start = result["start"]
     agreed = "" if start["agreement"] is None else f"{100 * start['agreement']:.2f}"
@@ -99,7 +99,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(result: Mapping[str, Any]) -> str:
-    """Each cell's difference to the start model with its interval, as an SVG file of its own."""
+    """Each cell's difference to the start model with its interval, as an SVG file of its own; strokes are single seeds."""
     cells = result["cells"]
 
     def draw(axes: "Axes") -> None:
@@ -114,7 +114,7 @@ def plot(result: Mapping[str, Any]) -> str:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(cells)), [f"{cell['group']}: {cell['name']}" for cell in cells], parse_math=False)
         axes.invert_yaxis()
-        axes.set_xlabel(f"points of {result['headline']} against the start model; strokes: single seeds")
+        axes.set_xlabel(f"{_named(result)} against the start model, points")
 
     return _alone(draw_svg("ablation", 1.0 + 0.28 * len(cells), draw))
 
@@ -126,26 +126,27 @@ def dims_plot(result: Mapping[str, Any]) -> str | None:
         return None
 
     def draw(axes: "Axes") -> None:
-        axes.plot([row["dim"] for row in rows], [100 * row["score"] for row in rows], marker="o", color=ACCENT)
-        axes.annotate(
-            "the run's model", (rows[0]["dim"], 100 * rows[0]["score"]), xytext=(-90, 8), textcoords="offset points"
-        )
         starts = [row for row in rows if "start" in row]
-        axes.plot([row["dim"] for row in starts], [100 * row["start"] for row in starts], marker="o", color=SECOND)
-        axes.annotate(
-            "start model", (starts[-1]["dim"], 100 * starts[-1]["start"]), xytext=(8, -8), textcoords="offset points"
-        )
+        models = (("the run's model", "score", rows, ACCENT), ("start model", "start", starts, SECOND))
+        for label, key, measured, colour in models:
+            widths, scores = [row["dim"] for row in measured], [100 * row[key] for row in measured]
+            axes.plot(widths, scores, marker="o", color=colour, label=label)
         axes.set_xscale("log", base=2)
         axes.set_xticks([row["dim"] for row in rows], [str(row["dim"]) for row in rows])
         axes.minorticks_off()
         axes.set_xlabel("dimensions")
-        axes.set_ylabel(f"{result['headline']}, points")
+        axes.set_ylabel(f"{_named(result)}, points")
+        axes.legend(frameon=False)
 
     return _alone(draw_svg("dims", 3.0, draw))
+
+
+def _named(result: Mapping[str, Any]) -> str:
+    return str(result["headline"]).replace("ndcg", "nDCG")
 
 
 def _alone(svg: str) -> str:
     """A plot made for a page with colours and a font of its own."""
     for page, alone in _ALONE.items():
         svg = svg.replace(page, alone)
-    return svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)
+    return svg.replace("<svg ", '<svg font-family="sans-serif" style="background: white" ', 1)
