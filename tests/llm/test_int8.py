@@ -7,7 +7,7 @@ from torch import nn
 from gecko.config import RelabelConfig
 from gecko.errors import TeacherError
 from gecko.llm.base import Group
-from gecko.llm.int8 import ROWS, ZERO, Int8Linear, _Rounder, has_int8, round_rows, to_int8
+from gecko.llm.int8 import ROWS, ZERO, Int8Linear, _Rounder, has_int8, pieces, round_rows, to_int8
 from gecko.llm.load import _wants_int8, load_teacher
 from gecko.progress import Silent
 from gecko.prompts import load_prompt
@@ -32,20 +32,31 @@ def test_rounding_is_within_half_a_step_whatever_the_neighbours(dtype, rows):
         assert (rounded[1:].float() - ZERO).abs().amax(dim=1).min() >= 126  # the whole range is used
 
 
+def test_wide_inputs_are_cut_into_pieces():
+    assert pieces(2048) == [slice(0, 2048)]
+    assert pieces(2049) == [slice(0, 1280), slice(1280, 2049)]
+    assert sum(part.stop - part.start for part in pieces(8960)) == 8960
+
+
 @needs_int8
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_layer_is_the_product_of_the_rounded_matrices(bias, dtype):
+@pytest.mark.parametrize("piece", [48, 20])
+def test_a_layer_is_the_product_of_the_rounded_matrices(bias, dtype, piece, monkeypatch):
+    monkeypatch.setattr("gecko.llm.int8.WIDEST", piece)
+    monkeypatch.setattr("gecko.llm.int8.PIECE", piece)
     generator = torch.Generator().manual_seed(1)
     linear = nn.Linear(48, 33, bias=bias).to(dtype)
     states = torch.randn(2, 5, 48, generator=generator).to(dtype)
     with torch.inference_mode():
         found = Int8Linear(linear, _Rounder())(states)
-        weight = linear.weight.float()
-        step = weight.abs().amax(dim=1, keepdim=True) / 127
-        rounded, scale = round_rows(states.flatten(0, 1))
-        inputs = (rounded.float() - ZERO) * scale.float()
-        wanted = inputs @ ((weight / step).round() * step).T
+        wanted = torch.zeros(10, 33)
+        for part in pieces(48):
+            weight = linear.weight[:, part].float()
+            step = weight.abs().amax(dim=1, keepdim=True) / 127
+            rounded, scale = round_rows(states.flatten(0, 1)[:, part])
+            inputs = (rounded.float() - ZERO) * scale.float()
+            wanted += inputs @ ((weight / step).round() * step).T
         if bias:
             wanted = wanted + linear.bias.float()
     assert found.shape == (2, 5, 33)
@@ -62,7 +73,7 @@ def test_layers_that_read_the_same_share_one_rounding_and_another_input_is_not_m
     first, second = torch.randn(3, 16), torch.randn(3, 16)
     with torch.inference_mode():
         one(first), two(first), two(second), one(first)
-        assert len(calls) == 3
+    assert len(calls) == 3
 
 
 @needs_int8

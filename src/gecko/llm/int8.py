@@ -13,6 +13,12 @@ from torch import nn
 
 ZERO = 128  # oneDNN is fast for unsigned activations only, so a signed value v is kept as v + 128
 ROWS = 64  # rows rounded together: their float32 copy stays in the cache of a core
+# A wider input is rounded in pieces with a scale each: the few huge values of a decoder's inner layer then coarsen
+# one piece of a row and not all of it. In pieces of 1280 the error of RC is half of what it is without, for 3 % of the time.
+WIDEST = 2048
+PIECE = 1280
+
+Rounded = tuple[torch.Tensor, torch.Tensor]
 
 
 class _Rounder:
@@ -23,16 +29,23 @@ class _Rounder:
 
     def __init__(self) -> None:
         self._source: torch.Tensor | None = None
-        self._result: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._result: list[Rounded] = []
 
-    def __call__(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """:func:`round_rows` of a (..., width) tensor."""
-        if self._source is not source or self._result is None:
-            self._source, self._result = source, round_rows(source.flatten(0, -2))
+    def __call__(self, source: torch.Tensor) -> list[Rounded]:
+        """:func:`round_rows` of each piece of a (..., width) tensor."""
+        if self._source is not source:
+            rows = source.flatten(0, -2)
+            self._source, self._result = source, [round_rows(rows[:, part]) for part in pieces(rows.shape[1])]
         return self._result
 
 
-def round_rows(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pieces(width: int) -> list[slice]:
+    """The parts of an input of ``width`` that are rounded on their own."""
+    size = width if width <= WIDEST else PIECE
+    return [slice(start, min(start + size, width)) for start in range(0, width, size)]
+
+
+def round_rows(source: torch.Tensor) -> Rounded:
     """Round each row to ``scale * (byte - 128)``, bytes in 1 to 255.
 
     Args:
@@ -64,29 +77,38 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear, rounder: _Rounder) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._packed = torch.ops.onednn.qlinear_prepack((weight / scale[:, None]).round().to(torch.int8), None)
-        self._scale = scale
-        self._zero = torch.zeros(len(scale), dtype=torch.int8)
+        self._weights = [_Packed(linear.weight.detach()[:, part]) for part in pieces(linear.in_features)]
         self._bias = None if linear.bias is None else linear.bias.detach().clone()
         self._dtype = linear.weight.dtype
         self._rounder = rounder
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features), in the layer's own float type."""
-        rounded, scale = self._rounder(states)
-        out = self.multiply(rounded)
-        out.mul_(scale)
+        total: torch.Tensor | None = None
+        kind = self._dtype if len(self._weights) == 1 else torch.float32
+        for weight, (rounded, scale) in zip(self._weights, self._rounder(states), strict=True):
+            product = weight.multiply(rounded, kind).mul_(scale)
+            total = product if total is None else total.add_(product)
+        assert total is not None
         if self._bias is not None:
-            out.add_(self._bias)
-        return out.view(*states.shape[:-1], self.out_features)
+            total.add_(self._bias)
+        return total.to(self._dtype).view(*states.shape[:-1], self.out_features)
 
-    def multiply(self, rounded: torch.Tensor) -> torch.Tensor:
-        """The product with bytes (rows, in_features), before the rows' scales: (rows, out_features)."""
+
+class _Packed:
+    """Weights (out, in), rounded with a scale an output channel, in the layout that the kernel reads."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        weight = weight.float()
+        self._scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
+        self._bytes = torch.ops.onednn.qlinear_prepack((weight / self._scale[:, None]).round().to(torch.int8), None)
+        self._zero = torch.zeros(len(weight), dtype=torch.int8)
+
+    def multiply(self, rounded: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+        """The product with bytes (rows, in), before the rows' scales: (rows, out)."""
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, ZERO, self._packed, self._scale, self._zero, None, 1.0, 0, self._dtype, "none", [], ""
+            rounded, 1.0, ZERO, self._bytes, self._scale, self._zero, None, 1.0, 0, kind, "none", [], ""
         )
         return product
 
