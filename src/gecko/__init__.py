@@ -24,6 +24,7 @@ _HOMES = {
     "load_beir": "gecko.evaluation",
     "load_config": "gecko.config",
     "load_encoder": "gecko.encoder",
+    "load_release": "gecko.fret.release",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from gecko.store import Counts, Manifest, Run, digest, file_sha256, publish, rea
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
     from gecko.fret.fuse import Label
+    from gecko.fret.release import Released
     from gecko.llm.base import LanguageModel
 
 # Raised by hand when a stage gives other results for the same input.
@@ -187,6 +188,13 @@ class Pipeline:
         """What a result of the teacher depends on: its weights and the prompts of these roles."""
         return {"teacher": self.teacher_identity} | {f"prompt {role}": self.prompts[role].hash for role in roles}
 
+    def _released_parts(self) -> dict[str, str]:
+        """What released rows add to a fingerprint: nothing where there are none."""
+        from gecko.fret.release import release_identity
+
+        names = self.config.select.released
+        return {"released": digest(*map(release_identity, names))} if names else {}
+
     # --- stages
 
     def through(self, stage: str) -> None:
@@ -294,6 +302,7 @@ class Pipeline:
             "candidates": str(config.mine.n),
             "passage tokens": str(config.relabel.passage_tokens),
             "seed": str(config.seed),
+            **self._released_parts(),
             **_version("plan"),
         }
         raw = read_json(
@@ -309,12 +318,15 @@ class Pipeline:
 
     def _new_plan(self) -> Plan:
         from gecko.encoder.search import top_k
+        from gecko.fret.release import heldout_seeds
 
         config = self.config
         vectors = np.asarray(self.vectors)
         count = config.generate.queries
         limit = MOST_SEEDS if count is None else count
-        blocks = draw_seeds(self.passages, vectors, config.generate, np.random.default_rng(config.seed), limit)
+        taken = {identifier for spec in config.select.released for identifier in heldout_seeds(spec)}
+        rng = np.random.default_rng(config.seed)
+        blocks = draw_seeds(self.passages, vectors, config.generate, rng, limit, taken)
         if count is not None:
             blocks = within_count(blocks, count)
             if (found := sum(map(len, blocks))) < count:
@@ -643,9 +655,8 @@ class Pipeline:
 
     def select(self) -> Manifest:
         """Choose positives and negatives from the scores."""
-        from gecko.fret.select import select
+        from gecko.fret.select import ROWS_FROM, select
 
-        queries = self.run.read("generate", Query)
         parts = {
             "queries": self.run.finished("generate").identity,
             "scores": self.run.finished("relabel").identity,
@@ -653,32 +664,62 @@ class Pipeline:
             "settings": self.config.select.model_dump_json(),
             "seed": str(self.config.seed),
             "schema": schema_digest(Example),
+            **self._released_parts(),
             **_version("select"),
         }
 
         def work(_: int, counts: Counts) -> list[Example]:
-            return list(select(queries, self.labels, self.by_id, self.config.select, self.config.seed, counts))
+            config, seed = self.config.select, self.config.seed
+            rows = list(select(self.queries, self.labels, self.by_id, config, seed, counts))
+            for released in self.released:
+                counts.drops.update(released.counts.drops)
+                counts.notes.update(released.counts.notes)
+                ours = {query.id for query in released.queries}
+                counts.notes[f"{ROWS_FROM}{released.name}"] = sum(row.query_id in ours for row in rows)
+            return rows
 
         return self.run.execute("select", Example, parts, [0], work)
+
+    @cached_property
+    def released(self) -> "list[Released]":
+        """Rows that were labelled elsewhere; of several that hold the same query, the first has it."""
+        from gecko.fret.release import load_release
+
+        written = self.run.read("generate", Query)
+        heldout = {query.seed_id for query in written if query.split == "heldout"}
+        seen = {query.id for query in written}
+        found = []
+        for spec in self.config.select.released:
+            released = load_release(spec, self.by_id, self.config.select, heldout)
+            new = [query for query in released.queries if query.id not in seen]
+            if twice := len(released.queries) - len(new):
+                released.counts.drops[f"{spec}: known already"] += twice
+            seen |= {query.id for query in new}
+            found.append(replace(released, queries=new))
+        return found
+
+    @cached_property
+    def queries(self) -> list[Query]:
+        """The run's own queries, then the released ones."""
+        return [*self.run.read("generate", Query), *(query for one in self.released for query in one.queries)]
 
     @cached_property
     def labels(self) -> "dict[str, list[Label]]":
         """Each query's candidates in fused order."""
         from gecko.fret.select import group_labels
 
-        return group_labels(
+        judged = group_labels(
             self.run.read("generate", Query),
             self.run.read("mine", Candidate),
             self.run.read("relabel", Score),
             self.config.select,
         )
+        return judged | {query.id: one.labels[query.id] for one in self.released for query in one.queries}
 
     @cached_property
     def heldout(self) -> list[Query]:
         """The queries kept from training that the teacher has labelled."""
-        return [
-            query for query in self.run.read("generate", Query) if query.split == "heldout" and query.id in self.labels
-        ]
+        return [query for query in self.queries if query.split == "heldout" and query.id in self.labels]
 
     def train(self) -> Path:
         """Train the start model in each input format that is asked for, and keep the one nearest to the teacher.
@@ -777,6 +818,7 @@ class Pipeline:
             "scores": self.run.finished("relabel").identity,
             "selection": self.run.finished("select").identity,
             "start model": self.start_identity,
+            **self._released_parts(),
             **_version("agreement"),
         }
         parts.update({form: self.run.finished(f"train-{form}").identity for form in folders})

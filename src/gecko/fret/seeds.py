@@ -8,7 +8,7 @@ The order is fixed by the corpus and the generator alone, so a larger number of 
 grow. Once every passage was a seed, the neighbourhoods come again, without those that are held out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +55,7 @@ def draw_seeds(
     config: GenerateConfig,
     rng: np.random.Generator,
     limit: int | None = None,
+    taken: Collection[str] = (),
 ) -> list[list[Seed]]:
     """Passages that can be a seed, in random neighbourhoods, in the order in which they are to be used.
 
@@ -64,11 +65,12 @@ def draw_seeds(
         config: the size of a neighbourhood and what is held out.
         rng: drives every choice.
         limit: stop once there are so many seeds; none: every passage that can be one, ``config.rounds`` times.
+        taken: ids of passages that must be no seed.
 
     Raises:
         CorpusError: no passage is long enough.
     """
-    free = np.array([len(passage.text) >= config.min_seed_chars for passage in passages])
+    free = np.array([len(passage.text) >= config.min_seed_chars and passage.id not in taken for passage in passages])
     if not free.any():
         raise CorpusError(
             f"none of the {len(passages)} passages has {config.min_seed_chars} characters; lower generate.min_seed_chars"

@@ -1,6 +1,6 @@
 """Step 4 of FRet: the better positive ``p+ = argmax R`` and a hard negative, from scores that are already paid for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import assert_never
 
 import numpy as np
@@ -11,6 +11,7 @@ from gecko.records import Candidate, Example, Passage, Query, Score, Text
 from gecko.store import Counts
 
 DATASET = "fret"
+ROWS_FROM = "rows from "  # before a release's name, in what select counts
 
 
 def group_labels(
@@ -33,7 +34,7 @@ def group_labels(
 def select(
     queries: Sequence[Query],
     labels: dict[str, list[Label]],
-    passages: dict[str, Passage],
+    passages: Mapping[str, Passage],
     config: SelectConfig,
     seed: int,
     counts: Counts,
@@ -61,7 +62,7 @@ def select(
 
 
 def make_row(
-    query: Query, ranked: Sequence[Label], passages: dict[str, Passage], config: SelectConfig, seed: int
+    query: Query, ranked: Sequence[Label], passages: Mapping[str, Passage], config: SelectConfig, seed: int
 ) -> Example:
     """The training row of one query, whatever its scores."""
     positive = query.seed_id if config.positive == "seed" else ranked[0].passage_id

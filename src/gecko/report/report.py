@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gecko.records import Candidate, Example, Passage, Query
+from gecko.records import Candidate, Example, Passage
 from gecko.report import plots
-from gecko.report.table import SIZES, agreement_rows, points, result_rows, verdict, word
+from gecko.report.table import SIZES, agreement_rows, origins, points, result_rows, verdict, word
 from gecko.report.text import cut, duration, shown
 from gecko.store import Manifest, Run, read_json, write_bytes
 
@@ -75,12 +75,15 @@ def _content(pipeline: "Pipeline") -> dict[str, Any]:
     stages = _stages(run, config.train.formats)
     result = _file(run, "evaluate", "results.json")
     seconds = sum(stages[stage].seconds for stage in TEACHER_STAGES if stage in stages)
+    own, released = origins(stages["select"])
     return {
         "config": config,
         "passages": len(pipeline.passages),
         "rows": len(rows),
         "result": result,
-        "verdict": verdict(result, len(rows), seconds) if result else "",
+        "verdict": verdict(result, own, seconds, released) if result else "",
+        "own": own,
+        "released": released,
         "sets": _sets(result) if result else [],
         "agreement": agreement_rows(result) if result else [],
         "gain_plot": _placed(plots.gains(result_rows(result))) if result else None,
@@ -94,7 +97,7 @@ def _content(pipeline: "Pipeline") -> dict[str, Any]:
         "tasks": _tasks(rows),
         "examples": _examples(pipeline, rows),
         "seconds": seconds,
-        "cost": [(size, seconds / len(rows) * size) for size in SIZES] if rows else [],
+        "cost": [(size, seconds / own * size) for size in SIZES] if own else [],
         "excerpt": EXCERPT,
         "heldout": len(pipeline.heldout),
     }
@@ -195,7 +198,7 @@ def _losses(run: Run, stages: dict[str, Manifest], forms: Sequence[str]) -> dict
 def _labels(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, Any]:
     """Where the teacher differs from the seeds, over every query that it judged in full."""
     labels = pipeline.labels
-    seeds = {query.id: query.seed_id for query in pipeline.run.read("generate", Query)}
+    seeds = {query.id: query.seed_id for query in pipeline.queries}
     places: list[int] = []
     for identifier, ranked in labels.items():
         order = [label.passage_id for label in ranked]

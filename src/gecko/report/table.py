@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gecko.fret.select import ROWS_FROM
 from gecko.report.text import duration, shown
+from gecko.store import Manifest
 
 HEADER = ["set", "model", "nDCG@10", "difference to start (95 %)", "recall@20"]
 AGREEMENT = "agreement with the teacher"
@@ -111,13 +113,22 @@ def closing_rows(result: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def verdict(result: Mapping[str, Any], rows: int, seconds: float) -> str:
+def origins(selected: Manifest) -> tuple[int, dict[str, int]]:
+    """How many of the selected rows the run labelled itself, and how many come from which release."""
+    released = {
+        note.removeprefix(ROWS_FROM): count for note, count in selected.notes.items() if note.startswith(ROWS_FROM)
+    }
+    return selected.rows - sum(released.values()), released
+
+
+def verdict(result: Mapping[str, Any], rows: int, seconds: float, released: Mapping[str, int] | None = None) -> str:
     """What the run showed, in plain words.
 
     Args:
         result: of ``evaluate``.
-        rows: training rows that were kept.
+        rows: training rows that the run labelled itself and kept.
         seconds: teacher time they took.
+        released: training rows that came from elsewhere, by release.
     """
     measured = [row for row in result_rows(result) if row.kept]
     agreed = [row for row in agreement_rows(result) if row.kept]
@@ -135,7 +146,7 @@ def verdict(result: Mapping[str, Any], rows: int, seconds: float) -> str:
                 )
             case _:
                 said = f"No difference that the {row.queries:,} questions of {name} can show: {found}."
-        return f"{said} {_bought(rows, seconds)}"
+        return f"{said} {_bought(rows, seconds)}{_added(released or {})}"
     ending = "Give a labelled set with --eval DIR to measure relevance."
     if agreed:
         row = agreed[0]
@@ -144,6 +155,10 @@ def verdict(result: Mapping[str, Any], rows: int, seconds: float) -> str:
             f"{row.difference} against its start ({row.word}); this is agreement, not relevance. {ending}"
         )
     return f"Nothing was held out and no test set was given, so nothing was measured. {ending}"
+
+
+def _added(released: Mapping[str, int]) -> str:
+    return "".join(f" {count:,} more rows came from {shown(name)}." for name, count in released.items())
 
 
 def _bought(rows: int, seconds: float) -> str:

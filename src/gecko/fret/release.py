@@ -1,0 +1,254 @@
+"""FRet as a file that can be given away: queries, tasks, candidates and every score, but no passage.
+
+A row names its passages by id and by a hash of title and text. Whoever has the corpus reads them there::
+
+    released = gecko.load_release("fret-stdlib")  # against the running Python's standard library
+    rows = released.examples(SelectConfig())
+
+A row whose seed or p_1 is missing or reads otherwise is skipped and counted; another such candidate only leaves the row's
+list. Ranks stay those among all the candidates that the teacher judged, so the others keep their places.
+
+``python -m gecko.publish RUN... -o FOLDER`` makes one from runs.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gecko.config import CorpusConfig, SelectConfig
+from gecko.corpus import ingest
+from gecko.errors import ConfigError, RunError
+from gecko.fret.fuse import Label, fuse
+from gecko.fret.select import select
+from gecko.records import Candidate, Example, Passage, Query, Score
+from gecko.store import Counts, Run, digest, file_sha256, write_bytes
+
+FILE = "fret.parquet"
+STDLIB = "fret-stdlib"
+
+_CANDIDATE = pa.struct(
+    [
+        ("passage_id", pa.string()),
+        ("content", pa.string()),
+        ("cosine", pa.float32()),
+        ("ql_sum", pa.float32()),
+        ("ql_tokens", pa.int32()),
+        ("rc", pa.float32()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("query_id", "task", "query", "split", "seed_id")),
+        *((name, pa.string()) for name in ("llm", "teacher", "prompt_hash")),
+        ("candidates", pa.list_(_CANDIDATE)),
+    ]
+)
+COLUMNS = {
+    "query_id": "made from the seed's id, the prompt's hash and the run's random seed",
+    "task": "the retrieval task as the teacher worded it",
+    "query": "the query that the teacher wrote for the seed",
+    "split": "`train`, or `heldout` for the agreement test; a neighbourhood of passages is in one of them as a whole",
+    "seed_id": "the passage that the query was written for",
+    "llm": "name of the teacher that wrote the query",
+    "teacher": "hash of the weights of the teacher that judged the candidates",
+    "prompt_hash": "hash of the prompts of query likelihood and relevance",
+    "candidates": "the initial embedder's nearest passages, nearest first, the seed among them: `passage_id`; `content`, "
+    "hash of title and text; `cosine` of the embedder; `ql_sum`, log-probability of the query's tokens given the passage, "
+    "and their number `ql_tokens`; `rc`, log-odds of relevant against not",
+}
+
+
+def content_hash(passage: Passage) -> str:
+    """What a release knows of a passage's title and text; 16 hexadecimal digits."""
+    return digest(passage.title, passage.text)
+
+
+@dataclass(frozen=True)
+class Released:
+    """What a release holds for one corpus.
+
+    Attributes:
+        name: as it was asked for.
+        passages: the corpus by id.
+        queries: those whose seed and p_1 are there and unchanged.
+        labels: by query id, the candidates that are there, in fused order.
+        counts: rows skipped, by reason (``drops``), and candidates left out of a list (``notes``).
+    """
+
+    name: str
+    passages: Mapping[str, Passage]
+    queries: list[Query] = field(default_factory=list)
+    labels: dict[str, list[Label]] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+
+    def examples(self, config: SelectConfig, seed: int = 0) -> list[Example]:
+        """Training rows of it, chosen as ``select`` would; what is dropped is counted in ``counts``."""
+        return list(select(self.queries, self.labels, self.passages, config, seed, self.counts))
+
+
+def shipped() -> list[str]:
+    """Names of the releases that this installation holds."""
+    folder = Path(str(files("gecko"))) / "data"
+    return sorted(file.parent.name for file in folder.glob(f"*/{FILE}"))
+
+
+def release_path(spec: str) -> Path:
+    """The parquet file of a release: a shipped one by name, or a folder or file by path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(str(files("gecko"))) / "data" / spec if spec in shipped() else Path(spec).expanduser()
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        here = ", ".join(shipped()) or "none"
+        raise ConfigError(f"released rows {spec!r}: {path} does not exist; shipped with this version: {here}")
+    return path
+
+
+def release_identity(spec: str) -> str:
+    """Hash of a release, for fingerprints."""
+    return file_sha256(release_path(spec))
+
+
+def _rows(spec: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    path = release_path(spec)
+    try:
+        table = pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{path} is no release ({error}); make one with: python -m gecko.publish RUN -o DIR") from error
+    for batch in table.to_batches(max_chunksize=1024):
+        yield from batch.to_pylist()
+
+
+def heldout_seeds(spec: str) -> set[str]:
+    """The passages whose queries a release keeps from training: no other row should be written for them."""
+    return {row["seed_id"] for row in _rows(spec, ["seed_id", "split"]) if row["split"] == "heldout"}
+
+
+def load_release(
+    spec: str = STDLIB,
+    passages: Mapping[str, Passage] | None = None,
+    config: SelectConfig | None = None,
+    heldout: Collection[str] = (),
+) -> Released:
+    """The rows of a release, held against a corpus.
+
+    Args:
+        spec: a shipped release by name, or a folder or file by path.
+        passages: the corpus by id; none: the documentation of the running Python's standard library.
+        config: how scores become ranks; none: as in the default preset.
+        heldout: passages that are held out elsewhere: rows for training whose seed or p_1 is one of them are skipped.
+
+    Raises:
+        ConfigError: there is no such release.
+        RunError: the file is none.
+    """
+    config = config or SelectConfig()
+    if passages is None:
+        passages = {passage.id: passage for passage in ingest(CorpusConfig(), Counts())}
+    known = {identifier: content_hash(passage) for identifier, passage in passages.items()}
+    held = frozenset(heldout)
+    released = Released(spec, passages)
+    for row in _rows(spec):
+        ranked = _ranked(row, config)
+        content = {entry["passage_id"]: entry["content"] for entry in row["candidates"]}
+        there = {identifier for identifier, value in content.items() if known.get(identifier) == value}
+        needed = {row["seed_id"], ranked[0].passage_id}
+        if gone := needed - there:
+            missing = any(identifier not in known for identifier in gone)
+            released.counts.drops[f"{spec}: seed or positive {'missing' if missing else 'changed'}"] += 1
+            continue
+        if row["split"] == "train" and needed & held:
+            released.counts.drops[f"{spec}: of a held-out neighbourhood"] += 1
+            continue
+        released.counts.notes[f"{spec}: candidates missing or changed"] += len(content) - len(there)
+        released.queries.append(
+            Query(row["query_id"], row["task"], row["query"], row["seed_id"], row["llm"], row["split"])
+        )
+        released.labels[row["query_id"]] = [label for label in ranked if label.passage_id in there]
+    return released
+
+
+def _ranked(row: Mapping[str, Any], config: SelectConfig) -> list[Label]:
+    """All candidates of a row in fused order."""
+    candidates, scores = [], {}
+    for rank, entry in enumerate(row["candidates"], start=1):
+        identifier = entry["passage_id"]
+        candidates.append(Candidate(row["query_id"], identifier, rank, entry["cosine"]))
+        scores[identifier] = Score(
+            row["query_id"],
+            identifier,
+            row["teacher"],
+            row["prompt_hash"],
+            entry["ql_sum"],
+            entry["ql_tokens"],
+            entry["rc"],
+        )
+    return fuse(candidates, scores, config.fusion, config.rrf_constant)
+
+
+def released_rows(run: Run) -> list[dict[str, Any]]:
+    """The judged queries of a run, as rows of :data:`SCHEMA`.
+
+    Raises:
+        RunError: the run is not relabelled.
+    """
+    content = {passage.id: content_hash(passage) for passage in run.read("ingest", Passage)}
+    scores = {(score.query_id, score.passage_id): score for score in run.read("relabel", Score)}
+    candidates: dict[str, list[Candidate]] = {}
+    for candidate in run.read("mine", Candidate):
+        candidates.setdefault(candidate.query_id, []).append(candidate)
+    return [
+        _row(query, candidates[query.id], scores, content)
+        for query in run.read("generate", Query)
+        if all((query.id, candidate.passage_id) in scores for candidate in candidates[query.id])
+    ]
+
+
+def _row(
+    query: Query,
+    candidates: Sequence[Candidate],
+    scores: Mapping[tuple[str, str], Score],
+    content: Mapping[str, str],
+) -> dict[str, Any]:
+    ordered = sorted(candidates, key=lambda candidate: candidate.rank)
+    judged = [scores[query.id, candidate.passage_id] for candidate in ordered]
+    return {
+        "query_id": query.id,
+        "task": query.task,
+        "query": query.text,
+        "split": query.split,
+        "seed_id": query.seed_id,
+        "llm": query.llm,
+        "teacher": judged[0].teacher,
+        "prompt_hash": judged[0].prompt_hash,
+        "candidates": [
+            {
+                "passage_id": candidate.passage_id,
+                "content": content[candidate.passage_id],
+                "cosine": candidate.score,
+                "ql_sum": score.ql_sum,
+                "ql_tokens": score.ql_tokens,
+                "rc": score.rc,
+            }
+            for candidate, score in zip(ordered, judged, strict=True)
+        ],
+    }
+
+
+def write_release(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows of :data:`SCHEMA` as one parquet file; equal rows give equal bytes.
+
+    Raises:
+        StorageError: the disk refuses it.
+    """
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    pq.write_table(table, sink, compression="zstd", compression_level=19)
+    write_bytes(path, sink.getvalue().to_pybytes())
