@@ -1,14 +1,21 @@
 """A run that adds released rows to its own."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import DatasetCard, HfApi, ModelCard
+from sentence_transformers import SentenceTransformer
 
 from gecko.config import load_config
-from gecko.fret.release import FILE, load_release, released_rows, write_release
+from gecko.errors import PublishError
+from gecko.fret.release import COLUMNS, FILE, load_release, released_rows, write_release
 from gecko.pipeline import Pipeline, distill
+from gecko.prompts import load_prompt
+from gecko.publish import push
 from gecko.records import Example, Query
+from gecko.report.cards import dataset_card, licenses, model_card, public_name
 from gecko.report.table import origins, verdict
 from gecko.store import Run
 
@@ -62,11 +69,21 @@ def release(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-def test_rows_of_both(corpus: Path, tiny_model: Path, tmp_path: Path, release: Path) -> None:
+@pytest.fixture(scope="module")
+def both(corpus: Path, tiny_model: Path, release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run with released rows."""
+    folder = tmp_path_factory.mktemp("both") / "run"
     config = settings(corpus, tiny_model, "generate.queries=16", f'select.released=["{release}"]')
-    with Run(tmp_path / "run", config) as run:
-        result = distill(run)
+    with Run(folder, config) as run:
+        distill(run)
+    return folder
+
+
+def test_rows_of_both(both: Path, release: Path) -> None:
+    with Run(both) as run:
+        config = run.config
         pipeline = Pipeline(run)
+        result = pipeline.evaluate()
         own = run.read("generate", Query)
         rows = run.read("select", Example)
         selected = run.finished("select")
@@ -94,7 +111,7 @@ def test_rows_of_both(corpus: Path, tiny_model: Path, tmp_path: Path, release: P
     assert f"{len(rows) - ours} more rows came from {release}." in verdict(
         result | {"sets": measured()}, ours, seconds, added
     )
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (both / "report.html").read_text()
     assert f"{len(rows)} training rows, {len(rows) - ours} of them from" in page
 
 
@@ -139,3 +156,110 @@ def test_the_packager_takes_each_query_once(release: Path, tmp_path: Path, capsy
     assert (tmp_path / "out" / FILE).read_bytes() == (release / FILE).read_bytes()
     with Run(release / "run") as run:
         assert f"{len(released_rows(run)):,} rows" in capsys.readouterr().out
+
+
+# --- cards and a hub
+
+
+def test_the_dataset_has_a_card_that_a_hub_can_read(both: Path) -> None:
+    folder = both / "dataset" / "fret"
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", FILE]
+    card = DatasetCard((folder / "README.md").read_text())
+    assert card.data.license == "unknown"
+    assert card.data.size_categories == "n<1K"
+    assert card.data.to_dict()["configs"] == [{"config_name": "default", "data_files": FILE}]
+    with Run(both) as run:
+        rows = released_rows(run)
+        prompts = {load_prompt(name).hash for name in ("generate", "relevance")}
+    assert f"| queries | {len(rows)}, " in card.text
+    for value in (*COLUMNS, *prompts, rows[0]["prompt_hash"], "fake-1", "corpus.jsonl", "temperature 0.5"):
+        assert value in card.text
+    assert str(both) not in card.content and "/tmp" not in card.content
+    assert json.loads(card.text.split("```json")[1].split("```")[0])["query_id"] == rows[0]["query_id"]
+
+
+def test_the_model_has_a_card_that_a_hub_can_read(both: Path) -> None:
+    with Run(both) as run:
+        text = model_card(
+            Pipeline(run), {"form": "native", "formats": ["native"], "sets": measured(), "agreement": None}
+        )
+        before = (both / "model" / "README.md").read_text()
+        distill(run)
+    assert (both / "model" / "README.md").read_text() == before  # and the model beside it is not copied again
+    card = ModelCard(text)
+    assert card.data.library_name == "sentence-transformers"
+    assert [(one.dataset_name, one.metric_type, one.metric_value) for one in card.data.eval_results] == [
+        ("set", "ndcg_at_10", 0.5)
+    ]
+    assert "| set (5) | student, native format (kept) | 50.0 | +10.0 (+5.0 to +20.0) | – |" in text
+    own = ModelCard(before)
+    assert own.data.to_dict()["pipeline_tag"] == "sentence-similarity"
+    assert "agreement with the teacher" in own.text
+    assert "/tmp" not in before and str(both) not in before
+    assert SentenceTransformer(str(both / "model"), device="cpu").encode("a cat").shape == (32,)
+
+
+def test_licences_that_are_known(corpus: Path, tiny_model: Path) -> None:
+    default = load_config(None, (), {"corpus": {"sources": ["stdlib"]}})
+    assert licenses(default) == {"corpus": "psf-2.0", "teacher": "apache-2.0", "start model": "apache-2.0"}
+    unknown = settings(corpus, tiny_model, "card.teacher_license=mit")
+    assert licenses(unknown) == {"corpus": "unknown", "teacher": "mit", "start model": "unknown"}
+    card = DatasetCard(dataset_card([], default, {}))
+    assert (card.data.license, card.data.to_dict()["license_name"]) == ("other", "psf-2.0")
+    assert public_name("hf:Qwen/Some-Model") == "hf:Qwen/Some-Model"
+    assert public_name("gguf:/home/me/secret/x.gguf") == "gguf:x.gguf"
+    assert public_name(str(corpus)) == "corpus.jsonl"
+
+
+class Hub:
+    """Takes what huggingface_hub.HfApi takes."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.calls: list[tuple[str, dict[str, object]]] = []
+        self.fails = fails
+
+    def create_repo(self, repo_id: str, **options: object) -> str:
+        inspect.signature(HfApi.create_repo).bind(self, repo_id, **options)
+        if self.fails:
+            raise OSError(self.fails)
+        self.calls.append(("create", {"repo_id": repo_id, **options}))
+        return repo_id
+
+    def upload_folder(self, **options: object) -> str:
+        inspect.signature(HfApi.upload_folder).bind(self, **options)
+        files = sorted(
+            str(path.relative_to(options["folder_path"])) for path in Path(options["folder_path"]).rglob("*")
+        )
+        self.calls.append(("upload", {**options, "files": files}))
+        return "https://example.org/commit"
+
+
+def test_push(both: Path) -> None:
+    hub, said = Hub(), []
+    with Run(both) as run:
+        pipeline = Pipeline(run)
+        push(pipeline, "me/mine", dry_run=True, api=hub, say=said.append)
+        assert hub.calls == []
+        listed = {line.split()[-1] for line in said[:-1]}
+        assert {"README.md", "model.safetensors", "modules.json"} <= listed
+        assert "would go to me/mine" in said[-1]
+        push(pipeline, "me/mine", private=True, api=hub, say=said.append)
+        push(pipeline, "me/rows", "dataset", api=hub, say=said.append)
+    made, sent, made_rows, sent_rows = hub.calls
+    assert made == ("create", {"repo_id": "me/mine", "repo_type": "model", "private": True, "exist_ok": True})
+    assert (sent[1]["repo_id"], sent[1]["repo_type"]) == ("me/mine", "model")
+    assert listed == {file for file in sent[1]["files"] if (both / "model" / file).is_file()}
+    assert (made_rows[1]["repo_type"], made_rows[1]["private"]) == ("dataset", False)
+    assert sent_rows[1]["files"] == ["README.md", FILE]
+
+
+def test_a_hub_that_refuses(both: Path) -> None:
+    with Run(both) as run:
+        pipeline = Pipeline(run)
+        with pytest.raises(
+            PublishError, match=r"me/mine: the hub refused: 401 for \(hidden\).*hf auth login"
+        ) as caught:
+            push(pipeline, "me/mine", api=Hub("401 for hf_abcDEF123456"), say=lambda _: None)
+        assert "hf_abc" not in str(caught.value)
+        with pytest.raises(PublishError, match="'no such name!' is no name of a repository"):
+            push(pipeline, "no such name!", api=Hub(), say=lambda _: None)

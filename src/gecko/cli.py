@@ -238,6 +238,22 @@ def report(run: RunArg) -> None:
         print(pipeline.report())
 
 
+@app.command()
+def push(
+    run: RunArg,
+    repo: Annotated[str, typer.Argument(help="The repository on the hub, OWNER/NAME.", metavar="REPO")],
+    dataset: Annotated[bool, typer.Option("--dataset", help="Send the rows instead of the model.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Send the model of a run, or its rows, to the Hugging Face Hub, with a card."""
+    from gecko.publish import push as send
+
+    with _stage(run, sets, False) as pipeline:
+        send(pipeline, repo, "dataset" if dataset else "model", private=private, dry_run=dry_run)
+
+
 @app.command("eval")
 def evaluate_model(
     model: Annotated[str, typer.Argument(help="A folder, hf:NAME or minilm.")],

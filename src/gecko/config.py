@@ -311,6 +311,15 @@ class CheckConfig(_Section):
     min_seed_found: float = Field(default=0.50, ge=0, le=1, description="share of seeds in the start model's top N")
 
 
+class CardConfig(_Section):
+    """What the cards of model and rows say that no run can know."""
+
+    title: str = Field(default="", description="empty: made from the start model's name")
+    corpus_license: str = Field(default="", description="of the passages; empty: known for `stdlib`, else `unknown`")
+    teacher_license: str = Field(default="", description="empty: known for the shipped teachers, else `unknown`")
+    start_license: str = Field(default="", description="empty: known for the shipped start models, else `unknown`")
+
+
 class RunConfig(_Section):
     """Everything that shapes a run. Saved as `config.json` in the run folder."""
 
@@ -331,6 +340,7 @@ class RunConfig(_Section):
     mixture: MixtureConfig = MixtureConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     check: CheckConfig = CheckConfig()
+    card: CardConfig = CardConfig()
 
     @field_validator("budget")
     @classmethod
@@ -349,8 +359,11 @@ class RunConfig(_Section):
 # Where neither a budget nor a number of queries is given.
 DEFAULT_BUDGET = "20m"
 
-# More (or fewer) rows of the same kind: what the teacher was paid for is used again, so these may change at any time.
-GROWING = frozenset({"generate.queries", "generate.rounds", "budget"})
+# May change at any time: the amount of work, since what the teacher was paid for is used again, and what
+# the cards say.
+FREE = frozenset(
+    {"generate.queries", "generate.rounds", "budget", *(f"card.{name}" for name in CardConfig.model_fields)}
+)
 
 # What a preset changes against the fields' own defaults.
 PRESETS: dict[str, dict[str, Any]] = {

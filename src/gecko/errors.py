@@ -10,7 +10,8 @@
     ├── TeacherError       a language model that cannot be fetched, loaded or asked
     │   └── TeacherRefused the teacher check found it harmful
     ├── TrainingError      rows, a loss or a model that cannot be trained (on)
-    └── EvaluationError    a test set or a split that cannot be read
+    ├── EvaluationError    a test set or a split that cannot be read
+    └── PublishError       a hub that refuses, or a name that is none
 
 A message names the value, the place and the mend. The command line prints it without a traceback and exits with 1.
 """
@@ -50,3 +51,7 @@ class TrainingError(GeckoError):
 
 class EvaluationError(GeckoError):
     """A test set or a split that cannot be read."""
+
+
+class PublishError(GeckoError):
+    """A hub that refuses, or a name that is none."""

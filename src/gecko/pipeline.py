@@ -861,11 +861,13 @@ class Pipeline:
         return result
 
     def report(self) -> Path:
-        """Write ``RUN/report.html``."""
+        """Write ``RUN/report.html``, and the cards of the model and the rows."""
+        from gecko.publish import write_cards
         from gecko.report import write_report
 
         path = self.run.path / "report.html"
         write_report(self, path)
+        write_cards(self)
         return path
 
 

@@ -1,29 +1,153 @@
-"""What a run gives away: its rows as a dataset, its model, and a card for each.
+"""What a run gives away: its model and its rows, each with a card, as folders that a model hub takes as they are.
 
+``RUN/model`` is the model; ``RUN/dataset/fret`` holds the rows. ``gecko push`` sends one of the two.
 ``python -m gecko.publish RUN... -o FOLDER`` writes the rows of one run or several as one release.
 """
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from gecko.config import RunConfig
+from gecko.errors import PublishError, RunError
 from gecko.fret.release import FILE, released_rows, write_release
-from gecko.store import Run
+from gecko.prompts import load_prompt
+from gecko.store import CARD, Run, digest, read_json, write_bytes
+
+if TYPE_CHECKING:
+    from gecko.pipeline import Pipeline
+
+Kind = Literal["model", "dataset"]
+_SECRET = re.compile(r"hf_\w+|(?<=[Bb]earer )\S+")
 
 
-def dataset_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The judged queries of several runs, each query once.
+class HubApi(Protocol):
+    """What is needed of ``huggingface_hub.HfApi``."""
+
+    def create_repo(self, repo_id: str, *, repo_type: str, private: bool, exist_ok: bool) -> Any:
+        """Make the repository if it is not there."""
+        ...
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, repo_type: str, commit_message: str) -> Any:
+        """Send a folder's files as one commit."""
+        ...
+
+
+def write_cards(pipeline: "Pipeline") -> None:
+    """Write ``RUN/dataset/fret`` and, if a model is trained, ``RUN/model/README.md``."""
+    dataset_folder(pipeline)
+    model = pipeline.run.path / "model"
+    if model.exists():
+        write_bytes(model / CARD, _model_card(pipeline).encode("utf-8"))
+
+
+def _model_card(pipeline: "Pipeline") -> str:
+    from gecko.report.cards import model_card
+
+    manifest, path = pipeline.run.manifest("evaluate"), pipeline.run.path / "evaluate" / "results.json"
+    done = manifest is not None and manifest.done and path.exists()
+    return model_card(pipeline, read_json(path) if done else None)
+
+
+def dataset_folder(pipeline: "Pipeline") -> Path:
+    """The run's rows as a release with its card; written anew only if they changed."""
+    run = pipeline.run
+    parts = {stage: run.finished(stage).identity for stage in ("ingest", "generate", "mine", "relabel")}
+    parts |= {"settings": digest(run.config.model_dump_json(exclude={"train", "evaluate"})), "version": "1"}
+
+    def make(path: Path) -> None:
+        write_dataset([run], path)
+
+    return run.artifact("dataset", parts, "fret", make)
+
+
+def write_dataset(runs: Sequence[Run], folder: Path) -> int:
+    """Write the judged queries of runs, each query once, and their card; returns the number of rows.
 
     Raises:
         RunError: a run is not relabelled.
+        StorageError: the disk refuses it.
     """
+    from gecko.report.cards import dataset_card
+
     rows: dict[str, dict[str, Any]] = {}
-    for folder in folders:
-        with Run(folder) as run:
-            for row in released_rows(run):
-                rows.setdefault(row["query_id"], row)
-    return list(rows.values())
+    for run in runs:
+        for row in released_rows(run):
+            rows.setdefault(row["query_id"], row)
+    write_release(list(rows.values()), folder / FILE)
+    config = runs[0].config
+    card = dataset_card(list(rows.values()), config, _prompt_hashes(config))
+    write_bytes(folder / CARD, card.encode("utf-8"))
+    return len(rows)
+
+
+def _prompt_hashes(config: RunConfig) -> dict[str, str]:
+    names = dict.fromkeys((config.prompts.generate, config.prompts.query_likelihood, config.prompts.relevance))
+    return {Path(name).name: load_prompt(name).hash for name in names}
+
+
+def push(
+    pipeline: "Pipeline",
+    repo: str,
+    kind: Kind = "model",
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    api: HubApi | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Send the model or the rows of a run to a hub.
+
+    Args:
+        pipeline: of the run.
+        repo: ``OWNER/NAME``.
+        kind: which of the two.
+        private: make the repository private if it is made now.
+        dry_run: only say what would be sent.
+        api: a hub; none: the Hugging Face Hub, with the key that ``hf auth login`` has saved.
+        say: where a sentence for the user goes.
+
+    Raises:
+        PublishError: the name is none, or the hub refuses.
+        RunError: there is nothing to send yet.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise PublishError(f"{repo!r} is no name of a repository ({error}); write OWNER/NAME") from error
+    write_cards(pipeline)
+    folder = pipeline.run.path / "model" if kind == "model" else dataset_folder(pipeline)
+    if not folder.exists():
+        raise RunError(f"{pipeline.run.path} has no model yet; run: gecko train {pipeline.run.path}")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    for path in files:
+        say(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
+    target = f"{'datasets/' if kind == 'dataset' else ''}{repo}"
+    said = f"{len(files)} files, {size / 1e6:.1f} MB, {'would go' if dry_run else 'go'} to {target}"
+    say(f"{said} ({'private' if private else 'public'}, if it is not there yet)")
+    if dry_run:
+        return
+    if api is None:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+    try:
+        api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
+        made = api.upload_folder(
+            repo_id=repo, folder_path=str(folder), repo_type=kind, commit_message=f"{kind} of a gecko run"
+        )
+    except Exception as error:  # the hub's client has many, and some of them quote the request
+        said = _SECRET.sub("(hidden)", str(error)).strip() or type(error).__name__
+        raise PublishError(
+            f"{target}: the hub refused: {said}; log in with: hf auth login, and take a name that is yours"
+        ) from None
+    say(f"sent: {made}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,10 +156,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
-    rows = dataset_rows(options.runs)
+    runs: list[Run] = []
+    try:
+        for path in dict.fromkeys(options.runs):
+            runs.append(Run(path))
+        count = write_dataset(runs, options.out)
+    finally:
+        for run in runs:
+            run.__exit__()
     path = options.out / FILE
-    write_release(rows, path)
-    print(f"{path}: {len(rows):,} rows, {path.stat().st_size / 1e6:.1f} MB")
+    print(f"{path}: {count:,} rows, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

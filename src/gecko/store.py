@@ -15,7 +15,7 @@ finished stage covers its shards' checksums, never the seconds it took nor the s
 Files appear under their names only when they are complete (written aside, synced, renamed), and the manifest is
 rewritten after each shard, so a killed run continues at the next shard.
 
-A run **grows** when only the amount of work changed (``config.GROWING``): :meth:`Run.earlier` finds what the teacher was
+A run **grows** when only the amount of work changed (``config.FREE``): :meth:`Run.earlier` finds what the teacher was
 paid for under the other amounts, and the stages that it works for (``paid.py``) take it over.
 """
 
@@ -36,13 +36,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from gecko.config import GROWING, RunConfig, changed_keys, make_config
+from gecko.config import FREE, RunConfig, changed_keys, make_config
 from gecko.errors import GeckoError, RunError, StorageError
 from gecko.records import SCHEMAS, from_table, to_table
 
 LAYOUT = 1
 EXAMPLES = 3  # of a reason for drops, a shard
 EXAMPLE_CHARS = 240
+CARD = "README.md"
 R = TypeVar("R")
 Item = TypeVar("Item")
 
@@ -255,7 +256,7 @@ class Run:
             saved = make_config(read_json(file), str(file))
             if config is None:
                 return saved
-            changes = [change for change in changed_keys(saved, config) if change.partition(":")[0] not in GROWING]
+            changes = [change for change in changed_keys(saved, config) if change.partition(":")[0] not in FREE]
             self.changed = bool(changes)
             if changes and not force and self._is_paid():
                 listed = "\n  ".join(changes)
@@ -579,8 +580,11 @@ def _remove(path: Path) -> None:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Make ``target`` an equal copy of the folder ``source``, whole or not at all; nothing is done if it is one."""
-    if target.exists() and tree_sha256(target) == tree_sha256(source):
+    """Make ``target`` an equal copy of the folder ``source``, whole or not at all; nothing is done if it is one.
+
+    A card (``README.md``) that was written into the copy makes no difference.
+    """
+    if target.exists() and tree_sha256(target, besides=CARD) == tree_sha256(source, besides=CARD):
         return
     aside = target.with_name(f".{target.name}.partial")
     with _disk_errors(target):
@@ -590,11 +594,11 @@ def publish(source: Path, target: Path) -> None:
         aside.replace(target)
 
 
-def tree_sha256(path: Path) -> str:
-    """One hash for a file, or for a folder's files with their names."""
+def tree_sha256(path: Path, besides: str = "") -> str:
+    """One hash for a file, or for a folder's files with their names, without the one named ``besides``."""
     if path.is_file():
         return file_sha256(path)
-    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file() and entry != path / besides)
     return digest(*(text for entry in files for text in (str(entry.relative_to(path)), file_sha256(entry))))
 
 

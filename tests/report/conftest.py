@@ -34,6 +34,10 @@ class FakePipeline:
         return {passage.id: passage for passage in self.passages}
 
     @cached_property
+    def queries(self) -> list[Query]:
+        return self.run.read("generate", Query)
+
+    @cached_property
     def labels(self) -> dict[str, list[Label]]:
         read = self.run.read
         return group_labels(
