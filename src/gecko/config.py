@@ -161,6 +161,18 @@ class LossConfig(_Section):
     match_model: str = Field(default="", description="a model whose embeddings are matched")
 
 
+class BackboneConfig(_Section):
+    """What is built around a language model, or added to an embedder, before it is trained."""
+
+    projection: int | None = Field(
+        default=None, ge=1, description="numbers of an embedding, by a linear layer behind the pooling; unset: none"
+    )
+    pad_token: str = Field(default="", description="for a model without padding token: one of its vocabulary")
+    lora_rank: int = Field(default=0, ge=0, description="train low-rank updates of this rank only; 0: all weights")
+    lora_alpha: int = Field(default=32, gt=0, description="the updates are scaled by this, over the rank")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
 class TrainConfig(_Section):
     """Stage 2 of the paper."""
 
@@ -168,7 +180,16 @@ class TrainConfig(_Section):
         default=["native", "unified"], min_length=1, description="of several, the one nearest to the teacher is kept"
     )
     epochs: int = Field(default=3, ge=1)
-    batch: int = Field(default=64, ge=2)
+    batch: int = Field(default=64, ge=2, description="rows that are each other's negatives, over all devices")
+    part_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        description="encode at most so many tokens at once, but twice (GradCache); unset: all, once",
+    )
+    accumulate: int = Field(
+        default=1, ge=1, description="batches a step; a row's negatives are still those of its own batch"
+    )
+    devices: int = Field(default=1, ge=1, description="processes that share a batch, one for each device")
     learning_rate: float = Field(default=2e-5, gt=0)
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -184,6 +205,7 @@ class TrainConfig(_Section):
         description="compute in bfloat16, the weights stay float32; unset: where the machine is fast at it",
     )
     checkpoint_steps: int = Field(default=25, ge=1)
+    backbone: BackboneConfig = BackboneConfig()
     loss: LossConfig = LossConfig()
 
 
@@ -207,6 +229,7 @@ class PretrainConfig(TrainConfig):
     formats: list[Literal["native", "unified"]] = Field(default=["unified"], min_length=1, max_length=1)
     epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=1024, ge=2)
+    part_tokens: int | None = Field(default=16_384, ge=16, description="as in `train`; unset: all, once")
     learning_rate: float = Field(default=1e-4, gt=0)
     loss: PairLossConfig = PairLossConfig()
 

