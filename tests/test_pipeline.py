@@ -456,3 +456,18 @@ def test_a_damaged_archive_is_an_error(corpus: Path, tiny_model: Path, tmp_path:
     (folder / "generate" / "part-00000.parquet").write_bytes(b"damaged")
     with pytest.raises(RunError, match=r"archive.*does not match its checksum"):
         through_select(folder, settings(corpus, tiny_model))
+
+
+def test_another_format_is_kept_only_for_a_clear_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Run(tmp_path / "run", load_config(overrides=["llm=fake", "generate.queries=20"])) as run:
+        pipeline = Pipeline(run)
+        monkeypatch.setattr(Pipeline, "heldout", [object()])
+        first = [0.5] * 8
+        for second, kept in (
+            ([0.5, 0.9, 0.5, 0.9, 0.1, 0.9, 0.5, 0.4], "native"),  # higher on average, by chance
+            ([0.6, 0.7, 0.6, 0.7, 0.6, 0.7, 0.6, 0.7], "unified"),
+            ([0.4] * 8, "native"),
+            (first, "native"),
+        ):
+            monkeypatch.setattr(pipeline, "agreements", lambda second=second: {"native": first, "unified": second})
+            assert pipeline.chosen_format() == kept

@@ -177,7 +177,9 @@ class TrainConfig(_Section):
     """Stage 2 of the paper."""
 
     formats: list[Literal["native", "unified"]] = Field(
-        default=["native", "unified"], min_length=1, description="of several, the one nearest to the teacher is kept"
+        default=["native", "unified"],
+        min_length=1,
+        description="of several, the first is kept unless another agrees clearly better with the teacher",
     )
     epochs: int = Field(default=3, ge=1)
     batch: int = Field(default=64, ge=2, description="rows that are each other's negatives, over all devices")
