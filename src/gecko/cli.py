@@ -33,7 +33,8 @@ RunArg = Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")]
 Recipe = Annotated[Path | None, typer.Option("-c", "--config", help="A recipe: TOML with settings.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value. Can be repeated.")]
 Llm = Annotated[
-    str | None, typer.Option(help="The teacher: default, default-small, smollm2, hf:NAME, gguf:PATH or fake.")
+    str | None,
+    typer.Option(help="The teacher: default, default-small, smollm2, hf:NAME, gguf:PATH, openai:URL#MODEL or fake."),
 ]
 Backbone = Annotated[str | None, typer.Option(help="The start model: minilm, hf:NAME or a folder.")]
 Budget = Annotated[str | None, typer.Option(help="Teacher time or tokens: 20m, 2h, 300000tok.")]

@@ -102,6 +102,7 @@ class RelabelConfig(_Section):
         default="auto",
         description="of the teacher's linear layers; auto: int8 where the CPU is fast at it; full: as loaded",
     )
+    requests: int = Field(default=16, ge=1, description="under way at a time, where the teacher is a server")
     shard_passages: int = Field(default=64, ge=1, description="passages of one shard, the unit of resuming")
 
 

@@ -154,10 +154,10 @@ class Pipeline:
             self._teacher = load_teacher(self.config.llm, self.config.relabel, self.ui)
             self._loading += time.perf_counter() - began
             self.ui.say(f"{self._teacher.name} is ready after {time.perf_counter() - began:.0f} s")
-            if not self._teacher.can_score:
+            if not self._teacher.can_score and self.config.select.fusion != "rc":
                 raise TeacherError(
                     f"{self._teacher.name} cannot return the log-probabilities of a given text, and judging needs them; "
-                    "take another teacher with --llm"
+                    "take another teacher with --llm, or judge by relevance alone with --set select.fusion=rc"
                 )
         return self._teacher
 
@@ -382,17 +382,17 @@ class Pipeline:
     def _measure(self) -> tuple[float, float, float]:
         """(tokens read a second, tokens written a second, seconds that measuring took)."""
         from gecko.evaluation.builtin import probe
+        from gecko.fret.relabel import judge
         from gecko.llm.base import Group, Sampling
 
         self.ui.say("measuring the teacher's speed")
         teacher, began = self.teacher, time.perf_counter()
         topic = probe()[0]
         groups = [Group(passage.content, tuple(text for _, text in topic.queries)) for passage in topic.passages[:8]]
-        teacher.label_logprobs(self.prompts["relevance"], groups[:1])  # warm-up, and the preamble
-        teacher.score(self.prompts["likelihood"], groups[:1])
+        likelihood, relevance = self.prompts["likelihood"], self.prompts["relevance"]
+        judge(groups[:1], teacher, likelihood, relevance)  # warm-up, and the preamble
         start, before = time.perf_counter(), teacher.usage.tokens
-        teacher.score(self.prompts["likelihood"], groups)
-        teacher.label_logprobs(self.prompts["relevance"], groups)
+        judge(groups, teacher, likelihood, relevance)
         read_speed = (teacher.usage.tokens - before) / (time.perf_counter() - start)
         texts = [passage.content for topic in probe()[:2] for passage in topic.passages][: self.config.generate.batch]
         read, written = teacher.usage.read, teacher.usage.written

@@ -92,3 +92,11 @@ def test_the_lines_are_where_the_settings_draw_them() -> None:
     refuse_by_seeds(0, 0, 20, config, "t")
     just = ProbeResult(60, 0.8, 0.7, 0.7, 0.7, -0.1, -0.2, 0.0, 1.0, 1, False)
     refuse_by_probe(just, "t")  # an interval that touches 0 does not show harm
+
+
+def test_a_teacher_with_relevance_alone_is_judged_by_it(tiny_model: Path) -> None:
+    teacher = Knowing(1)
+    teacher.can_score = False
+    result = result_of(teacher, tiny_model)
+    assert (result.ql, result.rrf, result.rc) == (None, None, 1.0)
+    assert result.delta == pytest.approx(1 - result.start)

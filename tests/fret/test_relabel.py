@@ -114,3 +114,18 @@ def test_yes_and_no_are_the_grades_1_and_0() -> None:
 
 def test_prompt_hash_tells_the_two_apart() -> None:
     assert prompt_hash(LIKELIHOOD, RELEVANCE) != prompt_hash(RELEVANCE, LIKELIHOOD)
+
+
+def test_a_teacher_that_cannot_score_gives_relevance_alone() -> None:
+    class Judging(FakeLM):
+        can_score = False
+
+        def score(self, prompt: Prompt, groups: list[Group]) -> list[list[tuple[float, int]]]:
+            raise AssertionError("it cannot")
+
+        judge = score  # type: ignore[assignment]
+
+    alone = list(relabel(PAIRS, Judging(), RELEVANCE, RELEVANCE, Counts()))
+    full = list(relabel(PAIRS, FakeLM(), RELEVANCE, RELEVANCE, Counts()))
+    assert [(score.ql_sum, score.ql_tokens) for score in alone] == [(0.0, 0)] * 3
+    assert [score.rc for score in alone] == [score.rc for score in full]

@@ -6,6 +6,7 @@ probe that ships with the package, is the teacher's order worse than the start m
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from gecko.config import CheckConfig
 from gecko.errors import TeacherRefused
 from gecko.evaluation.builtin import ProbeTopic, data_hash, probe
 from gecko.evaluation.metrics import Array, bootstrap_ci, per_query
-from gecko.fret.fuse import fuse
+from gecko.fret.fuse import Fusion, fuse
 from gecko.fret.relabel import prompt_hash, relabel
 from gecko.llm.base import LanguageModel
 from gecko.llm.weights import cache_folder
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from gecko.encoder import Encoder
 
 HEADLINE = "ndcg@10"
-ORDERS = ("ql", "rc", "rrf")
+ORDERS: tuple[Fusion, ...] = ("ql", "rc", "rrf")
 VERSION = 1
 
 
@@ -39,16 +40,16 @@ class ProbeResult:
     Attributes:
         queries: how many.
         start: the start model's order.
-        ql, rc, rrf: the teacher's orders.
-        delta, low, high: RRF minus start, paired, with its 95 % interval.
+        ql, rc, rrf: the teacher's orders; it may have RC alone.
+        delta, low, high: RRF (or RC, where it is alone) minus start, paired, with its 95 % interval.
         seconds, tokens: what asking took; ``cached``: the teacher's answers were kept from an earlier run.
     """
 
     queries: int
     start: float
-    ql: float
+    ql: float | None
     rc: float
-    rrf: float
+    rrf: float | None
     delta: float
     low: float
     high: float
@@ -71,16 +72,20 @@ def run_probe(
     """Rerank the probe's passages with the teacher; its scores are cached by teacher, prompts and probe."""
     topics = probe()
     scores, seconds, tokens, cached = _scores(topics, teacher, likelihood, relevance, passage_tokens, ui or Silent())
-    orders = {name: [] for name in ("start", *ORDERS)}  # type: dict[str, list[Array]]
+    fusions: tuple[Fusion, ...] = ORDERS if teacher.can_score else ("rc",)
+    orders = {name: [] for name in ("start", *fusions)}  # type: dict[str, list[Array]]
     for topic in topics:
-        for name, values in _orders(topic, scores, start).items():
+        for name, values in _orders(topic, scores, start, fusions).items():
             orders[name].append(values)
     joined = {name: np.concatenate(parts) for name, parts in orders.items()}
-    delta, low, high = bootstrap_ci(joined["rrf"] - joined["start"], resamples, seed)
+    delta, low, high = bootstrap_ci(joined[fusions[-1]] - joined["start"], resamples, seed)
     means = {name: float(values.mean()) for name, values in joined.items()}
     return ProbeResult(
         queries=len(joined["start"]),
-        **means,
+        start=means["start"],
+        ql=means.get("ql"),
+        rc=means["rc"],
+        rrf=means.get("rrf"),
         delta=delta,
         low=low,
         high=high,
@@ -119,10 +124,12 @@ def _query(identifier: str, text: str) -> Query:
     return Query(identifier, "", text, "", "")
 
 
-def _orders(topic: ProbeTopic, scores: dict[tuple[str, str], Score], start: "Encoder") -> dict[str, Array]:
+def _orders(
+    topic: ProbeTopic, scores: dict[tuple[str, str], Score], start: "Encoder", fusions: Sequence[Fusion]
+) -> dict[str, Array]:
     vectors = start.passages(topic.passages)
     asked = start.queries([text for _, text in topic.queries])
-    runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in ("start", *ORDERS)}
+    runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in ("start", *fusions)}
     for (identifier, _), vector in zip(topic.queries, asked, strict=True):
         cosines = vectors @ vector
         order = np.argsort(-cosines, kind="stable")
@@ -132,8 +139,8 @@ def _orders(topic: ProbeTopic, scores: dict[tuple[str, str], Score], start: "Enc
         ]
         given = {candidate.passage_id: scores[identifier, candidate.passage_id] for candidate in candidates}
         runs["start"][identifier] = _descending([candidate.passage_id for candidate in candidates])
-        for name in ORDERS:
-            ranked = fuse(candidates, given, name)  # type: ignore[arg-type]
+        for name in fusions:
+            ranked = fuse(candidates, given, name)
             runs[name][identifier] = _descending([label.passage_id for label in ranked])
     return {name: per_query(run, topic.qrels, (HEADLINE,))[HEADLINE] for name, run in runs.items()}
 
@@ -150,9 +157,10 @@ def refuse_by_probe(result: ProbeResult, teacher: str) -> None:
     """
     if result.high < 0:
         raise TeacherRefused(
-            f"{teacher} would make the embedder worse: on the reranking probe its order has nDCG@10 {result.rrf:.3f} against "
-            f"{result.start:.3f} for the start model ({result.delta:+.3f}, 95 % interval {result.low:+.3f} to "
-            f"{result.high:+.3f}). Take a stronger teacher with --llm, or go on all the same with --force"
+            f"{teacher} would make the embedder worse: on the reranking probe its order has nDCG@10 "
+            f"{result.start + result.delta:.3f} against {result.start:.3f} for the start model ({result.delta:+.3f}, 95 % "
+            f"interval {result.low:+.3f} to {result.high:+.3f}). Take a stronger teacher with --llm, or go on all the same "
+            "with --force"
         )
 
 

@@ -75,7 +75,9 @@ def relabel(
 def judge(
     groups: Sequence[Group], teacher: LanguageModel, likelihood: Prompt, relevance: Prompt
 ) -> list[list[Judgement]]:
-    """Both scores of every pair; in one pass where one prompt serves both."""
+    """Both scores of every pair, in one pass where one prompt serves both; no QL (of 0 tokens) if the teacher has none."""
+    if not teacher.can_score:
+        return [[Judgement(0.0, 0, labels) for labels in row] for row in teacher.label_logprobs(relevance, groups)]
     if likelihood.hash == relevance.hash:
         return teacher.judge(relevance, groups)
     scores, labels = teacher.score(likelihood, groups), teacher.label_logprobs(relevance, groups)

@@ -1,8 +1,8 @@
 """From an LLM SPEC to a teacher.
 
 ``default`` and ``default-small`` are the embedded Qwen2.5-Coder models (1.5B, 0.5B), ``smollm2`` a 135M one that is too
-weak to teach and good for tests, ``hf:NAME`` any instruct model of a hub or a folder, ``gguf:PATH`` a GGUF file, and
-``fake`` a stand-in without weights.
+weak to teach and good for tests, ``hf:NAME`` any instruct model of a hub or a folder, ``gguf:PATH`` a GGUF file,
+``openai:URL#MODEL`` a model behind an OpenAI-compatible server, and ``fake`` a stand-in without weights.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from gecko.llm.base import LanguageModel
 from gecko.progress import Ui, quiet_libraries
 from gecko.store import digest
 
-FORMS = f"{', '.join(weights.EMBEDDED)}, hf:NAME, gguf:PATH or fake"
+FORMS = f"{', '.join(weights.EMBEDDED)}, hf:NAME, gguf:PATH, openai:URL#MODEL or fake"
 
 
 def teacher_identity(spec: str) -> str:
@@ -30,6 +30,11 @@ def teacher_identity(spec: str) -> str:
         return "fake-1"
     if spec in weights.EMBEDDED:
         return weights.EMBEDDED[spec].sha256[:16]
+    if kind == "openai" and rest:
+        from gecko.llm.openai import parse_address
+
+        address = parse_address(spec)
+        return digest("openai", address.url, address.model)
     if kind == "gguf" and rest:
         if not Path(rest).is_file():
             raise ConfigError(f"--llm {spec}: the file {rest} does not exist")
@@ -63,6 +68,8 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
         from gecko.llm.fake import FakeLM
 
         return FakeLM()
+    if spec.startswith("openai:"):
+        return _connect(spec, identity, config, ui)
     if spec in weights.EMBEDDED:
         source = str(weights.to_safetensors(weights.fetch(spec, ui), identity, ui))
         name = weights.EMBEDDED[spec].name
@@ -72,6 +79,23 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
     else:
         source = name = spec.removeprefix("hf:")
     return _load(source, name, identity, config)
+
+
+def _connect(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
+    from gecko.llm.openai import OpenAILM, key_for, parse_address
+
+    address = parse_address(spec)
+    teacher = OpenAILM(
+        address,
+        identity=identity,
+        key=key_for(address),
+        passage_tokens=config.passage_tokens,
+        requests=config.requests,
+    )
+    teacher.probe()
+    if not teacher.can_score:
+        ui.say(f"{teacher.name} cannot score a given text ({teacher.reason}): it serves for relevance alone")
+    return teacher
 
 
 def _load(source: str, name: str, identity: str, config: RelabelConfig) -> LanguageModel:

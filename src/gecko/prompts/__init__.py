@@ -45,6 +45,22 @@ class Prompt:
     hash: str
     values: tuple[float, ...] = ()
 
+    @property
+    def has_query(self) -> bool:
+        """Whether there is a slot for a query."""
+        return any("{query}" in part for part in self._parts)
+
+    @property
+    def around_query(self) -> tuple[str, str]:
+        """The fixed text right before and after the query, within its message and after the passage's slot."""
+        part = next(part for part in self._parts if "{query}" in part)
+        before, _, after = part.partition("{query}")
+        return before.rpartition("{passage}")[2], after
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return (self.text, *(content for _, content in self.messages))
+
 
 def load_prompt(name: str) -> Prompt:
     """Read a shipped prompt by name, or a file by path (one that ends in ``.toml``).
@@ -70,6 +86,18 @@ def load_prompt(name: str) -> Prompt:
         values["examples"] = [dict(example) for example in shared.examples]
         return _build(name, values, digest(raw, shared.hash))
     return _build(name, values, digest(raw))
+
+
+def fill(prompt: Prompt, passage: str, query: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Text and messages of a prompt with its slots filled; a slot's name inside a passage stays as it is."""
+
+    def put(template: str) -> str:
+        before, slot, after = template.partition("{passage}")
+        if not slot:
+            return template.replace("{query}", query)
+        return before + passage + after.replace("{query}", query)
+
+    return put(prompt.text), tuple((role, put(content)) for role, content in prompt.messages)
 
 
 def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
