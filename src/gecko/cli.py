@@ -34,7 +34,9 @@ Recipe = Annotated[Path | None, typer.Option("-c", "--config", help="A recipe: T
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value. Can be repeated.")]
 Llm = Annotated[
     str | None,
-    typer.Option(help="The teacher: default, default-small, smollm2, hf:NAME, gguf:PATH, openai:URL#MODEL or fake."),
+    typer.Option(
+        help="The teacher: default, default-small, smollm2, hf:NAME, gguf:PATH, vllm:NAME, openai:URL#MODEL or fake."
+    ),
 ]
 Backbone = Annotated[str | None, typer.Option(help="The start model: minilm, hf:NAME or a folder.")]
 Budget = Annotated[str | None, typer.Option(help="Teacher time or tokens: 20m, 2h, 300000tok.")]
@@ -318,6 +320,9 @@ def check_teacher(
     queries: Annotated[int, typer.Option(min=1, help="At most so many queries a set, drawn at random.")] = 100,
     candidates: Annotated[int, typer.Option(min=2, help="The start model's first N passages are put in order.")] = 20,
     passage_tokens: Annotated[int, typer.Option(min=16, help="The teacher reads so much of a passage.")] = 256,
+    precision: Annotated[
+        Literal["auto", "int8", "full"], typer.Option(help="Of the teacher's linear layers.")
+    ] = "auto",
     split: Annotated[str | None, typer.Option(help="The split where none is named with @SPLIT.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of queries and the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -337,6 +342,7 @@ def check_teacher(
         queries=queries,
         candidates=candidates,
         passage_tokens=passage_tokens,
+        precision=precision,
         seed=seed,
     )
     result = measure([load_set(spec, split) for spec in sets], llm, backbone, config, Terminal())

@@ -54,6 +54,7 @@ class ValueConfig:
         queries: at most so many a set, drawn at random; more of them include the fewer.
         candidates: how many of the retriever's first passages are put in order, N.
         passage_tokens: the teacher reads at most so many tokens of a passage.
+        precision: of the teacher's linear layers, as ``relabel.precision``.
         generate: the prompt whose cost is measured for the estimate of a run.
         max_new_tokens: of a generated query.
         resamples: of the paired bootstrap.
@@ -64,6 +65,7 @@ class ValueConfig:
     queries: int = 100
     candidates: int = 20
     passage_tokens: int = 256
+    precision: Literal["auto", "int8", "full"] = "auto"
     generate: str = "generate"
     max_new_tokens: int = 64
     resamples: int = 10_000
@@ -176,16 +178,19 @@ class Judge:
         load: loads it.
         passage_tokens: see :class:`ValueConfig`.
         ui: where the progress goes.
+        how: what else answers depend on; they are kept apart by it.
     """
 
-    def __init__(self, identity: str, load: Callable[[], LanguageModel], passage_tokens: int, ui: Ui) -> None:
+    def __init__(
+        self, identity: str, load: Callable[[], LanguageModel], passage_tokens: int, ui: Ui, how: str = ""
+    ) -> None:
         self.identity = identity
         self.passage_tokens = passage_tokens
         self.ui = ui
         self._load = load
         self._teacher: LanguageModel | None = None
         self._answers: dict[tuple[Reading, str], Answers] = {}
-        self.folder = cache_folder() / "checks" / f"teacher-{identity}"
+        self.folder = cache_folder() / "checks" / f"teacher-{identity}{how}"
 
     @property
     def teacher(self) -> LanguageModel:
@@ -594,9 +599,11 @@ def check_teacher(
 
     def load() -> LanguageModel:
         shown.say(f"loading the teacher ({llm})")
-        return load_teacher(llm, RelabelConfig(passage_tokens=config.passage_tokens), shown)
+        settings = RelabelConfig(passage_tokens=config.passage_tokens, precision=config.precision)
+        return load_teacher(llm, settings, shown)
 
-    judge = Judge(teacher_identity(llm), load, config.passage_tokens, shown)
+    how = "" if config.precision == "auto" else f"-{config.precision}"
+    judge = Judge(teacher_identity(llm), load, config.passage_tokens, shown, how)
     settings = {"llm": llm, "backbone": backbone} | asdict(config)
     return {"settings": settings} | teacher_value(
         sets, config, judge, lambda: load_encoder(backbone), model_identity(backbone)

@@ -2,7 +2,8 @@
 
 ``default`` and ``default-small`` are the embedded Qwen2.5-Coder models (1.5B, 0.5B), ``smollm2`` a 135M one that is too
 weak to teach and good for tests, ``hf:NAME`` any instruct model of a hub or a folder, ``gguf:PATH`` a GGUF file,
-``openai:URL#MODEL`` a model behind an OpenAI-compatible server, and ``fake`` a stand-in without weights.
+``vllm:NAME`` the same on vLLM, ``openai:URL#MODEL`` a model behind an OpenAI-compatible server, and ``fake`` a stand-in
+without weights.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from gecko.llm.base import LanguageModel
 from gecko.progress import Ui, quiet_libraries
 from gecko.store import digest
 
-FORMS = f"{', '.join(weights.EMBEDDED)}, hf:NAME, gguf:PATH, openai:URL#MODEL or fake"
+FORMS = f"{', '.join(weights.EMBEDDED)}, hf:NAME, gguf:PATH, vllm:NAME, openai:URL#MODEL or fake"
 
 
 def teacher_identity(spec: str) -> str:
@@ -39,8 +40,11 @@ def teacher_identity(spec: str) -> str:
         if not Path(rest).is_file():
             raise ConfigError(f"--llm {spec}: the file {rest} does not exist")
         return weights.file_identity(Path(rest))
-    if kind == "hf" and colon and rest:
-        return _folder_identity(Path(rest)) if Path(rest).is_dir() else digest(spec, hub_commit(rest))
+    if kind in ("hf", "vllm") and colon and rest:
+        if Path(rest).is_dir():
+            found = _folder_identity(Path(rest))
+            return found if kind == "hf" else digest(kind, found)
+        return digest(spec, hub_commit(rest))
     raise ConfigError(f"--llm {spec!r} is of no known form; use {FORMS}")
 
 
@@ -70,6 +74,11 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
         return FakeLM()
     if spec.startswith("openai:"):
         return _connect(spec, identity, config, ui)
+    if spec.startswith("vllm:"):
+        from gecko.llm.vllm import VllmLM
+
+        source = spec.removeprefix("vllm:")
+        return VllmLM(source, name=source, identity=identity, passage_tokens=config.passage_tokens)
     if spec in weights.EMBEDDED:
         source = str(weights.to_safetensors(weights.fetch(spec, ui), identity, ui))
         name = weights.EMBEDDED[spec].name
