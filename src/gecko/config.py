@@ -96,6 +96,10 @@ class MineConfig(_Section):
 class RelabelConfig(_Section):
     """Step 3: the same LLM scores each (query, candidate) twice."""
 
+    teachers: list[str] = Field(
+        default=[],
+        description="more LLMs that judge the same pairs; a candidate's rank is the mean of its ranks by each",
+    )
     passage_tokens: int = Field(default=256, ge=16, description="the LLM reads at most so many tokens of a passage")
     pack_tokens: int = Field(default=512, ge=64, description="tokens of one forward pass; bounds the memory")
     precision: Literal["auto", "int8", "full"] = Field(

@@ -70,11 +70,11 @@ class PaidScores:
 
 
 def paid_scores(
-    run: Run, parts: Mapping[str, str], growing: Collection[str], queries: Mapping[str, Query]
+    run: Run, parts: Mapping[str, str], growing: Collection[str], queries: Mapping[str, Query], stage: str = "relabel"
 ) -> PaidScores:
     """All scores that earlier stages of this run had made of ``queries``, where the query's text is still the same."""
     paid = PaidScores()
-    for folder, manifest in run.earlier("relabel", parts, growing):
+    for folder, manifest in run.earlier(stage, parts, growing):
         asked = run.made("generate", manifest.parts["queries"], Query)
         if asked is None:
             continue  # without the texts nobody can say what the scores are of
@@ -86,3 +86,13 @@ def paid_scores(
                 if score.query_id in same and pair not in paid.scores:
                     paid.scores[pair], paid.price[pair] = score, price
     return paid
+
+
+def relabel_stages(run: Run) -> list[str]:
+    """The stages that hold scores: one a teacher, that of ``llm`` first."""
+    return ["relabel", *(f"relabel-{number}" for number, _ in enumerate(run.config.relabel.teachers, start=2))]
+
+
+def all_scores(run: Run) -> list[Score]:
+    """The scores of every teacher of a run."""
+    return [score for stage in relabel_stages(run) for score in run.read(stage, Score)]

@@ -25,7 +25,7 @@ from gecko.config import FRET, MixtureConfig, parse_budget
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
 from gecko.fret.seeds import CONTROL_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
-from gecko.paid import paid_queries, paid_scores, seeds_key
+from gecko.paid import all_scores, paid_queries, paid_scores, relabel_stages, seeds_key
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Example, Passage, Query, Score
@@ -559,7 +559,33 @@ class Pipeline:
         return self._embedded("embed-warmup", parts, lambda: self._warm)
 
     def relabel(self) -> Manifest:
-        """Score every pair with the teacher, passage by passage."""
+        """Score every pair with the teacher, passage by passage, and then with each further one."""
+        from gecko.llm.load import teacher_identity
+
+        first = self._relabel("relabel", self.teacher_identity, self.loaded_teacher)
+        for stage, spec in zip(relabel_stages(self.run)[1:], self.config.relabel.teachers, strict=True):
+            self._relabel(stage, teacher_identity(spec), self._other_teacher(spec))
+        return first
+
+    def _other_teacher(self, spec: str) -> "Callable[[Counts], LanguageModel]":
+        """A further teacher, loaded on first use in the place of the one before."""
+        from gecko.llm.load import load_teacher
+
+        @cache
+        def load() -> "LanguageModel":
+            self.forget_teacher()
+            self.ui.say(f"loading the teacher ({spec})")
+            return load_teacher(spec, self.config.relabel, self.ui)
+
+        def loaded(counts: Counts) -> "LanguageModel":
+            began = time.perf_counter()
+            teacher = load()
+            counts.waited += time.perf_counter() - began
+            return teacher
+
+        return loaded
+
+    def _relabel(self, stage: str, identity: str, loaded: "Callable[[Counts], LanguageModel]") -> Manifest:
         from gecko.fret.relabel import relabel
 
         config = self.config.relabel
@@ -574,6 +600,7 @@ class Pipeline:
         shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
         parts = {
             **self.teacher_parts("likelihood", "relevance"),
+            "teacher": identity,
             "passages": self.run.finished("ingest").identity,
             "queries": self.run.finished("generate").identity,
             "candidates": self.run.finished("mine").identity,
@@ -584,7 +611,7 @@ class Pipeline:
         }
         pairs = sum(map(len, by_passage.values()))
         growing = {"queries", "candidates", "queries kept"}
-        paid = cache(lambda: paid_scores(self.run, parts, growing, queries))
+        paid = cache(lambda: paid_scores(self.run, parts, growing, queries, stage))
 
         def work(shard: Sequence[str], counts: Counts) -> list[Score]:
             asked = [(query.id, identifier) for identifier in shard for query in by_passage[identifier]]
@@ -592,14 +619,14 @@ class Pipeline:
             paid().count(asked, counts)
             if all(pair in known for pair in asked):
                 return [known[pair] for pair in asked]
-            teacher = self.loaded_teacher(counts)
+            teacher = loaded(counts)
             chosen = [(self.by_id[identifier], by_passage[identifier]) for identifier in shard]
             prompts = self.prompts["likelihood"], self.prompts["relevance"]
             return list(relabel(chosen, teacher, *prompts, counts, known))
 
         title = f"judging {pairs:,} pairs, {config.shard_passages} of {len(order):,} passages at a time"
         return self.run.execute(
-            "relabel", Score, parts, shards, work, lambda left: self.ui.bar(title, left), growing=growing
+            stage, Score, parts, shards, work, lambda left: self.ui.bar(title, left), growing=growing
         )
 
     def _affordable(self, queries: dict[str, Query], candidates: Sequence[Candidate]) -> set[str]:
@@ -659,7 +686,7 @@ class Pipeline:
 
         parts = {
             "queries": self.run.finished("generate").identity,
-            "scores": self.run.finished("relabel").identity,
+            "scores": self._scores_identity,
             "candidates": self.run.finished("mine").identity,
             "settings": self.config.select.model_dump_json(),
             "seed": str(self.config.seed),
@@ -679,6 +706,11 @@ class Pipeline:
             return rows
 
         return self.run.execute("select", Example, parts, [0], work)
+
+    @property
+    def _scores_identity(self) -> str:
+        identities = [self.run.finished(stage).identity for stage in relabel_stages(self.run)]
+        return digest(*identities) if len(identities) > 1 else identities[0]
 
     @cached_property
     def released(self) -> "list[Released]":
@@ -711,7 +743,7 @@ class Pipeline:
         judged = group_labels(
             self.run.read("generate", Query),
             self.run.read("mine", Candidate),
-            self.run.read("relabel", Score),
+            all_scores(self.run),
             self.config.select,
         )
         return judged | {query.id: one.labels[query.id] for one in self.released for query in one.queries}
@@ -827,7 +859,7 @@ class Pipeline:
 
         folders = {form: self.student_folder(form) for form in self.config.train.formats}
         parts = {
-            "scores": self.run.finished("relabel").identity,
+            "scores": self._scores_identity,
             "selection": self.run.finished("select").identity,
             "start model": self.start_identity,
             **self._released_parts(),

@@ -65,6 +65,30 @@ def test_the_retrievers_rank_as_a_third() -> None:
     assert [label.passage_id for label in fuse(*FOUR, constant=1.0)] == ["a", "b", "d", "c"]
 
 
+def test_two_teachers_have_the_mean_of_their_ranks() -> None:
+    candidates, first = FOUR  # QL ranks a 3, b 1, c 4, d 2; RC ranks a 1, b 4, c 2, d 3
+    _, second = table(("a", -1.0, 1, -9.0), ("b", -2.0, 1, 4.0), ("c", -3.0, 1, 3.0), ("d", -4.0, 1, 5.0))
+    # QL ranks a 1, b 2, c 3, d 4; RC ranks a 4, b 2, c 3, d 1
+    labels = {label.passage_id: label for label in fuse(candidates, first, others=[second])}
+    assert {name: (label.ql_rank, label.rc_rank) for name, label in labels.items()} == {
+        "a": (2.0, 2.5),
+        "b": (1.5, 3.0),
+        "c": (3.5, 2.5),
+        "d": (3.0, 2.0),
+    }
+    assert labels["b"].fused == pytest.approx(1 / 1.5 + 1 / 3)
+    assert (labels["a"].ql, labels["a"].rc) == (-1.5, -2.0)
+    assert fuse(candidates, first, others=[first]) == fuse(candidates, first)
+    silent = {name: replace(score, ql_sum=0.0, ql_tokens=0) for name, score in second.items()}
+    mixed = {label.passage_id: label for label in fuse(candidates, first, others=[silent])}
+    assert {name: (label.ql_rank, label.rc_rank) for name, label in mixed.items()} == {
+        "a": (3.0, 2.5),
+        "b": (1.0, 3.0),
+        "c": (4.0, 2.5),
+        "d": (2.0, 2.0),
+    }
+
+
 def test_scores_without_a_likelihood_serve_rc_alone() -> None:
     rows = table(("a", 0.0, 0, 1.0), ("b", 0.0, 0, 2.0))
     labels = fuse(*rows, "rc")

@@ -152,3 +152,13 @@ def test_grouping_uses_the_configured_fusion() -> None:
     assert {fusion: label.passage_id for fusion, label in firsts.items()} == {"ql": "a", "rc": "b"}
     far = group_labels([query()], candidates, scores, SelectConfig(rrf_constant=60.0))["q"][0]
     assert far.fused == pytest.approx(1 / 61 + 1 / 62)
+
+
+def test_a_query_counts_once_every_teacher_has_judged_it() -> None:
+    candidates = [Candidate("q", "a", 1, 0.9), Candidate("q", "b", 2, 0.8)]
+    one = [Score("q", "a", "one", "h", -1.0, 1, 2.0), Score("q", "b", "one", "h", -2.0, 1, 1.0)]
+    two = [Score("q", "a", "two", "h", -9.0, 1, 0.0), Score("q", "b", "two", "h", -1.0, 1, 5.0)]
+    both = group_labels([query()], candidates, one + two, SelectConfig())["q"]
+    assert {label.passage_id: (label.ql_rank, label.rc) for label in both} == {"a": (1.5, 1.0), "b": (1.5, 3.0)}
+    elsewhere = [Score("other", "a", "two", "h", -1.0, 1, 1.0)]
+    assert group_labels([query()], candidates, one + elsewhere, SelectConfig()) == {}

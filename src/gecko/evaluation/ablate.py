@@ -31,8 +31,9 @@ from gecko.evaluation.result import load_set
 from gecko.formats import InputFormat
 from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
+from gecko.paid import all_scores
 from gecko.progress import Silent, Ui
-from gecko.records import Candidate, Example, Passage, Query, Score
+from gecko.records import Candidate, Example, Passage, Query
 from gecko.store import Counts, Run, digest, read_json, write_json
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class Ablation:
         self.passages = {passage.id: passage for passage in run.read("ingest", Passage)}
         self.queries = run.read("generate", Query)
         self.candidates = run.read("mine", Candidate)
-        self.scores = run.read("relabel", Score)
+        self.scores = all_scores(run)
         self.with_likelihood = all(score.ql_tokens > 0 for score in self.scores)
         self.cells = chosen_cells(all_cells(config, self.with_likelihood), options.cells)
         self.form: InputFormat = options.form or self._kept_form()

@@ -18,14 +18,17 @@ Fusion = Literal["rrf", "rrf+retriever", "ql", "rc"]
 
 @dataclass(frozen=True)
 class Label:
-    """One candidate of a query with all that is known of it; ``ql`` is NaN where the teacher gave none."""
+    """One candidate of a query with all that is known of it; ``ql`` is NaN where no teacher gave any.
+
+    Of several teachers the scores and the ranks are means.
+    """
 
     passage_id: str
     retriever_rank: int
     ql: float
     rc: float
-    ql_rank: int
-    rc_rank: int
+    ql_rank: float
+    rc_rank: float
     fused: float
 
 
@@ -42,6 +45,7 @@ def fuse(
     scores: dict[str, Score],
     fusion: Fusion = "rrf",
     constant: float = 0.0,
+    others: Sequence[dict[str, Score]] = (),
 ) -> list[Label]:
     """The candidates of one query in fused order, best first.
 
@@ -50,16 +54,23 @@ def fuse(
         scores: by passage id; QL is the mean log-probability of a query token.
         fusion: QL and RC by reciprocal rank, the same with the retriever's rank as a third, or one alone.
         constant: added to the ranks; 0 in the paper.
+        others: the scores of further teachers; a candidate's rank is the mean of its ranks by each. One that gave no
+            likelihood counts for RC alone.
 
     Raises:
-        RunError: a likelihood is asked for, and the teacher that made the scores gave none.
+        RunError: a likelihood is asked for, and no teacher gave any.
     """
     ties = [(candidate.rank, candidate.passage_id) for candidate in candidates]
-    ql = [_likelihood(scores[c.passage_id]) for c in candidates]
-    if fusion != "rc" and any(math.isnan(value) for value in ql):
+    tables = [scores, *others]
+    ql_rows = [[_likelihood(table[c.passage_id]) for c in candidates] for table in tables]
+    ql_rows = [row for row in ql_rows if not any(map(math.isnan, row))]
+    if fusion != "rc" and not ql_rows:
         raise RunError(f"these scores hold no query likelihood, and fusion {fusion!r} needs it; set select.fusion=rc")
-    rc = [scores[c.passage_id].rc for c in candidates]
-    ql_ranks, rc_ranks = ranks(ql, ties), ranks(rc, ties)
+    rc_rows = [[table[c.passage_id].rc for c in candidates] for table in tables]
+    unknown = [[math.nan] * len(candidates)]
+    ql, rc = np.mean(ql_rows or unknown, axis=0), np.mean(rc_rows, axis=0)
+    ql_ranks = np.mean([ranks(row, ties) for row in ql_rows or [[0.0] * len(candidates)]], axis=0)
+    rc_ranks = np.mean([ranks(row, ties) for row in rc_rows], axis=0)
     match fusion:
         case "rrf":
             fused = 1 / (constant + ql_ranks) + 1 / (constant + rc_ranks)
@@ -73,7 +84,7 @@ def fuse(
         case _:
             assert_never(fusion)
     labels = [
-        Label(c.passage_id, c.rank, ql[i], rc[i], int(ql_ranks[i]), int(rc_ranks[i]), float(fused[i]))
+        Label(c.passage_id, c.rank, *(float(column[i]) for column in (ql, rc, ql_ranks, rc_ranks, fused)))
         for i, c in enumerate(candidates)
     ]
     return sorted(labels, key=lambda label: (-label.fused, label.retriever_rank, label.passage_id))

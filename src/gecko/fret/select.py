@@ -17,18 +17,20 @@ ROWS_FROM = "rows from "  # before a release's name, in what select counts
 def group_labels(
     queries: Sequence[Query], candidates: Sequence[Candidate], scores: Sequence[Score], config: SelectConfig
 ) -> dict[str, list[Label]]:
-    """For each query that is scored in full: its candidates in fused order."""
+    """For each query that is scored in full, by every teacher that there is: its candidates in fused order."""
     by_query: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_query.setdefault(candidate.query_id, []).append(candidate)
-    scored: dict[str, dict[str, Score]] = {}
+    scored: dict[str, dict[str, dict[str, Score]]] = {}  # by teacher, query and passage
     for score in scores:
-        scored.setdefault(score.query_id, {})[score.passage_id] = score
-    return {
-        query.id: fuse(by_query[query.id], scored[query.id], config.fusion, config.rrf_constant)
-        for query in queries
-        if query.id in scored
-    }
+        scored.setdefault(score.teacher, {}).setdefault(score.query_id, {})[score.passage_id] = score
+    tables = list(scored.values())
+    labels = {}
+    for query in queries:
+        if tables and all(query.id in table for table in tables):
+            first, *others = (table[query.id] for table in tables)
+            labels[query.id] = fuse(by_query[query.id], first, config.fusion, config.rrf_constant, others)
+    return labels
 
 
 def select(

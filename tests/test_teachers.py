@@ -1,0 +1,104 @@
+"""A run with two teachers, and one whose teacher cannot score a given text."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from gecko.config import RelabelConfig, load_config
+from gecko.errors import TeacherError
+from gecko.llm import load
+from gecko.llm.base import Group
+from gecko.llm.fake import FakeLM
+from gecko.paid import all_scores
+from gecko.pipeline import Pipeline
+from gecko.progress import Ui
+from gecko.prompts import Prompt
+from gecko.records import Example
+from gecko.store import Run, digest
+
+
+class Second(FakeLM):
+    """Says something else, and counts what it is asked."""
+
+    name, identity = "second", "second-1"
+    asked = 0
+
+    def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:
+        Second.asked += sum(len(group.queries) for group in groups)
+        return [
+            [(-1.0 - int(digest(group.passage, query)[:4], 16) / 65536, 1) for query in group.queries]
+            for group in groups
+        ]
+
+
+class Mute(FakeLM):
+    name, identity, can_score = "mute", "mute-1", False
+
+    def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:
+        raise AssertionError("it cannot")
+
+    judge = score  # type: ignore[assignment]
+
+
+@pytest.fixture(autouse=True)
+def teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"fake": FakeLM, "second": Second, "mute": Mute}
+
+    def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> FakeLM:
+        return known[spec]()
+
+    monkeypatch.setattr(load, "load_teacher", load_teacher)
+    monkeypatch.setattr(load, "teacher_identity", lambda spec: known[spec].identity)
+    monkeypatch.setattr(Second, "asked", 0)
+
+
+def settings(folder: Path, words: list[str], model: Path, *more: str):
+    corpus = folder / "corpus.jsonl"
+    rows = [
+        {"_id": f"p{n}", "text": " ".join(words[(n * 7 + k * (1 + n % 5)) % len(words)] for k in range(12))}
+        for n in range(30)
+    ]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = ("generate.queries=8", "generate.min_seed_chars=10", "mine.n=4", "select.min_rc=null", *more)
+    base = {"corpus": {"sources": [str(corpus)]}, "llm": "fake", "backbone": str(model)}
+    return load_config(None, (*overrides, "check.enabled=false"), base)
+
+
+def rows_of(pipeline: Pipeline) -> list[Example]:
+    pipeline.ingest()
+    pipeline.through("select")
+    return pipeline.run.read("select", Example)
+
+
+def test_two_teachers(tmp_path: Path, words: list[str], tiny_model: Path) -> None:
+    folder = tmp_path / "run"
+    with Run(folder, settings(tmp_path, words, tiny_model)) as run:
+        alone = rows_of(Pipeline(run))
+        count = len(all_scores(run))
+    with Run(folder, settings(tmp_path, words, tiny_model, 'relabel.teachers=["second"]'), force=True) as run:
+        pipeline = Pipeline(run, force=True)
+        together = rows_of(pipeline)
+        scores = all_scores(run)
+        assert Second.asked == count and len(scores) == 2 * count
+        assert {score.teacher for score in scores} == {"fake-1", "second-1"}
+        ranks = [label.ql_rank for row in pipeline.labels.values() for label in row]
+        assert any(rank != int(rank) for rank in ranks)
+    assert [row.query_id for row in together] == [row.query_id for row in alone]
+    assert [row.fused for row in together] != [row.fused for row in alone]
+    with Run(folder, settings(tmp_path, words, tiny_model), force=True) as run:  # and back: nobody is asked again
+        assert rows_of(Pipeline(run, force=True)) == alone
+    assert Second.asked == count
+
+
+def test_a_teacher_without_likelihood(tmp_path: Path, words: list[str], tiny_model: Path) -> None:
+    with (
+        Run(tmp_path / "refused", settings(tmp_path, words, tiny_model, "llm=mute")) as run,
+        pytest.raises(TeacherError, match="mute cannot return the log-probabilities .* --set select.fusion=rc"),
+    ):
+        rows_of(Pipeline(run))
+    only = settings(tmp_path, words, tiny_model, "llm=mute", "select.fusion=rc")
+    with Run(tmp_path / "run", only) as run:
+        assert len(rows_of(Pipeline(run))) > 3
+        assert {score.ql_tokens for score in all_scores(run)} == {0}
