@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from gecko.cli import app
 from gecko.config import GenerateConfig, RunConfig, load_config
 from gecko.errors import ConfigError, RunError
 from gecko.evaluation import ablate
@@ -204,6 +206,25 @@ def test_widths_of_the_runs_model(finished: tuple[Path, str], tiny_model: Path) 
     assert len(dim_rows(result)) == 5
     assert "<svg" in (dims_plot(result) or "")
     assert dims_plot({"dims": []}) is None
+
+
+def test_on_the_command_line(finished: tuple[Path, str], trainings: list[str]) -> None:
+    folder, beir = finished
+    arguments = ["ablate", str(folder), "--eval", beir, "--cells", "rows/25%", "--seeds", "1"]
+    first = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    assert first.exit_code == 0, first.output
+    assert "1 trainings to do" in first.stderr and trainings == []
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    assert trainings == ["rows/25% 0"]
+    result = json.loads(done.stdout)
+    assert json.loads((folder / "ablate" / "ablation.json").read_text()) == result
+    table = CliRunner().invoke(app, arguments)
+    assert table.exit_code == 0, table.output
+    assert "0 trainings to do" in table.stderr and "rrf+retriever" in table.stdout
+    assert "25%" in (folder / "ablate" / "ablation.md").read_text()
+    wrong = CliRunner().invoke(app, [*arguments, "--format", "plain"])
+    assert isinstance(wrong.exception, ConfigError)
 
 
 def test_refusals(finished: tuple[Path, str], tiny_model: Path, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
+from typer.testing import CliRunner
 
-from gecko.encoder import load_encoder
+from gecko.cli import app
+from gecko.encoder import Encoder, load_encoder
 from gecko.errors import EvaluationError
 from gecko.evaluation import sets, tasks
 from gecko.evaluation.cache import KeptEmbeddings
@@ -225,6 +227,38 @@ def test_data_that_cannot_be_loaded_is_skipped_in_words(monkeypatch: pytest.Monk
         "sets": {},
         "skipped": {"SciFact": "its data cannot be loaded: Couldn't reach the hub"},
     }
+
+
+def test_a_task_that_fails_loses_nothing(
+    model: KeptEmbeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = write(tmp_path / "near", test=[{"sentence1": a, "sentence2": b, "score": len(a)} for a, b in pairs()])
+    loaded = sets.load_sets([near, write(tmp_path / "groups", test=labelled(5))])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no clusters today")
+
+    monkeypatch.setattr(loaded.tasks[1].task, "_evaluate_subset", fail)
+    result = sets.evaluate_sets(loaded, {"model": model})
+    assert list(result["tasks"]) == ["near"]
+    assert result["skipped"] == {"groups": "mteb cannot measure groups: no clusters today"}
+    with pytest.raises(EvaluationError, match="no clusters today"):
+        sets.evaluate_sets(sets.Sets([], loaded.tasks[1:], []), {"model": model})
+
+
+def test_on_the_command_line(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "cache"))
+    near = write(tmp_path / "near", test=[{"sentence1": a, "sentence2": b, "score": len(a)} for a, b in pairs()])
+    arguments = ["eval", str(tiny_model), near, "--baseline", str(tiny_model), "--dim", "8"]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    row = json.loads(done.stdout)["tasks"]["near"]
+    assert row["ci95"][0] <= row["delta"] <= row["ci95"][1] and row["delta"] != 0
+    assert len(list((tmp_path / "cache" / "embeddings").glob("*.npy"))) == 2  # both widths are cut from the same two
+    monkeypatch.setattr(Encoder, "symmetric", None)
+    table = CliRunner().invoke(app, arguments)
+    assert table.exit_code == 0, table.output
+    assert "cosine_spearman" in table.stdout and f"{row['score']:.3f}" in table.stdout
 
 
 def test_intervals() -> None:

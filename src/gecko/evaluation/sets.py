@@ -73,7 +73,10 @@ def evaluate_sets(
     Returns:
         what ``gecko eval --json`` prints: ``sets`` and ``macro`` as :func:`gecko.evaluation.eval_json` has them for the
         retrieval sets; ``tasks``, if there are any, as :func:`gecko.evaluation.tasks.task_json`; ``skipped``, if any are:
-        the reason by name.
+        the reason by name. A task set that mteb cannot run is among them, so that what was measured is not lost.
+
+    Raises:
+        EvaluationError: mteb cannot run the only set.
     """
     ui = ui or Silent()
     baseline = BASELINE if BASELINE in models else None
@@ -81,16 +84,23 @@ def evaluate_sets(
     if sets.retrieval:
         scores = evaluate_retrieval(sets.retrieval, models, progress=True)
         result = eval_json(scores, MODEL, baseline, resamples=resamples)
+    skipped = list(sets.skipped)
+    measured: dict[str, dict[str, Measured]] = {}
     if sets.tasks:
-        measured: dict[str, dict[str, Measured]] = {}
-        with ui.bar("measuring task sets", len(sets.tasks) * len(models)) as advance:
+        with ui.bar("measuring task sets", len(sets.tasks)) as advance:
             for data in sets.tasks:
-                for label, model in models.items():
-                    measured.setdefault(data.name, {})[label] = tasks.measure(data, model)
-                    advance(1)
-        result["tasks"] = tasks.task_json(sets.tasks, measured, resamples=resamples)
-    if sets.skipped:
-        result["skipped"] = {data.name: data.reason for data in sets.skipped}
+                try:
+                    measured[data.name] = {label: tasks.measure(data, model) for label, model in models.items()}
+                except EvaluationError as error:
+                    if len(sets.tasks) + len(sets.retrieval) == 1:
+                        raise
+                    skipped.append(Skipped(data.name, str(error)))
+                advance(1)
+    if measured:
+        done = [data for data in sets.tasks if data.name in measured]
+        result["tasks"] = tasks.task_json(done, measured, resamples=resamples)
+    if skipped:
+        result["skipped"] = {data.name: data.reason for data in skipped}
     return result
 
 
