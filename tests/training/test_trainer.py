@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gecko.config import TrainConfig
+from gecko.config import BackboneConfig, TrainConfig
 from gecko.errors import TrainingError
 from gecko.training import train, trainer
 from gecko.training.loss import GeckoLoss
@@ -360,6 +360,26 @@ def test_listwise_distillation_needs_the_passages_and_changes_what_is_learned(ti
     report = train(rows, str(tiny_bert), model, "native", config, 3, checkpoints=checkpoints, passages=passages)
     assert report.losses[0][1] > whole[0].losses[0][1] + 0.01  # the divergence is on top
     assert not equal(load_file(model / "model.safetensors"), whole[1])
+
+
+def test_low_rank_updates_are_resumed_and_merged(run, stop_before, tiny_bert, tmp_path):
+    pytest.importorskip("peft")
+    config = CONFIG.model_copy(update={"epochs": 1, "backbone": BackboneConfig(lora_rank=2, projection=40)})
+    whole = run("whole", config=config)
+    assert whole[0].dims == [40, 20, 10]
+    stop_before(3)
+    with pytest.raises(Stop):
+        run("cut", config=config)
+    kept = load_file(tmp_path / "cut" / "checkpoints" / "checkpoint-2" / trainer.LORA)
+    assert {"lora" in name or "linear" in name for name in kept} == {True}
+    resumed = run("cut", config=config)
+    assert resumed[2] == ["training continues after step 2"]
+    assert equal(resumed[1], whole[1])
+    start = load_file(tiny_bert / "model.safetensors")
+    changed = [name for name in start if not torch.equal(start[name], whole[1][name])]
+    assert changed
+    assert all(name.endswith("weight") and start[name].ndim == 2 for name in changed)
+    assert start.keys() == whole[1].keys()
 
 
 def test_two_processes_train_what_one_does(run, tiny_bert, examples, tmp_path):
