@@ -25,7 +25,7 @@ from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.evaluate import HEADLINE, dense_run
 from gecko.evaluation.metrics import Array, macro_ci, per_query
 from gecko.fret.fuse import Fusion, fuse
-from gecko.fret.relabel import prompt_hash, relevance_logit
+from gecko.fret.relabel import prompt_hash, relevance_logit, shielded_groups
 from gecko.llm.base import Group, LanguageModel, Sampling
 from gecko.llm.weights import cache_folder
 from gecko.progress import Silent, Ui
@@ -255,7 +255,7 @@ class Judge:
     def _batch(
         self, teacher: LanguageModel, reading: Reading, prompt: Prompt, batch: Sequence[tuple[Passage, Sequence[str]]]
     ) -> None:
-        groups = [Group(passage.content, tuple(queries)) for passage, queries in batch]
+        groups = shielded_groups(prompt, [Group(passage.content, tuple(queries)) for passage, queries in batch])
         began, before = time.perf_counter(), teacher.usage.tokens
         rows: list[list[tuple[float, int, float]]]
         match reading:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gecko.config import GenerateConfig
 from gecko.fret.seeds import Seed
 from gecko.llm.base import LanguageModel, Sampling
-from gecko.prompts import Prompt
+from gecko.prompts import Prompt, shielded
 from gecko.records import Passage, Query
 from gecko.store import Counts, digest
 
@@ -98,7 +98,7 @@ def generate(
         sampling = Sampling(
             config.temperature, config.top_p, config.max_new_tokens, tuple(int(digest(text)[:12], 16) for text in ids)
         )
-        texts = teacher.generate(prompt, [passage.content for passage in chosen], sampling)
+        texts = teacher.generate(prompt, [shielded(prompt, passage.content) for passage in chosen], sampling)
         for item, passage, identifier, text in zip(batch, chosen, ids, texts, strict=True):
             parsed = parse(text, passage, prompt)
             if not parsed.reason and _plain(parsed.query) in seen:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from gecko.llm.base import Group, Judgement, LanguageModel
-from gecko.prompts import Prompt
+from gecko.prompts import Prompt, shielded
 from gecko.records import Passage, Query, Score
 from gecko.store import Counts, digest
 
@@ -50,7 +50,7 @@ def relabel(
     groups = [Group(passage.content, tuple(query.text for query in queries)) for passage, queries in asked]
     judgements = judge(groups, teacher, likelihood, relevance) if groups else []
     counts.tokens += teacher.usage.tokens - tokens
-    passes = 1 if likelihood.hash == relevance.hash else 2
+    passes = 1 if likelihood.hash == relevance.hash or not teacher.can_score else 2
     counts.notes["passages read in part"] += (teacher.usage.truncated - cut) // passes
     used = prompt_hash(likelihood, relevance)
     scores = {
@@ -76,14 +76,24 @@ def judge(
     groups: Sequence[Group], teacher: LanguageModel, likelihood: Prompt, relevance: Prompt
 ) -> list[list[Judgement]]:
     """Both scores of every pair, in one pass where one prompt serves both; no QL (of 0 tokens) if the teacher has none."""
+    safe = shielded_groups(relevance, groups)
     if not teacher.can_score:
-        return [[Judgement(0.0, 0, labels) for labels in row] for row in teacher.label_logprobs(relevance, groups)]
+        return [[Judgement(0.0, 0, labels) for labels in row] for row in teacher.label_logprobs(relevance, safe)]
     if likelihood.hash == relevance.hash:
-        return teacher.judge(relevance, groups)
-    scores, labels = teacher.score(likelihood, groups), teacher.label_logprobs(relevance, groups)
+        return teacher.judge(relevance, safe)
+    scores = teacher.score(likelihood, shielded_groups(likelihood, groups))
+    labels = teacher.label_logprobs(relevance, safe)
     return [
         [Judgement(total, count, values) for (total, count), values in zip(row, answers, strict=True)]
         for row, answers in zip(scores, labels, strict=True)
+    ]
+
+
+def shielded_groups(prompt: Prompt, groups: Sequence[Group]) -> list[Group]:
+    """Groups whose texts cannot pass for lines of the prompt."""
+    return [
+        Group(shielded(prompt, group.passage), tuple(shielded(prompt, query) for query in group.queries))
+        for group in groups
     ]
 
 

@@ -6,8 +6,10 @@ parses control tokens out of it.
 """
 
 import math
+import re
 import tomllib
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,9 @@ from gecko.errors import ConfigError
 from gecko.store import digest
 
 NAMES = ("generate", "generate_completion", "query_likelihood", "relevance")
+
+_FIELD = re.compile(r"^(\w+):", re.MULTILINE)
+_FIELD_LINE = re.compile(r"^[ \t]*(\w+)[ \t]*:", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,13 @@ class Prompt:
         before, _, after = part.partition("{query}")
         return before.rpartition("{passage}")[2], after
 
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """Words that begin a line of the prompt before a colon, such as ``Passage`` and ``Query``, in lower case."""
+        shown = "".join(f"\n{value}" for example in self.examples for value in example.values())
+        text = "\n".join(self._parts)
+        return frozenset(map(str.lower, _FIELD.findall(text))) - frozenset(map(str.lower, _FIELD.findall(shown)))
+
     @property
     def _parts(self) -> tuple[str, ...]:
         return (self.text, *(content for _, content in self.messages))
@@ -86,6 +98,14 @@ def load_prompt(name: str) -> Prompt:
         values["examples"] = [dict(example) for example in shared.examples]
         return _build(name, values, digest(raw, shared.hash))
     return _build(name, values, digest(raw))
+
+
+def shielded(prompt: Prompt, text: str) -> str:
+    """A passage or query in which no line can be taken for the prompt's own: ``Query: …`` becomes ``> Query: …``.
+
+    Backends keep control tokens out of data; a prompt's plain words look the same wherever they stand.
+    """
+    return _FIELD_LINE.sub(lambda found: f"> {found[0]}" if found[1].lower() in prompt.fields else found[0], text)
 
 
 def fill(prompt: Prompt, passage: str, query: str) -> tuple[str, tuple[tuple[str, str], ...]]:
