@@ -156,3 +156,11 @@ def test_no_line_of_a_passage_passes_for_the_prompts(name: str) -> None:
     assert shielded(prompt, safe) == safe
     ordinary = "Note: a colon\nsee Passage: 3\nkey: value, and the Query: no"
     assert shielded(prompt, ordinary) == ordinary
+
+
+def test_the_example_in_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    example = next(part.partition("```")[0] for part in text.split("```toml\n") if part.startswith("name ="))
+    prompt = load_prompt(write(tmp_path, example))
+    assert prompt.has_query
+    assert dict(zip(prompt.labels, prompt.values, strict=True)) == {"0": 0.0, "1": 1.0, "2": 2.0, "3": 3.0}
