@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gecko.config import RunConfig, load_config
-from gecko.errors import CorpusError, RunError, TeacherRefused
+from gecko.errors import ConfigError, CorpusError, RunError, TeacherRefused
 from gecko.llm.fake import FakeLM
 from gecko.paid import REUSED
 from gecko.pipeline import Pipeline, distill
@@ -447,6 +447,35 @@ def test_more_candidates_keep_the_scores_of_the_first(
     every = pairs_of(folder)
     assert Counter(new) + Counter(pairs) == Counter(every)
     assert 0 < len(new) < len(every)
+
+
+def test_a_second_round_pays_for_new_pairs_only(
+    whole: Path, corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked
+) -> None:
+    """Mined with the student of the first round: its candidates are judged, what was judged before is kept."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    first = pairs_of(folder)
+    with Run(folder, settings(corpus, tiny_model, f"mine.model={folder / 'model'}"), force=True) as run:
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        with pytest.raises(ConfigError, match=r"is the run's own model.*copy it first: cp -r .*round-1"):
+            pipeline.through("mine")
+    shutil.copytree(folder / "model", folder / "round-1")
+    config = settings(corpus, tiny_model, f"mine.model={folder / 'round-1'}")
+    with Run(folder, config, force=True) as run:
+        mined = run.read("mine", Candidate)
+    through_select(folder, config)
+    seeds, new = asked.take()
+    assert seeds == []
+    every = pairs_of(folder)
+    assert Counter(new) == Counter(every) - Counter(first)
+    assert 0 < len(new) < len(every)
+    with Run(folder) as run:
+        assert run.read("mine", Candidate) != mined
+        assert run.finished("relabel").notes[REUSED] == len(every) - len(new)
 
 
 def test_a_damaged_archive_is_an_error(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:

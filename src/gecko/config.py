@@ -91,6 +91,9 @@ class MineConfig(_Section):
     warmup_epochs: int = Field(
         default=0, ge=0, description="train the embedder on (q, p_seed) first, as the paper does"
     )
+    model: str = Field(
+        default="", description="the embedder that mines, say the student of an earlier round; empty: the start model"
+    )
 
 
 class RelabelConfig(_Section):
@@ -130,6 +133,7 @@ class SelectConfig(_Section):
     rrf_constant: float = Field(default=0.0, ge=0, description="added to the ranks; the paper has 0, not the usual 60")
     positive: Literal["p1", "seed"] = "p1"
     negative: Literal["last", "random", "none"] = "last"
+    negatives: int = Field(default=1, ge=1, description="how many: the last so many, or so many at random")
     min_rc: float | None = Field(
         default=0.0, description="keep rows whose positive has RC log-odds above this; unset: all"
     )
@@ -381,6 +385,8 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _conflicts(self) -> "RunConfig":
+        if self.mine.model and self.mine.warmup_epochs:
+            raise ValueError("mine.model and mine.warmup_epochs exclude each other: give the trained model, or none")
         if self.generate.queries is None and self.budget is None:
             raise ValueError("generate.queries and budget are both unset: give one, so that the run has an end")
         return self

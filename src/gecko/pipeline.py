@@ -497,7 +497,7 @@ class Pipeline:
         parts = {
             "queries": self.run.finished("generate").identity,
             "passages": self.run.finished("ingest").identity,
-            "model": self.start_identity,
+            "model": self._miner_identity(),
             "settings": self.config.mine.model_dump_json(),
             "schema": schema_digest(Candidate),
             **({"training": self._warmup_settings()} if warm else {}),
@@ -505,7 +505,7 @@ class Pipeline:
         }
 
         def work(shard: Sequence[Query], _: Counts) -> list[Candidate]:
-            encoder, vectors = (self._warm, self._warm_vectors) if warm else (self.start, self.vectors)
+            encoder, vectors = (self._warm, self._warm_vectors) if warm else self._miner
             asked = encoder.queries([query.text for query in shard], [query.task for query in shard])
             return list(mine(shard, asked, self.passages, np.asarray(vectors), self.config.mine.n))
 
@@ -515,6 +515,33 @@ class Pipeline:
             check, n, name = self.config.check, self.config.mine.n, self.config.llm
             self._refusing(lambda: refuse_by_seeds(len(queries) - lost, len(queries), n, check, name))
         return manifest
+
+    def _miner_identity(self) -> str:
+        from gecko.encoder import model_identity, resolve_model
+
+        spec = self.config.mine.model
+        if not spec:
+            return self.start_identity
+        final = (self.run.path / "model").resolve()
+        if Path(resolve_model(spec)).resolve() == final:
+            raise ConfigError(
+                f"mine.model = {spec!r} is the run's own model, which the next training replaces; copy it first: "
+                f"cp -r {final} {final.parent / 'round-1'}"
+            )
+        return model_identity(spec)
+
+    @cached_property
+    def _miner(self) -> "tuple[Encoder, np.ndarray]":
+        """The model that mines, and its embeddings of the corpus."""
+        from gecko.encoder import load_encoder
+
+        spec = self.config.mine.model
+        if not spec:
+            return self.start, self.vectors
+        encoder = load_encoder(spec)
+        passages = self.run.finished("ingest").identity
+        parts = {"passages": passages, "model": self._miner_identity(), **_version("embed")}
+        return encoder, self._embedded("embed-miner", parts, lambda: encoder)
 
     def _warmup_settings(self) -> str:
         return self.config.train.model_dump_json(exclude={"formats", "checkpoint_steps", "epochs"})

@@ -94,6 +94,21 @@ def test_random_negatives_come_from_the_seed() -> None:
     assert set(first.values()) == {"a", "c", "d", "e"}  # all but the positive
 
 
+@pytest.mark.parametrize("kind", ["last", "random"])
+def test_several_negatives(kind: str) -> None:
+    labels = {"q": ranked("cbade")}
+
+    def names(count: int) -> str:
+        config = SelectConfig(min_rc=None, negative=kind, negatives=count)
+        return "".join(text.id for text in rows_of([query(seed_id="b")], labels, config)[0][0].negatives)
+
+    most = names(9)
+    assert sorted(most) == list("abde")  # all but the positive, each once
+    assert [names(count) for count in (1, 2, 3)] == [most[:1], most[:2], most[:3]]
+    if kind == "last":
+        assert most == "edab"
+
+
 def test_held_out_and_unlabelled_queries_are_dropped_and_counted() -> None:
     queries = [query("q1"), query("q2", split="heldout"), query("q3"), query("q4"), query("q5", split="heldout")]
     labels = {"q1": ranked("abc"), "q2": ranked("abc"), "q4": []}

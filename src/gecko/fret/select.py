@@ -71,10 +71,12 @@ def make_row(
     others = [label.passage_id for label in ranked if label.passage_id != positive]
     match config.negative:
         case "last":
-            negatives = others[-1:]
+            negatives = others[::-1][: config.negatives]
         case "random":
             rng = np.random.default_rng([seed, *query.id.encode()])
-            negatives = [others[int(rng.integers(len(others)))]] if others else []
+            left = list(others)
+            # One after the other, so that more of them begin with fewer.
+            negatives = [left.pop(int(rng.integers(len(left)))) for _ in range(min(config.negatives, len(others)))]
         case "none":
             negatives = []
         case _:
