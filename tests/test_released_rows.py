@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from huggingface_hub import DatasetCard, HfApi, ModelCard
 from sentence_transformers import SentenceTransformer
 
 from gecko.config import load_config
+from gecko.encoder import load_encoder
 from gecko.errors import PublishError
+from gecko.evaluation import evaluate_retrieval, load_beir
 from gecko.fret.release import COLUMNS, FILE, load_release, released_rows, write_release
 from gecko.pipeline import Pipeline, distill
 from gecko.prompts import load_prompt
@@ -43,6 +46,11 @@ def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
             chosen = [words[(number * 7 + step * (1 + number % 5)) % len(words)] for step in range(12)]
             row = {"_id": f"p{number}", "title": chosen[0], "text": f"passage {number} about " + " ".join(chosen)}
             lines.write(json.dumps(row) + "\n")
+    questions = [{"_id": f"t{number}", "text": f"passage {number} about {words[number]}"} for number in range(12)]
+    (path.parent / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    (path.parent / "qrels").mkdir()
+    judged = "".join(f"t{number}\tp{number}\t1\n" for number in range(12))
+    (path.parent / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
     return path
 
 
@@ -73,10 +81,14 @@ def release(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
 def both(corpus: Path, tiny_model: Path, release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run with released rows."""
     folder = tmp_path_factory.mktemp("both") / "run"
-    config = settings(corpus, tiny_model, "generate.queries=16", f'select.released=["{release}"]')
-    with Run(folder, config) as run:
+    with Run(folder, with_released(corpus, tiny_model, release)) as run:
         distill(run)
     return folder
+
+
+def with_released(corpus: Path, model: Path, release: Path, *more: str):
+    test_set = f'evaluate.sets=["{corpus.parent}"]'
+    return settings(corpus, model, "generate.queries=16", f'select.released=["{release}"]', test_set, *more)
 
 
 def test_rows_of_both(both: Path, release: Path) -> None:
@@ -118,6 +130,41 @@ def test_rows_of_both(both: Path, release: Path) -> None:
 def measured() -> dict[str, object]:
     one = {"mean": 0.5, "delta": 0.1, "ci95": [0.05, 0.2]}
     return {"set": {"queries": 5, "measures": {"ndcg@10": {"start": one, "native": one}}}}
+
+
+def test_quality_by_width(both: Path, corpus: Path) -> None:
+    result = json.loads((both / "evaluate" / "results.json").read_text())
+    (found,) = result["sets"].values()
+    assert [entry["dim"] for entry in found["widths"]] == [32, 16, 8]
+    data = [load_beir(str(corpus.parent))]
+    for label, spec in (
+        ("start", json.loads((both / "config.json").read_text())["backbone"]),
+        ("native", both / "model"),
+    ):
+        assert found["widths"][0][label] == pytest.approx(found["measures"]["ndcg@10"][label]["mean"])
+        cut = evaluate_retrieval(data, {label: load_encoder(str(spec)).truncated(8)}, bm25=False)
+        assert found["widths"][2][label] == pytest.approx(cut[data[0].name].mean(label))
+    assert found["widths"][2]["native"] != found["widths"][0]["native"]
+    assert "Quality of shortened vectors" in (both / "report.html").read_text()
+    assert not list(both.glob(".evaluate*"))
+
+
+def test_gain_by_rows(both: Path, corpus: Path, tiny_model: Path, release: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(both, folder)
+    title = "by the number of training rows"
+    assert title not in (folder / "report.html").read_text()
+    with Run(folder, with_released(corpus, tiny_model, release, "generate.queries=24")) as run:
+        first = json.loads((both / "evaluate" / "results.json").read_text())["rows"]
+        second = distill(run)["rows"]
+    page = (folder / "report.html").read_text()
+    assert first < second
+    assert title in page
+    assert f"{first} rows: " in page and f"{second} rows: " in page
+    other = with_released(corpus, tiny_model, release, "generate.queries=24", "train.epochs=2")
+    with Run(folder, other, force=True) as run:
+        distill(run)
+    assert title not in (folder / "report.html").read_text()  # another recipe is not of the same curve
 
 
 def test_the_same_rows_are_not_taken_twice(corpus: Path, tiny_model: Path, tmp_path: Path, release: Path) -> None:

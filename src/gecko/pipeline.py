@@ -50,7 +50,7 @@ VERSIONS = {
     "select": 1,
     "train": 1,
     "agreement": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 
 STDLIB_QUESTIONS = "stdlib-questions"

@@ -349,12 +349,13 @@ class Run:
 
         found = [
             (folder, manifest)
-            for folder, manifest in self._archive(stage)
+            for folder, manifest in self.archived(stage)
             if fixed(manifest.parts) == fixed(parts) and manifest.shards
         ]
         return sorted(found, key=lambda entry: (-entry[1].rows, entry[0].name))
 
-    def _archive(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
+    def archived(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
+        """What a stage made under earlier fingerprints: folder and manifest."""
         for folder in sorted((self.path / "archive").glob(f"{stage}-*")):
             manifest = self._manifest(folder)
             if manifest is not None and manifest.stage == stage:
@@ -363,7 +364,7 @@ class Run:
     def made(self, stage: str, identity: str, kind: type[R]) -> list[R] | None:
         """The records of whichever output of ``stage``, current or archived, has this identity; none: there is none."""
         current = self.manifest(stage)
-        for folder, manifest in [*([(self.path / stage, current)] if current else []), *self._archive(stage)]:
+        for folder, manifest in [*([(self.path / stage, current)] if current else []), *self.archived(stage)]:
             if manifest.done and manifest.identity == identity:
                 return [row for shard in manifest.shards for row in self.read_shard(folder, shard, kind)]
         return None

@@ -1,5 +1,7 @@
 """What a run measures at its end: the trained models, the start model and BM25 on the test sets, and agreement."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,6 +10,7 @@ from gecko.evaluation.beir import RetrievalSet, load_beir
 from gecko.evaluation.builtin import STDLIB_QUESTIONS, stdlib_questions
 from gecko.evaluation.evaluate import BM25, SetScores, evaluate_retrieval
 from gecko.evaluation.metrics import bootstrap_ci
+from gecko.store import digest, read_json
 
 if TYPE_CHECKING:
     from gecko.pipeline import Pipeline
@@ -31,21 +34,38 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
     Returns:
         ``form``: the input format that was kept; ``sets``: for each test set its queries and, for each measure, the mean of
         every model (``bm25``, ``start``, each trained format) with its difference to ``start`` and the paired 95 %
-        interval; ``agreement``: the same for agreement with the teacher on held-out queries.
+        interval, and ``widths``: nDCG@10 of the start model and the kept one at each trained width; ``agreement``: the same
+        measures for agreement with the teacher on held-out queries; ``rows``: what was trained on, and ``recipe``, a hash
+        of how, so that evaluations of one recipe can be put beside each other.
     """
     from gecko.encoder import load_encoder
+    from gecko.evaluation.cache import KeptEmbeddings
 
     config = pipeline.config
     forms = config.train.formats
     chosen = pipeline.chosen_format()
     sets = [load_set(spec) for spec in config.evaluate.sets]
     result: dict[str, Any] = {"form": chosen, "formats": list(forms), "sets": {}, "agreement": None}
+    how = config.model_dump_json(include={"train", "select", "mixture", "student", "backbone", "seed"})
+    result |= {"rows": len(pipeline.training_rows), "recipe": digest(how)}
     if sets:
         models = {START: pipeline.start} | {form: load_encoder(str(pipeline.student_folder(form))) for form in forms}
         pipeline.ui.say(f"measuring {len(models)} models on {', '.join(data.name for data in sets)}")
-        scores = evaluate_retrieval(sets, models, progress=True)
+        with TemporaryDirectory(dir=pipeline.run.path, prefix=".evaluate") as kept:
+            whole = {label: KeptEmbeddings(encoder, Path(kept)) for label, encoder in models.items()}
+            scores = evaluate_retrieval(sets, whole, progress=True)
+            widths: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
+            for dim in _widths(pipeline, chosen):
+                cut = {
+                    label: KeptEmbeddings(models[label].truncated(dim), Path(kept))
+                    for label in (START, chosen)
+                    if dim <= models[label].dim
+                }
+                for name, score in evaluate_retrieval(sets, cut, bm25=False).items():
+                    widths[name].append({"dim": dim} | {label: score.mean(label) for label in cut})
         result["sets"] = {
-            name: _set(score, list(forms), config.evaluate.resamples, config.seed) for name, score in scores.items()
+            name: _set(score, list(forms), config.evaluate.resamples, config.seed) | {"widths": widths[name]}
+            for name, score in scores.items()
         }
     if pipeline.heldout:
         values = {label: np.array(row) for label, row in pipeline.agreements().items()}
@@ -57,6 +77,12 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
             },
         }
     return result
+
+
+def _widths(pipeline: "Pipeline", form: str) -> list[int]:
+    """The widths that the model was trained in, largest first; none where it was one."""
+    dims: list[int] = read_json(pipeline.run.path / f"train-{form}" / "training.json")["dims"]
+    return dims if len(dims) > 1 else []
 
 
 def _set(score: SetScores, forms: list[str], resamples: int, seed: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ stays text, in the page's font, and the two colours become the page's, so that a
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,57 @@ def gains(rows: Sequence[ResultRow]) -> Plot | None:
     alt = "; ".join(f"{row.name}, {row.label} format: {row.difference}" for row in students)
     svg = draw_svg("gain", 1.0 + 0.35 * len(students), draw)
     return Plot("Gain over the start model on each set, with its 95 % interval.", alt, svg)
+
+
+def growth(name: str, points: Sequence[tuple[int, float, float, float]]) -> Plot | None:
+    """Training rows against the gain on one set: (rows, difference, low, high), on 0–1; a plot needs two sizes."""
+    ordered = sorted(points)
+    if len({rows for rows, *_ in ordered}) < 2:
+        return None
+
+    def draw(axes: "Axes") -> None:
+        for rows, _, low, high in ordered:
+            axes.plot([rows, rows], [100 * low, 100 * high], color=ACCENT, linewidth=2)
+        axes.plot([row[0] for row in ordered], [100 * row[1] for row in ordered], color=ACCENT, marker="o", linewidth=1)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlabel("training rows")
+        axes.set_ylabel("points of nDCG@10")
+
+    alt = "; ".join(f"{rows:,} rows: {100 * delta:+.1f} points" for rows, delta, *_ in ordered)
+    caption = f"Gain on {cut(shown(name), 40)} by the number of training rows, as this run grew, with 95 % intervals."
+    return Plot(caption, alt, draw_svg("growth", 2.6, draw))
+
+
+def widths(name: str, values: Sequence[Mapping[str, float]], student: str) -> Plot | None:
+    """nDCG@10 of the start model and of the student, cut to each trained width.
+
+    Args:
+        name: of the set.
+        values: ``dim`` and, on 0–1, ``start`` and the student's label.
+        student: its label.
+    """
+    if len(values) < 2:
+        return None
+    ordered = sorted(values, key=lambda entry: entry["dim"])
+
+    def draw(axes: "Axes") -> None:
+        for label, colour, text in ((student, ACCENT, "student"), ("start", SECOND, "start model")):
+            points = [(entry["dim"], 100 * entry[label]) for entry in ordered if label in entry]
+            axes.plot([dim for dim, _ in points], [value for _, value in points], color=colour, marker="o", label=text)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([entry["dim"] for entry in ordered], [str(int(entry["dim"])) for entry in ordered])
+        axes.minorticks_off()
+        axes.set_xlabel("dimensions that are kept")
+        axes.set_ylabel("nDCG@10")
+        axes.legend(frameon=False)
+
+    alt = "; ".join(
+        f"{entry['dim']} dimensions: student {100 * entry[student]:.1f}"
+        + (f", start {100 * entry['start']:.1f}" if "start" in entry else "")
+        for entry in ordered
+    )
+    return Plot(f"Quality of shortened vectors on {cut(shown(name), 40)}.", alt, draw_svg("widths", 2.6, draw))
 
 
 def seed_ranks(places: Sequence[int]) -> Plot | None:

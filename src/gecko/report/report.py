@@ -87,6 +87,8 @@ def _content(pipeline: "Pipeline") -> dict[str, Any]:
         "sets": _sets(result) if result else [],
         "agreement": agreement_rows(result) if result else [],
         "gain_plot": _placed(plots.gains(result_rows(result))) if result else None,
+        "width_plot": _placed(_width_plot(result)) if result else None,
+        "growth_plot": _placed(_growth_plot(run, result)) if result else None,
         "check": _check(run, stages),
         "stages": stages,
         "record_stages": RECORD_STAGES,
@@ -134,6 +136,30 @@ def _sets(result: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for name, entry in result["sets"].items()
     ]
+
+
+def _width_plot(result: dict[str, Any]) -> plots.Plot | None:
+    """Of the first set that was measured in several widths."""
+    for name, entry in result["sets"].items():
+        if plot := plots.widths(name, entry.get("widths", []), result["form"]):
+            return plot
+    return None
+
+
+def _growth_plot(run: Run, result: dict[str, Any]) -> plots.Plot | None:
+    """Of the first set that was measured with several numbers of rows and the same recipe."""
+    earlier = (folder / "results.json" for folder, manifest in run.archived("evaluate") if manifest.done)
+    results = [result, *(read_json(path) for path in earlier if path.exists())]
+    same = [one for one in results if "recipe" in result and one.get("recipe") == result["recipe"]]
+    for name in result["sets"]:
+        points: dict[int, tuple[int, float, float, float]] = {}
+        for one in same:
+            if name in one["sets"]:
+                value = one["sets"][name]["measures"]["ndcg@10"][one["form"]]
+                points.setdefault(one["rows"], (one["rows"], value["delta"], *value["ci95"]))
+        if plot := plots.growth(name, list(points.values())):
+            return plot
+    return None
 
 
 def _check(run: Run, stages: dict[str, Manifest]) -> dict[str, Any]:
