@@ -215,4 +215,4 @@ def test_known_keys_are_the_keys_that_can_be_set() -> None:
         value: Any = values
         for part in key.split("."):
             value = value[part]
-        assert not isinstance(value, dict) or key in ("pretrain.tasks", "pretrain.weights")
+        assert not isinstance(value, dict) or key in ("pretrain.tasks", "pretrain.weights", "select.task_shares")

@@ -257,6 +257,30 @@ def push(
         send(pipeline, repo, "dataset" if dataset else "model", private=private, dry_run=dry_run)
 
 
+@app.command()
+def inspect(
+    run: RunArg,
+    rows: Annotated[int, typer.Option(min=1, help="Rows on the page of samples.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What the rows of a run are like: statistics, and a page of sampled rows, RUN/inspect.html."""
+    import json
+
+    from gecko.report.inspect import lines, statistics, write_samples
+
+    with _stage(run, None, False) as pipeline:
+        found = statistics(pipeline)
+        write_samples(pipeline, found, run / "inspect.html", rows)
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table("of the run", "")
+    for name, value in lines(found):
+        table.add_row(escape(name), escape(value))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print(run / "inspect.html")
+
+
 @app.command("eval")
 def evaluate_model(
     model: Annotated[str, typer.Argument(help="A folder, hf:NAME or minilm.")],

@@ -137,6 +137,34 @@ class SelectConfig(_Section):
     min_rc: float | None = Field(
         default=0.0, description="keep rows whose positive has RC log-odds above this; unset: all"
     )
+    max_copied: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="drop a query of which more than this share is word triples of its passage",
+    )
+    max_title: float | None = Field(
+        default=None, ge=0, le=1, description="drop a query that has more than this share of the title's words"
+    )
+    near_jaccard: float | None = Field(
+        default=None, gt=0, le=1, description="drop a query whose words are this similar to an earlier one's"
+    )
+    near_cosine: float | None = Field(
+        default=None, gt=0, le=1, description="drop a query that is this near to an earlier one for the start model"
+    )
+    flawed_weight: float = Field(
+        default=0.0, ge=0, lt=1, description="the weight of what the four above would drop; 0: it is dropped"
+    )
+    task_shares: dict[str, float] = Field(
+        default={}, description='of kinds of task keep this share: {"question" = 0.5}; the others are kept'
+    )
+
+    @field_validator("task_shares")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        if wrong := [f"{name} = {share}" for name, share in value.items() if not 0 <= share <= 1]:
+            raise ValueError(f"{wrong[0]} is no share; write a number from 0 to 1")
+        return value
 
 
 class LossConfig(_Section):

@@ -128,12 +128,12 @@ class Pipeline:
         return self._embedded("embed", parts, lambda: self.start)
 
     def _embedded(self, stage: str, parts: dict[str, str], encoder: "Callable[[], Encoder]") -> np.ndarray:
-        def make(path: Path) -> None:
-            self.ui.say(f"embedding {len(self.passages):,} passages")
-            with path.open("wb") as handle:
-                np.save(handle, encoder().passages(self.passages, progress=True))
+        from gecko.encoder.corpus_vectors import FILE, write_vectors
 
-        vectors: np.ndarray = np.load(self.run.artifact(stage, parts, "passages.npy", make), mmap_mode="r")
+        def make(path: Path) -> None:
+            write_vectors(self.run, stage, parts, path, encoder, self.ui.say)
+
+        vectors: np.ndarray = np.load(self.run.artifact(stage, parts, FILE, make), mmap_mode="r")
         return vectors
 
     @cached_property
@@ -722,9 +722,12 @@ class Pipeline:
             **_version("select"),
         }
 
+        def embed(chosen: Sequence[Query]) -> np.ndarray:
+            return self.start.queries([query.text for query in chosen], [query.task for query in chosen])
+
         def work(_: int, counts: Counts) -> list[Example]:
             config, seed = self.config.select, self.config.seed
-            rows = list(select(self.queries, self.labels, self.by_id, config, seed, counts))
+            rows = list(select(self.queries, self.labels, self.by_id, config, seed, counts, embed))
             for released in self.released:
                 counts.drops.update(released.counts.drops)
                 counts.notes.update(released.counts.notes)

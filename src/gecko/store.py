@@ -24,6 +24,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -44,6 +45,7 @@ LAYOUT = 1
 EXAMPLES = 3  # of a reason for drops, a shard
 EXAMPLE_CHARS = 240
 CARD = "README.md"
+_ASIDE = re.compile(r"\..+\.\d+")  # the names that write_bytes uses until a file is whole
 R = TypeVar("R")
 Item = TypeVar("Item")
 
@@ -245,10 +247,17 @@ class Run:
         except Timeout:
             raise RunError(f"another process works in {path}; wait for it to end, or use another folder") from None
         try:
+            self._sweep()
             self.config = self._settle(config, force)
         except BaseException:
             self._lock.release()
             raise
+
+    def _sweep(self) -> None:
+        """Remove what killed writes left: nobody else can be writing, since the lock is held."""
+        for path in [*self.path.glob(".*"), *self.path.glob("*/.*")]:
+            if _ASIDE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink()
 
     def _settle(self, config: RunConfig | None, force: bool) -> RunConfig:
         file = self.path / "config.json"

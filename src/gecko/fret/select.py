@@ -1,14 +1,20 @@
-"""Step 4 of FRet: the better positive ``p+ = argmax R`` and a hard negative, from scores that are already paid for."""
+"""Step 4 of FRet: the better positive ``p+ = argmax R`` and a hard negative, from scores that are already paid for.
 
-from collections.abc import Iterator, Mapping, Sequence
+Queries that teach little (copies of their passage, give-aways of its title, near duplicates, more of a kind of task than
+is wanted) are dropped or count less, each by a setting of its own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import assert_never
 
 import numpy as np
 
 from gecko.config import SelectConfig
 from gecko.fret.fuse import Label, fuse
+from gecko.fret.quality import copied, kind, leaked, near_by_vectors, near_by_words
 from gecko.records import Candidate, Example, Passage, Query, Score, Text
-from gecko.store import Counts
+from gecko.store import Counts, digest
 
 DATASET = "fret"
 ROWS_FROM = "rows from "  # before a release's name, in what select counts
@@ -40,12 +46,89 @@ def select(
     config: SelectConfig,
     seed: int,
     counts: Counts,
+    embed: Callable[[Sequence[Query]], np.ndarray] | None = None,
 ) -> Iterator[Example]:
     """One training row a query, in the order of ``queries``.
 
     A row whose positive the teacher does not find relevant (``config.min_rc``) is dropped and counted, as is a held-out
-    query and one without labels.
+    query and one without labels; then those that fail the settings on quality.
+
+    Args:
+        queries: all that were generated.
+        labels: their candidates in fused order.
+        passages: the corpus by id.
+        config: what is selected.
+        seed: of the run.
+        counts: gets drops and notes.
+        embed: unit vectors of queries, for ``config.near_cosine``.
     """
+    rows = [
+        (query, row)
+        for query, row in _rows(queries, labels, passages, config, seed, counts)
+        if _is_kept(query, config, seed, counts)
+    ]
+    flaws = _flaws([query for query, _ in rows], passages, config, embed)
+    for (query, row), flaw in zip(rows, flaws, strict=True):
+        if flaw and config.flawed_weight == 0:
+            counts.drop(flaw[0], flaw[1])
+            continue
+        if flaw:
+            counts.notes[f"counts {config.flawed_weight:g}: {flaw[0]}"] += 1
+        counts.notes["positive is not the seed"] += row.positive.id != query.seed_id
+        yield replace(row, weight=row.weight * config.flawed_weight) if flaw else row
+
+
+def _is_kept(query: Query, config: SelectConfig, seed: int, counts: Counts) -> bool:
+    """Whether the query is in the share that is wanted of its kind of task; decided by its id, for good."""
+    found = kind(query.task)
+    share = config.task_shares.get(found, 1.0)
+    if share < 1 and int(digest(str(seed), query.id)[:8], 16) >= share * 2**32:
+        counts.drop(f"kind of task: {found}", query.text)
+        return False
+    return True
+
+
+def _flaws(
+    queries: Sequence[Query],
+    passages: Mapping[str, Passage],
+    config: SelectConfig,
+    embed: Callable[[Sequence[Query]], np.ndarray] | None,
+) -> list[tuple[str, str] | None]:
+    """What is wrong with each query, and how that shows. A near duplicate is one of a query that nothing is wrong with."""
+    found: list[tuple[str, str] | None] = []
+    for query in queries:
+        passage = passages[query.seed_id]
+        if config.max_copied is not None and copied(query.text, passage.content) > config.max_copied:
+            found.append(("copies its passage", f"{query.text} ← {passage.text}"))
+        elif config.max_title is not None and leaked(query.text, passage.title) > config.max_title:
+            found.append(("gives away the title", f"{query.text} ← {passage.title}"))
+        else:
+            found.append(None)
+
+    def mark(reason: str, near: Callable[[list[Query]], list[int | None]]) -> None:
+        places = [place for place, flaw in enumerate(found) if flaw is None]
+        left = [queries[place] for place in places]
+        for place, like in zip(places, near(left), strict=True):
+            if like is not None:
+                found[place] = (reason, f"{queries[place].text} ← {left[like].text}")
+
+    if (words := config.near_jaccard) is not None:
+        mark("near duplicate by words", lambda left: near_by_words([query.text for query in left], words))
+    if (cosine := config.near_cosine) is not None:
+        if embed is None:
+            raise ValueError("select.near_cosine needs the vectors of the queries")
+        mark("near duplicate by meaning", lambda left: near_by_vectors(embed(left), cosine) if left else [])
+    return found
+
+
+def _rows(
+    queries: Sequence[Query],
+    labels: dict[str, list[Label]],
+    passages: Mapping[str, Passage],
+    config: SelectConfig,
+    seed: int,
+    counts: Counts,
+) -> Iterator[tuple[Query, Example]]:
     for query in queries:
         if query.split != "train":
             counts.drops["held out"] += 1
@@ -59,8 +142,7 @@ def select(
         if config.min_rc is not None and rc <= config.min_rc:
             counts.drops[f"positive not relevant (RC <= {config.min_rc:g})"] += 1
             continue
-        counts.notes["positive is not the seed"] += row.positive.id != query.seed_id
-        yield row
+        yield query, row
 
 
 def make_row(

@@ -7,7 +7,7 @@ outside resources, and characters that would act are written out.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,11 @@ def write_report(pipeline: "Pipeline", path: Path) -> None:
         RunError: a stage up to ``select`` is not finished, or a file is damaged.
         StorageError: the disk refuses the file.
     """
+    write_bytes(path, render("report.html.j2", _content(pipeline)).encode("utf-8"))
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """A page of this package from its template; everything in it is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -60,8 +65,7 @@ def write_report(pipeline: "Pipeline", path: Path) -> None:
         finalize=_seen,
     )
     environment.filters.update(points=points, duration=duration, cut=cut)
-    page = environment.get_template("report.html.j2").render(_content(pipeline))
-    write_bytes(path, page.encode("utf-8"))
+    return environment.get_template(template).render(content)
 
 
 def _seen(value: Any) -> Any:

@@ -1,0 +1,83 @@
+"""What makes a generated query a poor lesson: it copies its passage, gives away the title, or says what another says.
+
+All of it is measured on stored queries after the teacher was paid, so another threshold is only another ``select``.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+NGRAM = 3
+TITLE_WORDS = 2  # a title of one word is often the only name that a thing has
+QUERY_BLOCK = 512
+
+_WORD = re.compile(r"\w+")
+_KIND = re.compile(r"given\s+(?:an?\s+|the\s+|some\s+)?([^,.;:]{3,60})", re.IGNORECASE)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words, in order."""
+    return _WORD.findall(text.lower())
+
+
+def copied(query: str, passage: str) -> float:
+    """The share of the query's words that lie in word triples which the passage has, too; 0 to 1."""
+    asked, known = words(query), words(passage)
+    if len(asked) < NGRAM:
+        return 0.0
+    triples = {tuple(known[at : at + NGRAM]) for at in range(len(known) - NGRAM + 1)}
+    covered = set[int]()
+    for at in range(len(asked) - NGRAM + 1):
+        if tuple(asked[at : at + NGRAM]) in triples:
+            covered.update(range(at, at + NGRAM))
+    return len(covered) / len(asked)
+
+
+def leaked(query: str, title: str) -> float:
+    """The share of the title's words that the query has; 0 for a title of a single word."""
+    named = set(words(title.partition("(")[0]))
+    return len(named & set(words(query))) / len(named) if len(named) >= TITLE_WORDS else 0.0
+
+
+def kind(task: str) -> str:
+    """The kind of a task: ``question`` for "Given a question, find …"; ``other`` where it does not say so."""
+    match = _KIND.match(task.strip())
+    return " ".join(match[1].lower().split()[:4]) if match else "other"
+
+
+def near_by_words(texts: Sequence[str], threshold: float) -> list[int | None]:
+    """For each text the first kept one before it whose set of words has at least this Jaccard similarity; else none.
+
+    Exact: two sets that are so similar share one of their first few words when words are ordered from rare to frequent.
+    """
+    sets = [frozenset(words(text)) for text in texts]
+    frequency = Counter(word for found in sets for word in found)
+    index: dict[str, list[int]] = {}
+    result: list[int | None] = []
+    for number, found in enumerate(sets):
+        ordered = sorted(found, key=lambda word: (frequency[word], word))
+        prefix = ordered[: len(ordered) - math.ceil(threshold * len(ordered)) + 1]
+        proposed = sorted({other for word in prefix for other in index.get(word, ())})
+        like = next((o for o in proposed if len(found & sets[o]) >= threshold * len(found | sets[o])), None)
+        result.append(like)
+        if like is None:
+            for word in prefix:
+                index.setdefault(word, []).append(number)
+    return result
+
+
+def near_by_vectors(vectors: npt.NDArray[np.float32], threshold: float) -> list[int | None]:
+    """The same by cosine: for each row of (n, d) unit rows the first kept one before it that is so near; else none."""
+    result: list[int | None] = []
+    kept = np.zeros(len(vectors), dtype=bool)
+    for start in range(0, len(vectors), QUERY_BLOCK):
+        near = vectors[start : start + QUERY_BLOCK] @ vectors[: start + QUERY_BLOCK].T >= threshold
+        for row, found in enumerate(near, start=start):
+            places = np.flatnonzero(found[:row] & kept[:row])
+            result.append(int(places[0]) if len(places) else None)
+            kept[row] = not len(places)
+    return result

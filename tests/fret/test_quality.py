@@ -1,0 +1,134 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from gecko.config import SelectConfig
+from gecko.fret.fuse import Label
+from gecko.fret.quality import copied, kind, leaked, near_by_vectors, near_by_words, words
+from gecko.fret.select import select
+from gecko.records import Passage, Query
+from gecko.store import Counts
+
+
+def test_copied_words():
+    passage = "The feed roller turned but no sheet arrived at the sensor."
+    assert copied("the feed roller turned", passage) == 1.0
+    assert copied("why the feed roller turned", passage) == 4 / 5
+    assert copied("printer pulls but takes no paper", passage) == 0.0
+    assert copied("feed roller", passage) == 0.0  # too short to be a copy
+
+
+def test_title_given_away():
+    assert leaked("how to prune an apple tree", "Prune an apple tree") == 1.0
+    assert leaked("prune fruit trees", "Prune an apple tree") == 1 / 4
+    assert leaked("what is entropy", "Entropy") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("Given a question, find a passage that answers it.", "question"),
+        ("given the search query: find", "search query"),
+        ("Given what a programmer wants to do, find the function.", "what a programmer wants"),
+        ("Find something.", "other"),
+    ],
+)
+def test_kind_of_task(task, expected):
+    assert kind(task) == expected
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.75, 1.0])
+def test_near_by_words_is_the_slow_loop(threshold):
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{word}" for word in rng.integers(0, 12, rng.integers(1, 8))) for _ in range(300)]
+    slow: list[int | None] = []
+    sets = [set(words(text)) for text in texts]
+    for place, found in enumerate(sets):
+        kept = [number for number in range(place) if slow[number] is None]
+        slow.append(next((n for n in kept if len(found & sets[n]) >= threshold * len(found | sets[n])), None))
+    assert near_by_words(texts, threshold) == slow
+    assert sum(like is not None for like in slow) > 20
+    assert near_by_words([], threshold) == []
+
+
+def test_near_by_vectors_is_the_slow_loop():
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(1100, 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    slow: list[int | None] = []
+    for place, row in enumerate(vectors):
+        kept = (number for number in range(place) if slow[number] is None)
+        slow.append(next((number for number in kept if float(vectors[number] @ row) >= 0.97), None))
+    found = near_by_vectors(vectors, 0.97)
+    assert sum(one != two for one, two in zip(found, slow, strict=True)) <= 2  # rounding at the threshold
+    assert sum(like is None for like in found) > 50
+
+
+PASSAGES = {
+    "a": Passage("a", "Pruning apple trees", "Cut the dead wood first, then the crossing branches."),
+    "b": Passage("b", "Paper jam", "The roller turned but no sheet arrived."),
+}
+TEXTS = {
+    "q1": ("a", "which branches should go before others"),
+    "q2": ("a", "the dead wood first then"),
+    "q3": ("a", "when is pruning apple trees best"),
+    "q4": ("a", "which branches should go before the others"),
+    "q5": ("b", "printer takes no paper"),
+    "q6": ("b", "printer pulls no page in"),
+}
+
+
+def selected(**settings: object):
+    queries = [Query(key, "Given a question, find.", text, seed, "fake") for key, (seed, text) in TEXTS.items()]
+    labels = {
+        query.id: [Label(name, place, -1.0, 1.0, place, place, 2 / place) for place, name in ((1, "a"), (2, "b"))]
+        for query in queries
+    }
+    counts = Counts()
+    vectors = {"printer takes no paper": (1.0, 0.0), "printer pulls no page in": (0.99, 0.141)}
+
+    def embed(asked):
+        return np.array([vectors.get(query.text, (0.0, (-1.0) ** place)) for place, query in enumerate(asked)], "f4")
+
+    rows = list(select(queries, labels, PASSAGES, SelectConfig(min_rc=None, **settings), 0, counts, embed))
+    return {row.query_id: row.weight for row in rows}, counts
+
+
+def test_nothing_is_dropped_unless_asked_for():
+    assert selected()[0] == dict.fromkeys(TEXTS, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dropped", "reason"),
+    [
+        ({"max_copied": 0.8}, {"q2"}, "copies its passage"),
+        ({"max_title": 0.9}, {"q3"}, "gives away the title"),
+        ({"near_jaccard": 0.8}, {"q4"}, "near duplicate by words"),
+        ({"task_shares": {"question": 0.0}}, set(TEXTS), "kind of task: question"),
+    ],
+)
+def test_each_flaw_is_dropped_by_its_setting(settings, dropped, reason):
+    kept, counts = selected(**settings)
+    assert set(TEXTS) - set(kept) == dropped
+    assert counts.drops == {reason: len(dropped)}
+    assert counts.examples[reason]
+
+
+def test_near_by_meaning():
+    kept, counts = selected(near_cosine=0.98)
+    assert "q5" in kept and "q6" not in kept
+    assert set(counts.drops) == {"near duplicate by meaning"}
+
+
+def test_flawed_rows_can_count_less():
+    kept, counts = selected(max_copied=0.8, near_jaccard=0.8, flawed_weight=0.25)
+    assert kept == dict.fromkeys(TEXTS, 1.0) | {"q2": 0.25, "q4": 0.25}
+    assert not counts.drops
+    assert counts.notes["counts 0.25: copies its passage"] == 1
+
+
+def test_a_share_of_a_kind_is_nested():
+    kept = [set(selected(task_shares={"question": share})[0]) for share in (0.2, 0.5, 0.8, 1.0)]
+    assert all(one <= two for one, two in itertools.pairwise(kept))
+    assert kept[-1] == set(TEXTS)
