@@ -244,8 +244,24 @@ class TrainConfig(_Section):
         description="compute in bfloat16, the weights stay float32; unset: where the machine is fast at it",
     )
     checkpoint_steps: int = Field(default=25, ge=1)
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="stop after so many measurements without a better held-out loss, and keep the best; unset: never",
+    )
+    heldout: float = Field(
+        default=0.1, gt=0, le=0.5, description="share of FRet's rows that `patience` measures, and no row trains on"
+    )
+    measure_steps: int = Field(
+        default=25, ge=1, description="from one measurement to the next; also for checkpoints then"
+    )
+    tensorboard: bool = Field(default=False, description="write TensorBoard logs beside the checkpoints")
     backbone: BackboneConfig = BackboneConfig()
     loss: LossConfig = LossConfig()
+
+
+# Settings of a training that do not change its result for one input format.
+WITHOUT_EFFECT = {"formats", "checkpoint_steps", "tensorboard"}
 
 
 class PairLossConfig(LossConfig):

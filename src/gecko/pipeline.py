@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko.config import FRET, MixtureConfig, parse_budget
+from gecko.config import FRET, WITHOUT_EFFECT, MixtureConfig, parse_budget
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
 from gecko.fret.seeds import CONTROL_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
@@ -544,7 +544,7 @@ class Pipeline:
         return encoder, self._embedded("embed-miner", parts, lambda: encoder)
 
     def _warmup_settings(self) -> str:
-        return self.config.train.model_dump_json(exclude={"formats", "checkpoint_steps", "epochs"})
+        return self.config.train.model_dump_json(exclude=WITHOUT_EFFECT | {"epochs"})
 
     @cached_property
     def _warm(self) -> "Encoder":
@@ -566,7 +566,7 @@ class Pipeline:
         parts = {
             "queries": self.run.finished("generate").identity,
             "start model": self.start_identity,
-            "settings": settings.model_dump_json(exclude={"formats", "checkpoint_steps"}),
+            "settings": settings.model_dump_json(exclude=WITHOUT_EFFECT),
             "seed": str(self.config.seed),
             **_version("warmup"),
         }
@@ -830,7 +830,7 @@ class Pipeline:
             "rows": self.run.finished("select").identity,
             "start model": model_identity(spec) if self.config.student else self.start_identity,
             **self._mixture_parts(),
-            "settings": settings.model_dump_json(exclude={"formats", "checkpoint_steps"}),
+            "settings": settings.model_dump_json(exclude=WITHOUT_EFFECT),
             "format": form,
             "seed": str(self.config.seed),
             **_version("train"),

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gecko.config import WITHOUT_EFFECT
 from gecko.errors import RunError
 from gecko.progress import Silent, Ui
 from gecko.store import Run, digest, publish, write_json
@@ -42,7 +43,7 @@ def pretrain(run: Run, ui: Ui | None = None) -> Path:
     parts = {
         "pairs": digest(*(text for name, source in sources.items() for text in (name, source_identity(name, source)))),
         "start model": model_identity(run.config.backbone),
-        "settings": config.model_dump_json(exclude={"sources", "checkpoint_steps"}),
+        "settings": config.model_dump_json(exclude=(WITHOUT_EFFECT - {"formats"}) | {"sources"}),
         "seed": str(run.config.seed),
         "version": str(VERSION),
     }

@@ -428,7 +428,8 @@ def _sts(config: StsSet, rows: Rows, rng: np.random.Generator, drops: Drops) -> 
             f"set {config.name!r}: the highest of {count} scores is {highest:g}, and scale = {config.scale:g}; "
             "give the set its scale"
         )
-    drops["unlike pair, used as a negative at most"] += sum(map(len, unlike.values())) // 2
+    if unlike:
+        drops["unlike pair, used as a negative at most"] += sum(map(len, unlike.values())) // 2
     for number, (one, other) in enumerate(similar, start=1):
         negatives = _drawn([Text("", "", text) for text in unlike.get(one, ())], config.negatives, rng)
         yield _example(config, str(number), one, Text("", "", other), negatives, symmetric=True)
@@ -463,7 +464,8 @@ def _classification(config: ClassificationSet, rows: Rows, rng: np.random.Genera
                 disputed.add(text)
         else:
             label_of[text] = str(label)
-    drops["text with two labels"] += len(disputed)
+    if disputed:
+        drops["text with two labels"] += len(disputed)
     members: dict[str, list[str]] = {}
     for text, label in label_of.items():
         if text not in disputed:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gecko.config import TrainConfig
@@ -29,6 +29,7 @@ class TrainReport:
         losses: (step, mean loss since the entry before), in order.
         dims: trained widths, the full one first.
         form: the input format of the rows, and so of the model.
+        heldout: (step, loss of the held-out rows), in order; empty unless some were held out.
     """
 
     rows: int
@@ -37,6 +38,7 @@ class TrainReport:
     losses: list[tuple[int, float]]
     dims: list[int]
     form: InputFormat
+    heldout: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

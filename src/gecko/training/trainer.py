@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from transformers import PrinterCallback, TrainerCallback
+from torch.utils.data import BatchSampler
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from gecko.config import LossConfig, TrainConfig
+from gecko.config import WITHOUT_EFFECT, LossConfig, TrainConfig
 from gecko.device import best_device, has_fast_bfloat16
 from gecko.encoder import load_encoder, save_model
 from gecko.encoder.build import add_lora, load_backbone, merge_lora, trained_weights
@@ -41,6 +42,7 @@ from gecko.store import digest, file_sha256, read_json, write_json
 from gecko.training.batches import Sampling, SetBatches
 from gecko.training.collate import CALL_TOKENS, CALL_TOKENS_ELSEWHERE, Collator
 from gecko.training.devices import Job, TrainReport, on_devices
+from gecko.training.heldout import hold_out
 from gecko.training.loss import ABSENT, FIXED_COLUMNS, GeckoLoss, RowIds
 from gecko.training.rows import to_dataset
 
@@ -104,7 +106,7 @@ def train(
             "rows": _rows_digest(rows),
             "format": form,
             "seed": str(seed),
-            "settings": config.model_dump_json(exclude={"formats", "checkpoint_steps"}),
+            "settings": config.model_dump_json(exclude=WITHOUT_EFFECT),
             "widths": str(dims),
             **({"sampling": repr(sampling), "sets": digest(*(row.dataset for row in examples))} if sampling else {}),
         }
@@ -112,7 +114,9 @@ def train(
             say(
                 f"{config.accumulate} batches a step; that adds no negatives: a row sees those of its {config.batch} rows"
             )
-        batches = _batches(examples, rows, config, sampling, seed)
+        kept, held = _parts(examples, config, seed)
+        trained = rows.select(kept) if held else rows
+        batches = _batches([examples[place] for place in kept], trained, config, sampling, seed)
         args = _arguments(config, len(batches) // batches.processes, seed, checkpoints)
         checkpoint = _last_checkpoint(checkpoints, parts, say) if first else None
         args.distributed_state.wait_for_everyone()
@@ -125,7 +129,8 @@ def train(
         trainer = _Trainer(
             model=model,
             args=args,
-            train_dataset=rows,
+            train_dataset=trained,
+            eval_dataset=rows.select(held) if held else None,
             data_collator=_collator(model, config),
             loss=GeckoLoss(
                 model,
@@ -139,6 +144,10 @@ def train(
         trainer.prepare(batches, config, [example.dataset for example in examples], sample, alike_before)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Epochs(batches))
+        if config.patience is not None:
+            trainer.add_callback(_Patience(config.patience))
+        if config.tensorboard and first:
+            trainer.add_callback(_tensorboard(checkpoints.parent / "tensorboard"))
         with _Bar(shown=first) as bar:
             trainer.add_callback(bar)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -151,14 +160,43 @@ def train(
             save_model(model, folder, form, dims)
             _refuse_changed(model, folder, sample)
         args.distributed_state.wait_for_everyone()
+    measured = [(int(entry["step"]), entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry]
+    if measured:
+        step, best = min(measured, key=lambda entry: (entry[1], entry[0]))
+        say(f"kept the model after step {step} of {trainer.state.global_step}: held-out loss {best:.4f}")
     return TrainReport(
-        rows=len(rows),
+        rows=len(trained),
         steps=trainer.state.global_step,
         seconds=time.perf_counter() - began,
         losses=[(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
         dims=dims,
         form=form,
+        heldout=measured,
     )
+
+
+def _parts(examples: Sequence[Example], config: TrainConfig, seed: int) -> tuple[list[int], list[int]]:
+    """Places of the rows to train on, and of those that only tell when to stop."""
+    if config.patience is None:
+        return list(range(len(examples))), []
+    if config.devices > 1:
+        raise TrainingError(
+            f"train.patience = {config.patience} and train.devices = {config.devices}: held-out rows are measured on one "
+            "device only; unset one of the two"
+        )
+    return hold_out(examples, config.heldout, seed)
+
+
+def _tensorboard(folder: Path) -> TrainerCallback:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError(
+            f"train.tensorboard needs the package tensorboard ({error}); install it with: pip install tensorboard"
+        ) from error
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))  # type: ignore[no-untyped-call]
 
 
 def _load(start: str, config: TrainConfig, seed: int, say: Callable[[str], None]) -> SentenceTransformer:
@@ -237,7 +275,15 @@ def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -
         ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
         seed=seed,
         save_strategy="steps",
-        save_steps=config.checkpoint_steps,
+        save_steps=config.checkpoint_steps if config.patience is None else config.measure_steps,
+        eval_strategy="no" if config.patience is None else "steps",
+        eval_steps=config.measure_steps,
+        per_device_eval_batch_size=config.batch,
+        prediction_loss_only=True,
+        load_best_model_at_end=config.patience is not None,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=config.patience is not None,
         save_total_limit=2,  # while the newest is being written, the one before must stand
         logging_strategy="steps",
         logging_steps=-(-steps // LOGGED),
@@ -302,7 +348,12 @@ class _Trainer(SentenceTransformerTrainer):
         self.sample = sample
         self.alike = alike
 
-    def get_batch_sampler(self, *args: Any, **kwargs: Any) -> Any:
+    def get_batch_sampler(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        held: Any = self.eval_dataset
+        if (
+            held is not None and dataset is held
+        ):  # always the same batches, so that one measurement compares with the next
+            return BatchSampler(range(len(held)), self.config.batch, drop_last=False)
         return _Shares(self.batches) if self.batches.processes > 1 else self.batches
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -361,6 +412,9 @@ class _Trainer(SentenceTransformerTrainer):
         else:
             super()._load_from_checkpoint(checkpoint_path)
 
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))  # the stock one only logs that it failed
+
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No card is made from here, so nothing is collected for one, least of all over the network."""
 
@@ -394,6 +448,15 @@ class _Shares:
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
+
+
+class _Patience(EarlyStoppingCallback):
+    """Stops when the held-out loss has not fallen for so many measurements; that a resumed training has ended, too."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
 
 
 class _Epochs(TrainerCallback):
