@@ -565,6 +565,7 @@ def serve(
     corpus: Annotated[
         list[str] | None, typer.Option(help="Passages for the page to rank: a file, a folder or `stdlib`.")
     ] = None,
+    precision: PrecisionOption = "auto",
     api_keys: Annotated[Path | None, typer.Option(help="A file of hashed API keys; also: GECKO_API_KEYS.")] = None,
     new_key: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Make an API key, show it, add its hash to the file, and stop.")
@@ -584,6 +585,10 @@ def serve(
         return
     if model is None:
         raise ConfigError("no model; give a folder, hf:NAME or minilm")
+    from typing import get_args
+
+    from gecko.encoder.engine import Precision
+
     try:
         from gecko.serving.app import Service
         from gecko.serving.models import load_models
@@ -602,7 +607,7 @@ def serve(
         from gecko.store import Counts
 
         passages = list(read_corpus(CorpusConfig(sources=corpus), Counts()))
-    models = load_models(model, start, name)
+    models = load_models(model, start, name, _one_of("--precision", precision, get_args(Precision)))
     search = embed_corpus(models, passages, ui) if passages else None
     run(Service(models, config, keys, search), listener, ui.say, log_requests=log_requests)
 

@@ -76,6 +76,7 @@ def test_google_vectors_are_the_offline_ones(live: Live, tiny: Embedder) -> None
     assert close(values, tiny.embed(TEXTS[0], task="RETRIEVAL_DOCUMENT", title="cat", dim=5))
     snake = content(TEXTS[0], task_type="RETRIEVAL_DOCUMENT", title="cat", output_dimensionality=5)
     assert live.ask(SINGLE, snake).json["embedding"]["values"] == values
+    assert live.ask(SINGLE.replace("v1beta", "v1"), snake).json["embedding"]["values"] == values
 
 
 def test_google_batch_keeps_the_order_of_mixed_tasks(live: Live, tiny: Embedder) -> None:

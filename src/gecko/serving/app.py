@@ -245,8 +245,8 @@ def create_app(service: Service) -> FastAPI:
         message = what.get(error.status_code, str(error.detail))
         return error_response(request.url.path, RequestError(error.status_code, message, headers=error.headers))
 
+    _add_google(app, service)  # first: GET /v1/models/{model} fits its paths, too
     _add_openai(app, service)
-    _add_google(app, service)
     _add_health(app, service)
     _add_page(app, service)
     document = openapi(app.routes, service.config, {name: model.dim for name, model in service.models.items()})
@@ -315,6 +315,7 @@ def _add_google(app: FastAPI, service: Service) -> None:
         service.check_texts([text], f"{place}content")
         return text, task, body.title
 
+    @app.post("/v1/models/{model}:embedContent", tags=["Google"])
     @app.post("/v1beta/models/{model}:embedContent", tags=["Google"])
     async def embed_content(request: Request, model: str) -> Response:
         """Embed one text, as Google's API does."""
@@ -324,6 +325,7 @@ def _add_google(app: FastAPI, service: Service) -> None:
         vectors, _ = await service.embed(model, [text], task, None if title is None else [title])
         return _answer(_json({"embedding": {"values": shorten(vectors, _dim(service, model, body))[0]}}))
 
+    @app.post("/v1/models/{model}:batchEmbedContents", tags=["Google"])
     @app.post("/v1beta/models/{model}:batchEmbedContents", tags=["Google"])
     async def batch_embed_contents(request: Request, model: str) -> Response:
         """Embed several texts, as Google's API does."""

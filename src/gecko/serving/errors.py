@@ -42,9 +42,9 @@ class RequestError(Exception):
 
 
 def error_response(path: str, error: RequestError) -> Response:
-    """The error in Google's form under ``/v1beta/``, in OpenAI's elsewhere."""
+    """The error in Google's form on Google's paths, in OpenAI's elsewhere."""
     body: dict[str, Any]
-    if path.startswith("/v1beta/"):
+    if path.startswith("/v1beta/") or path.endswith((":embedContent", ":batchEmbedContents")):
         status = _GOOGLE_STATUSES.get(error.status, "UNKNOWN")
         body = {"error": {"code": error.status, "message": error.message, "status": status}}
     else:

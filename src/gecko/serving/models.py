@@ -4,16 +4,18 @@ import re
 from pathlib import PurePath
 
 from gecko.encoder import Embedder, load
+from gecko.encoder.engine import Precision
 from gecko.errors import ConfigError
 
 
-def load_models(model: str, start: str | None, name: str | None) -> dict[str, Embedder]:
+def load_models(model: str, start: str | None, name: str | None, precision: Precision = "auto") -> dict[str, Embedder]:
     """Load what is served; the start model first, as the page shows it.
 
     Args:
         model: SPEC of the model.
         start: SPEC of a second one to hold it against; none: no such.
         name: the first one's name in requests; none: from its SPEC.
+        precision: of both.
 
     Raises:
         ConfigError: a model cannot be loaded, or a name does not fit into a URL.
@@ -22,8 +24,8 @@ def load_models(model: str, start: str | None, name: str | None) -> dict[str, Em
     second = _checked(spec_name(start)) if start is not None else ""
     if second == called:
         second += "-start"
-    models = {second: load(start)} if start is not None else {}
-    return models | {called: load(model)}
+    models = {second: load(start, precision=precision)} if start is not None else {}
+    return models | {called: load(model, precision=precision)}
 
 
 def spec_name(spec: str) -> str:

@@ -180,16 +180,16 @@ RESPONSES = {
 }
 
 # Path: schema of the request, of the answer (none: plain text), and of an error.
+_SINGLE = ("EmbedContentRequest", "EmbedContentResponse", "GoogleError")
+_BATCH = ("BatchEmbedContentsRequest", "BatchEmbedContentsResponse", "GoogleError")
 BODIES: dict[str, tuple[str | None, str | None, str]] = {
     "/v1/embeddings": ("EmbeddingsRequest", "Embeddings", "Error"),
     "/v1/models": (None, "Models", "Error"),
     "/v1/models/{model}": (None, "Model", "Error"),
-    "/v1beta/models/{model}:embedContent": ("EmbedContentRequest", "EmbedContentResponse", "GoogleError"),
-    "/v1beta/models/{model}:batchEmbedContents": (
-        "BatchEmbedContentsRequest",
-        "BatchEmbedContentsResponse",
-        "GoogleError",
-    ),
+    "/v1/models/{model}:embedContent": _SINGLE,
+    "/v1beta/models/{model}:embedContent": _SINGLE,
+    "/v1/models/{model}:batchEmbedContents": _BATCH,
+    "/v1beta/models/{model}:batchEmbedContents": _BATCH,
     "/healthz": (None, "Status", "Error"),
     "/readyz": (None, "Status", "Error"),
     "/metrics": (None, None, "Error"),

@@ -161,6 +161,7 @@ def serve(service: Service, listener: socket.socket, say: Callable[[str], None],
         log_requests: log a line a request: method, route, status, time.
     """
     sys.setswitchinterval(_SWITCH)
+    logging.basicConfig(format="%(asctime)s %(message)s")  # does nothing where the program has set up its own
     host, port = listener.getsockname()[:2]
     server = Server(service, log_requests=log_requests)
     say(f"http://{f'[{host}]' if ':' in host else host}:{port}   models: {', '.join(service.models)}")
