@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each cell")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--port", type=int, default=8199)
-    parser.add_argument("--quick", action="store_true", help="two seconds a cell")
+    parser.add_argument("--quick", action="store_true", help="two seconds a cell, few texts")
     options = parser.parse_args()
     seconds = 2.0 if options.quick else options.seconds
 
@@ -248,7 +248,7 @@ def main() -> None:
 
     model = Path(resolve_model(options.model)).resolve()
     passages = list(read_source("stdlib"))
-    texts = [passage.text[:2000] for passage in random.Random(0).sample(passages, min(500, len(passages)))]
+    texts = [passage.text[:2000] for passage in random.Random(0).sample(passages, 40 if options.quick else 500)]
     requests = [request(text) for text in texts]
     embedder = load(str(model), precision="float32")
     offline = embedder.embed(texts[:32], task="RETRIEVAL_QUERY")

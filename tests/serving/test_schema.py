@@ -21,7 +21,7 @@ def test_schemathesis_finds_nothing(start_server: StartServer, tiny: Embedder, t
         [
             *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
             *("run", f"{live.url}/openapi.json", "--phases", "coverage,fuzzing", "--max-examples", "8"),
-            *("--seed", "1", "--no-color", "--generation-database", "none"),
+            *("--seed", "1", "--no-color", "--generation-database", "none", "--request-timeout", "60"),
         ],
         capture_output=True,
         text=True,
