@@ -102,3 +102,13 @@ def test_a_teacher_without_likelihood(tmp_path: Path, words: list[str], tiny_mod
     with Run(tmp_path / "run", only) as run:
         assert len(rows_of(Pipeline(run))) > 3
         assert {score.ql_tokens for score in all_scores(run)} == {0}
+
+
+def test_the_estimate_names_each_stage_and_pays_for_none(tmp_path: Path, words: list[str], tiny_model: Path) -> None:
+    with Run(tmp_path / "run", settings(tmp_path, words, tiny_model, 'relabel.teachers=["second"]')) as run:
+        text = Pipeline(run).estimate()
+        assert run.manifest("generate") is None and run.manifest("relabel") is None
+    lines = {line.partition(":")[0]: line for line in text.splitlines()}
+    assert [name for name in lines if name.isalpha()] == ["generate", "mine", "relabel", "train", "evaluate"]
+    assert "30 passages" in text and "by each of 1 further teachers" in lines["relabel"]
+    assert Second.asked == 0

@@ -43,7 +43,9 @@ Budget = Annotated[str | None, typer.Option(help="Teacher time or tokens: 20m, 2
 Force = Annotated[
     bool, typer.Option("--force", help="Go on with a refused teacher, or in a folder made with other settings.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Read the corpus, say what the run would cost, and stop.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Read and embed the corpus, say what each stage would cost, and stop.")
+]
 Evals = Annotated[list[str] | None, typer.Option("--eval", help="A BEIR folder (DIR or DIR@SPLIT) to measure on.")]
 
 

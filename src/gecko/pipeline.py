@@ -57,6 +57,7 @@ STDLIB_QUESTIONS = "stdlib-questions"
 QUERIES_A_SHARD = 512
 MOST_SEEDS = 50_000  # considered for a budget; more than any single machine has time for
 LEAST_QUERIES = 4
+ESTIMATE_SAMPLE = 64  # passages whose embedding is timed
 
 
 @dataclass(frozen=True)
@@ -403,7 +404,9 @@ class Pipeline:
         return read_speed, write_speed, time.perf_counter() - began
 
     def estimate(self) -> str:
-        """What the run would cost, stage by stage, in words; reads the corpus and measures the teacher."""
+        """What the run would cost, stage by stage, in words; embeds the corpus and measures teacher and start model."""
+        from gecko.evaluation.result import load_set
+
         self.ingest()
         plan = self._new_plan()
         cost, queries = plan.expected, sum(map(len, plan.blocks))
@@ -411,12 +414,27 @@ class Pipeline:
         if not read_speed:
             read_speed, write_speed, _ = self._measure()
         writing = cost.generate_read / read_speed + cost.written / write_speed
-        judging = (cost.read - cost.generate_read) / read_speed
-        return (
-            f"{len(self.passages):,} passages, {queries:,} queries, {self.config.mine.n} candidates each\n"
-            f"generate: {cost.generate_read:,} tokens read, {cost.written:,} written, about {writing / 60:.1f} minutes\n"
-            f"relabel:  {cost.read - cost.generate_read:,} tokens read, about {judging / 60:.1f} minutes\n"
-            f"(measured: {read_speed:.0f} tokens/s read, {write_speed:.0f} written)"
+        judged = cost.read - cost.generate_read
+        further = len(self.config.relabel.teachers)
+        self.start.passages(self.passages[:1])  # loaded and warm
+        began = time.perf_counter()
+        self.start.passages(self.passages[:ESTIMATE_SAMPLE])
+        text = (time.perf_counter() - began) / min(len(self.passages), ESTIMATE_SAMPLE)
+        # A step forwards and backwards takes about three times an encoding; a row has a query and two passages.
+        forms, epochs = len(self.config.train.formats), self.config.train.epochs
+        training = 3 * 2.5 * text * queries * epochs * forms
+        tested = sum(len(load_set(spec).passages) for spec in self.config.evaluate.sets)
+        return "\n".join(
+            [
+                f"{len(self.passages):,} passages, {queries:,} queries, {self.config.mine.n} candidates each",
+                f"generate: {cost.generate_read:,} tokens read, {cost.written:,} written, about {writing / 60:.1f} minutes",
+                f"mine:     about {text * queries / 60:.1f} minutes; the passages are embedded",
+                f"relabel:  {judged:,} tokens read, about {judged / read_speed / 60:.1f} minutes"
+                + (f"; as many tokens by each of {further} further teachers" if further else ""),
+                f"train:    roughly {training / 60:.1f} minutes ({epochs} epochs, {forms} formats)",
+                f"evaluate: roughly {text * tested * (1 + forms) / 60:.1f} minutes for {tested:,} passages",
+                f"(measured: {read_speed:.0f} tokens/s read, {write_speed:.0f} written, {1 / text:.0f} passages/s embedded)",
+            ]
         )
 
     def generate(self) -> Manifest:
