@@ -523,6 +523,7 @@ def ablate(
 
     from gecko.errors import ConfigError
     from gecko.evaluation.ablate import Ablation, Options
+    from gecko.pipeline import Pipeline
     from gecko.report.ablation import cell_rows, dim_rows, dims_plot, markdown, plot, reranker_rows
     from gecko.report.text import duration
     from gecko.store import write_bytes, write_json
@@ -532,7 +533,7 @@ def ablate(
     ui = Terminal()
     with Run(run, say=ui.say) as held:
         options = Options(tuple(cells or ()), seeds, epochs, tuple(evals or ()), form)  # type: ignore[arg-type]
-        ablation = Ablation(held, options, ui)
+        ablation = Ablation(held, options, ui, Pipeline(held).released)
         left = ablation.estimate()
         ui.say(f"{left.trainings} trainings to do, about {duration(left.seconds)}; {left.kept} are there already")
         if dry_run:

@@ -13,8 +13,9 @@ from gecko.errors import ConfigError, RunError
 from gecko.evaluation import ablate
 from gecko.evaluation.ablate import AGREEMENT, Ablation, Cell, Options, all_cells, drawn, first_candidates
 from gecko.fret.mine import mine
+from gecko.fret.release import Released
 from gecko.pipeline import Pipeline
-from gecko.records import Example, Passage, Query, Text
+from gecko.records import Candidate, Example, Passage, Query, Text
 from gecko.report.ablation import cell_rows, dim_rows, dims_plot, markdown, plot, reranker_rows
 from gecko.store import Run
 
@@ -154,6 +155,22 @@ def test_the_rows_of_the_runs_own_settings_are_the_runs_rows(finished: tuple[Pat
         assert len(ablation.plan) == 3 * len(cells)
 
 
+def test_released_rows_are_ablated_with_the_runs_own(finished: tuple[Path, str]) -> None:
+    folder, beir = finished
+    with Run(folder) as run:
+        alone = Ablation(run, Options(sets=(beir,)))
+        query = replace(alone.queries[0], id="elsewhere", text="labelled elsewhere", split="train")
+        released = Released("x", alone.passages, [query], {"elsewhere": alone.labels[alone.queries[0].id]})
+        both = Ablation(run, Options(sets=(beir,)), released=[released])
+        cells = {cell.label: cell for cell in both.cells}
+        for label, count in (("selection/p1 + p_N", 6), ("candidates/5", 5)):
+            rows, own = both.rows(cells[label], 0), alone.rows(cells[label], 0)
+            assert rows[:-1] == own
+            assert rows[-1].query == "labelled elsewhere" and len(rows[-1].candidates) == count
+        labels = both.labels["elsewhere"]
+    assert labels == released.labels["elsewhere"]
+
+
 def test_the_rerankers_are_judged_by_seeds_and_by_judgements(finished: tuple[Path, str]) -> None:
     folder, beir = finished
     with Run(folder) as run:
@@ -162,7 +179,7 @@ def test_the_rerankers_are_judged_by_seeds_and_by_judgements(finished: tuple[Pat
         assert list(rows) == list(ablate.RERANKERS)
         natural = [
             c.rank
-            for c in ablation.candidates
+            for c in run.read("mine", Candidate)
             if c.passage_id == {q.id: q.seed_id for q in ablation.queries}[c.query_id]
         ]
         assert rows["retriever"]["seed_mrr"] == pytest.approx(np.mean(1 / np.array(natural)))

@@ -33,11 +33,12 @@ from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
 from gecko.paid import all_scores
 from gecko.progress import Silent, Ui
-from gecko.records import Candidate, Example, Passage, Query
+from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.store import Counts, Run, digest, read_json, write_json
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
+    from gecko.fret.release import Released
 
 VERSION = 1
 FOLDER = "ablate"
@@ -184,6 +185,7 @@ class Ablation:
         run: the run folder, held; its stages up to ``relabel`` are finished.
         options: what to do.
         ui: where sentences and progress go.
+        released: rows that were labelled elsewhere and that the run trains on, too.
 
     Raises:
         RunError: a stage is not finished, or nothing is there to measure with.
@@ -191,7 +193,7 @@ class Ablation:
         EvaluationError: a test set cannot be read.
     """
 
-    def __init__(self, run: Run, options: Options, ui: Ui | None = None) -> None:
+    def __init__(self, run: Run, options: Options, ui: Ui | None = None, released: "Sequence[Released]" = ()) -> None:
         self.run, self.options, self.ui = run, options, ui or Silent()
         if options.seeds < 1:
             raise ConfigError(f"--seeds {options.seeds}: give at least 1")
@@ -199,15 +201,15 @@ class Ablation:
             raise ConfigError(f"--epochs {options.epochs}: give at least 1")
         config = run.config
         self.passages = {passage.id: passage for passage in run.read("ingest", Passage)}
-        self.queries = run.read("generate", Query)
-        self.candidates = run.read("mine", Candidate)
-        self.scores = all_scores(run)
-        self.with_likelihood = all(score.ql_tokens > 0 for score in self.scores)
+        own = run.read("generate", Query), run.read("mine", Candidate), all_scores(run)
+        self._judged = [own, *(as_judged(one) for one in released)]
+        self.queries = [query for queries, *_ in self._judged for query in queries]
+        self.with_likelihood = all(score.ql_tokens > 0 for *_, scores in self._judged for score in scores)
         self.cells = chosen_cells(all_cells(config, self.with_likelihood), options.cells)
         self.form: InputFormat = options.form or self._kept_form()
         self.sets: list[RetrievalSet] = [load_set(spec) for spec in options.sets or config.evaluate.sets]
         self._newest: tuple[tuple[str, int | None], dict[str, list[Label]]] | None = None
-        self.labels = group_labels(self.queries, self.candidates, self.scores, config.select)
+        self.labels = self._group(config.select)
         self.heldout = [query for query in self.queries if query.split == "heldout" and query.id in self.labels]
         if not self.sets and not self.heldout:
             raise RunError(
@@ -246,12 +248,19 @@ class Ablation:
 
     # --- one cell
 
+    def _group(self, config: SelectConfig, n: int | None = None) -> dict[str, list[Label]]:
+        """Labels of all queries, of all candidates or the first n."""
+        labels: dict[str, list[Label]] = {}
+        for queries, candidates, scores in self._judged:
+            taken = candidates if n is None else first_candidates(candidates, n, queries)
+            labels |= group_labels(queries, taken, scores, config)
+        return labels
+
     def _labels(self, fusion: str, n: int | None) -> dict[str, list[Label]]:
         """Labels by another fusion or of fewer candidates; only the newest are held, and cells of one group share them."""
         if self._newest is None or self._newest[0] != (fusion, n):
             config = SelectConfig.model_validate({**self.run.config.select.model_dump(), "fusion": fusion})
-            candidates = self.candidates if n is None else first_candidates(self.candidates, n, self.queries)
-            self._newest = (fusion, n), group_labels(self.queries, candidates, self.scores, config)
+            self._newest = (fusion, n), self._group(config, n)
         return self._newest[1]
 
     def rows(self, cell: Cell, seed: int) -> list[Example]:
@@ -511,8 +520,8 @@ class Ablation:
                     order.setdefault(name, {}).setdefault(query_id, []).append(passage_id)
                 continue
             config = SelectConfig.model_validate({**self.run.config.select.model_dump(), "fusion": name})
-            labels = group_labels(scored, self.candidates, self.scores, config)
-            order[name] = {key: [label.passage_id for label in row] for key, row in labels.items()}
+            labels = self._group(config)
+            order[name] = {query.id: [label.passage_id for label in labels[query.id]] for query in scored}
         found, base = [], None
         for name, orders in order.items():
             ranks = np.array([orders[query.id].index(query.seed_id) + 1 for query in scored])
@@ -573,6 +582,17 @@ class Ablation:
     def _judgements(self, queries: Sequence[Query]) -> dict[str, dict[str, int]]:
         known = {text: data.qrels[key] for data in self.sets for key, text in data.queries}
         return {query.id: known[query.text] for query in queries if query.text in known}
+
+
+def as_judged(released: "Released") -> tuple[list[Query], list[Candidate], list[Score]]:
+    """Queries of a release, and the candidates and scores that its labels were made from, as far as labels tell."""
+    candidates, scores = [], []
+    for query in released.queries:
+        for label in sorted(released.labels[query.id], key=lambda label: label.retriever_rank):
+            candidates.append(Candidate(query.id, label.passage_id, label.retriever_rank, 0.0))
+            likelihood = (0.0, 0) if math.isnan(label.ql) else (label.ql, 1)
+            scores.append(Score(query.id, label.passage_id, "", "", *likelihood, label.rc))
+    return released.queries, candidates, scores
 
 
 def first_candidates(candidates: Sequence[Candidate], n: int, queries: Sequence[Query]) -> list[Candidate]:
