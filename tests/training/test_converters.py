@@ -438,6 +438,7 @@ def test_rows_of_another_run(tmp_path):
         fused=(2.0, 1.0),
     )
     pq.write_table(to_table(Example, [row]), tmp_path / "part-00000.parquet")
+    (tmp_path / "manifest.json").write_text('{"stage": "select"}')  # as a run has it
     config = TypeAdapter(MixtureSet).validate_python({"name": "other", "kind": "rows", "source": str(tmp_path)})
     (example,) = convert(config, 0, Counter())
     assert (example.dataset, example.task, texts(example)) == ("other", "find it", ("q", "x", ["y"]))

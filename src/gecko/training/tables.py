@@ -5,7 +5,7 @@
 ``.json``                             a list of objects, or JSON Lines
 ``.csv``, ``.tsv``                    a header line, then one row a line
 ``.parquet``                          any columns
-a folder                              its files of these kinds, by name
+a folder                              its parquet files by name; without any, its files of the other kinds
 ``hf:NAME``                           `datasets.load_dataset(NAME, config, split=split)`, streamed
 ====================================  =========================================================================
 
@@ -74,6 +74,8 @@ def files_of(name: str, source: str) -> list[Path]:
     if not path.is_dir():
         raise TrainingError(f"set {name!r}: {source} does not exist; give a file, a folder or hf:NAME")
     files = sorted(entry for entry in path.iterdir() if entry.is_file() and _ending(entry))
+    # Beside parquet, JSON is about the data and not the data (a run's manifest, a data set's card).
+    files = [entry for entry in files if _ending(entry) == ".parquet"] or files
     if not files:
         raise TrainingError(f"set {name!r}: the folder {source} holds no file of the kinds {', '.join(ENDINGS)}")
     return files
