@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 DEMO ?=
 
-.PHONY: demo test test-slow lint install dev clean
+.PHONY: demo test test-slow lint docs install dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gecko demo $(DEMO)
@@ -25,6 +25,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed
+	@$(PIP) install -qq --prefer-binary -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
