@@ -390,7 +390,7 @@ Task = Annotated[
     str, typer.Option(help="What the vectors are for: RETRIEVAL_DOCUMENT, CLUSTERING, …, or a task in words.")
 ]
 Dim = Annotated[int | None, typer.Option(help="Keep only so many dimensions.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or int8.")]
 
 
 @app.command()
@@ -481,6 +481,26 @@ def search(
                 title = f"[bold]{escape(hit.passage.title)}[/bold]\n" if hit.passage.title else ""
                 table.add_row(str(hit.rank), f"{hit.score:.3f}", title + escape(shown[:160]))
             Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+@app.command()
+def export(
+    model: ModelArg,
+    to: Annotated[str, typer.Option(help="onnx or openvino.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A new folder.")],
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8-bit weights, and activations rounded token by token.")
+    ] = False,
+) -> None:
+    """Write a model as a graph, token ids in and unit vectors out; gecko reads the folder as a model."""
+    from typing import get_args
+
+    from gecko.encoder.export import Target, export_model
+
+    card = export_model(model, out, _one_of("--to", to, get_args(Target)), int8=int8)
+    print(
+        f"{out}: {card.target}, {'int8' if card.int8 else 'float32'}, {card.dim} dimensions; use it with: gecko embed {out}"
+    )
 
 
 def _typed_queries() -> Iterator[str]:

@@ -10,6 +10,7 @@ What is notable here:
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,10 +18,12 @@ import numpy as np
 from gecko import formats
 from gecko.encoder.encoder import Encoder, Vectors, encode_texts, load_encoder, running_bar
 from gecko.encoder.engine import Engine, Precision, is_plain, torch_engine
+from gecko.encoder.export import CARD
 from gecko.encoder.vectors import Output, Packed, encode_output, shorten
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat, Task, find_task
 from gecko.records import Passage, Text
+from gecko.store import digest, tree_sha256
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,35 +58,60 @@ class Embedder:
         precision: how the transformer computes; ``auto`` is the fastest that this machine has and that keeps the
             ranking (``docs/using.md``).
 
+    Attributes:
+        form: the text form it reads.
+        dim: dimensions of its vectors.
+        max_tokens: the model's window in tokens; longer texts are cut. None: no limit.
+        spec: where it came from.
+        identity: hash of the model.
+
     Raises:
         ConfigError: the model cannot run in this precision here.
     """
 
-    def __init__(self, encoder: Encoder, precision: Precision = "auto", *, engine: Engine | None = None) -> None:
+    def __init__(self, encoder: Encoder, precision: Precision = "auto") -> None:
+        model = encoder.model
+        limit = model.max_seq_length
         self.form: InputFormat = encoder.form
         self.spec = encoder.spec
         self.identity = encoder.identity
         self.dim = encoder.dim
-        self._encoder = encoder
+        self.max_tokens = int(limit) if limit is not None and limit < 2**31 else None
+        self._prompts = {name: text for name, text in model.prompts.items() if text}
+        self._default_prompt = self._prompts.get(model.default_prompt_name or "", "")
+        self._encoder: Encoder | None = encoder
         self._lock = threading.Lock()
-        plain = is_plain(encoder.model)
-        self._tokenizer = _own_tokenizer(encoder.model) if plain else None
-        self._engine = engine or (torch_engine(encoder.model, precision) if plain else None)
-        if self._engine is None and precision not in ("auto", "float32"):
-            raise ConfigError(
-                f"precision {precision!r}: model {self.spec!r} runs in float32 only; it is no plain transformer"
-            )
+        self._engine: Engine | None = None
+        self._tokenizer: Tokenizer | None = None
+        if is_plain(model):
+            self._engine = torch_engine(model, precision)
+            self._tokenizer = _own_tokenizer(model.tokenizer.backend_tokenizer.to_str(), self.max_tokens)
+        elif precision not in ("auto", "float32"):
+            raise ConfigError(f"precision {precision!r}: model {self.spec!r} is no plain transformer; give float32")
+
+    @classmethod
+    def of_export(cls, folder: Path, spec: str = "") -> "Embedder":
+        """The embedder of a folder that :func:`gecko.encoder.export.export_model` wrote.
+
+        Raises:
+            ConfigError: the folder is damaged, or a package that it needs is missing.
+        """
+        from gecko.encoder.export import graph_engine, read_card
+
+        card = read_card(folder)
+        self = cls.__new__(cls)
+        self.form, self.dim, self.max_tokens = card.form, card.dim, card.max_tokens
+        self.spec, self.identity = spec or str(folder), digest("export", tree_sha256(folder))
+        self._prompts, self._default_prompt = card.prompts, card.default_prompt
+        self._encoder, self._lock = None, threading.Lock()
+        self._engine = graph_engine(folder, card)
+        self._tokenizer = _own_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), card.max_tokens)
+        return self
 
     @property
     def precision(self) -> str:
         """How the transformer computes: ``float32``, ``bfloat16`` or ``int8``."""
         return self._engine.precision if self._engine is not None else "float32"
-
-    @property
-    def max_tokens(self) -> int | None:
-        """The model's window in tokens; longer texts are cut. None: no limit."""
-        limit = self._encoder.model.max_seq_length
-        return int(limit) if limit is not None and limit < 2**31 else None
 
     def embed(
         self,
@@ -214,9 +242,7 @@ class Embedder:
     def _own_prompt(self, task: Task) -> str:
         if self.form == "unified":
             return ""
-        model = self._encoder.model
-        default = model.prompts.get(model.default_prompt_name or "") or ""
-        return next(filter(None, map(model.prompts.get, task.own_prompts)), default)
+        return next(filter(None, map(self._prompts.get, task.own_prompts)), self._default_prompt)
 
     def _tokenise(self, texts: list[str]) -> list[tuple[int, tuple[int, ...] | None]]:
         """(number of tokens, the tokens) of each text."""
@@ -224,6 +250,7 @@ class Embedder:
             encodings = self._tokenizer.encode_batch_fast(texts)
             return [(len(encoding), tuple(encoding.ids)) for encoding in encodings]
         counts: list[tuple[int, tuple[int, ...] | None]] = []
+        assert self._encoder is not None
         with self._lock:
             for text in texts:  # one at a time: without padding, every form of features can be counted
                 features = self._encoder.model.preprocess([text])
@@ -231,6 +258,7 @@ class Embedder:
         return counts
 
     def _run_generic(self, items: Sequence[Prepared], result: Vectors) -> None:
+        assert self._encoder is not None
         groups: dict[tuple[str, Literal["query", "document"]], list[int]] = {}
         for row, item in enumerate(items):
             groups.setdefault((item.prompt, item.side), []).append(row)
@@ -246,14 +274,21 @@ def load(
     """Load a model for use.
 
     Args:
-        spec: ``minilm``, a folder that sentence-transformers can read, or ``hf:NAME``.
-        precision: see :class:`Embedder`.
+        spec: ``minilm``, a folder that sentence-transformers can read or that ``gecko export`` wrote, or ``hf:NAME``.
+        precision: see :class:`Embedder`; an exported model has the one it was exported in.
         form: the text form it reads; none: as its saved prompts say.
         max_tokens: its window in tokens; none: as saved.
 
     Raises:
         ConfigError: it cannot be found, loaded, or run in this precision.
     """
+    folder = Path(spec).expanduser()
+    if (folder / CARD).is_file():
+        if form is not None or max_tokens is not None or precision != "auto":
+            raise ConfigError(
+                f"{spec} is an exported model, whose precision, form and window are fixed; give none of them"
+            )
+        return Embedder.of_export(folder, spec)
     return Embedder(load_encoder(spec, form=form, max_tokens=max_tokens, bf16=False), precision)
 
 
@@ -292,14 +327,13 @@ def check_texts(texts: Sequence[Any], what: str = "text") -> None:
                 raise ConfigError(f"{what} {place} holds half of a surrogate pair, which is no character") from error
 
 
-def _own_tokenizer(model: Any) -> "Tokenizer":
-    """A copy of the model's tokenizer that cuts to its window and does not pad; nothing changes it afterwards."""
+def _own_tokenizer(saved: str, max_tokens: int | None) -> "Tokenizer":
+    """A tokenizer that cuts to the model's window and does not pad; nothing changes it afterwards."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())
+    tokenizer = Tokenizer.from_str(saved)
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    limit = model.max_seq_length
-    if limit is not None and limit < 2**31:
-        tokenizer.enable_truncation(max_length=int(limit))
+    if max_tokens is not None:
+        tokenizer.enable_truncation(max_length=max_tokens)
     return tokenizer

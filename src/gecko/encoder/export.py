@@ -1,0 +1,318 @@
+"""A model as an ONNX or OpenVINO graph: token ids in, unit vectors out, everything between them inside.
+
+::
+
+    OUT/gecko_export.json          the format, the precision, and what Gecko needs to prepare texts
+    OUT/tokenizer.json             the tokenizer
+    OUT/model.onnx                 or model.xml and model.bin
+
+The graph has the inputs ``input_ids`` and ``attention_mask``, int64 (B, T), padded on the right, and the output
+``sentence_embedding``, float32 (B, D), so that any program with onnxruntime or OpenVINO can run it. ``gecko.load``
+reads the folder as a model.
+"""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, assert_never
+
+import numpy as np
+
+from gecko.encoder.encoder import Encoder, load_encoder
+from gecko.encoder.engine import CPU_BATCH_TOKENS, TorchEngine, is_plain, pad
+from gecko.encoder.vectors import Vectors
+from gecko.errors import ConfigError
+from gecko.formats import InputFormat
+from gecko.progress import quiet_libraries
+from gecko.store import read_json, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+Target = Literal["onnx", "openvino"]
+
+LAYOUT = 1
+CARD = "gecko_export.json"
+BLOCK = 32  # columns of a weight matrix that share a scale, in ONNX
+MIN_COSINE = {False: 0.9999, True: 0.98}  # to the float32 vectors; by int8
+
+
+@dataclass(frozen=True)
+class ExportCard:
+    """What an exported folder says of itself; ``source`` is the identity of the model that was exported."""
+
+    target: Target
+    int8: bool
+    source: str
+    form: InputFormat
+    prompts: dict[str, str]
+    default_prompt: str
+    dim: int
+    max_tokens: int | None
+    padding: int
+    layout: int = LAYOUT
+
+
+def export_model(spec: str, folder: Path, target: Target, *, int8: bool = False) -> ExportCard:
+    """Write a model as a graph, and check that the graph gives the model's vectors.
+
+    Args:
+        spec: see :func:`gecko.encoder.resolve_model`.
+        folder: made; must not hold anything.
+        target: which graph.
+        int8: weights in 8 bits with a scale a row (OpenVINO) or a block (ONNX), activations by token at run time, so
+            that a text's vector does not depend on the texts it is run with.
+
+    Raises:
+        ConfigError: the folder is not empty, the model is no plain transformer, an optional package is missing, or the
+            graph's vectors are not the model's.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty; give a new folder")
+    require(target, int8)
+    encoder = load_encoder(spec, bf16=False)
+    model = encoder.model.cpu()
+    if not is_plain(model):
+        raise ConfigError(
+            f"model {spec!r} is no plain transformer (text in, one vector out), which alone can be exported"
+        )
+    limit = model.max_seq_length
+    card = ExportCard(
+        target=target,
+        int8=int8,
+        source=encoder.identity,
+        form=encoder.form,
+        prompts={name: text for name, text in model.prompts.items() if text},
+        default_prompt=model.prompts.get(model.default_prompt_name or "") or "",
+        dim=encoder.dim,
+        max_tokens=int(limit) if limit is not None and limit < 2**31 else None,
+        padding=model.tokenizer.pad_token_id or 0,
+    )
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        with quiet_libraries(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing warns of every shape that is compared
+            _write_graph(encoder, aside, card)
+        (aside / "tokenizer.json").write_text(model.tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+        write_json(aside / CARD, asdict(card))
+        _check(encoder, aside, card)
+        if folder.exists():
+            folder.rmdir()
+        aside.replace(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return card
+
+
+def read_card(folder: Path) -> ExportCard:
+    """What the folder of an exported model says of itself.
+
+    Raises:
+        ConfigError: it was written by another version, or is damaged.
+    """
+    raw = read_json(folder / CARD)
+    try:
+        card = ExportCard(**raw)
+    except TypeError as error:
+        raise ConfigError(f"{folder / CARD} is damaged ({error}); export the model again") from error
+    if card.layout != LAYOUT:
+        raise ConfigError(
+            f"{folder / CARD} has layout {card.layout}, this version reads {LAYOUT}; export the model again"
+        )
+    return card
+
+
+def require(target: Target, int8: bool) -> None:
+    """Refuse early, and say what to install.
+
+    Raises:
+        ConfigError: a package that the target needs is missing.
+    """
+    from importlib.util import find_spec
+
+    needed: dict[Target, tuple[str, ...]] = {
+        "onnx": ("onnxruntime", *(("onnx", "onnx_ir") if int8 else ())),
+        "openvino": ("openvino", *(("nncf",) if int8 else ())),
+    }
+    if missing := [name for name in needed[target] if find_spec(name) is None]:
+        raise ConfigError(f"{target} needs {', '.join(missing)}; install with: pip install 'gecko-embed[openvino]'")
+
+
+def graph_engine(folder: Path, card: ExportCard) -> "GraphEngine":
+    """The engine of an exported folder.
+
+    Raises:
+        ConfigError: a package that it needs is missing.
+    """
+    match card.target:
+        case "onnx":
+            return OnnxEngine(folder, card)
+        case "openvino":
+            return OpenvinoEngine(folder, card)
+        case _:
+            assert_never(card.target)
+
+
+class GraphEngine:
+    """What the two engines share: padded batches in, unit vectors out."""
+
+    def __init__(self, card: ExportCard) -> None:
+        self.precision = "int8" if card.int8 else "float32"
+        self.batch_tokens = CPU_BATCH_TOKENS
+        self._padding = card.padding
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """See :class:`gecko.encoder.engine.Engine`."""
+        return self._run(*pad(rows, self._padding))
+
+    def _run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
+        raise NotImplementedError
+
+
+class OnnxEngine(GraphEngine):
+    """An exported graph in onnxruntime."""
+
+    def __init__(self, folder: Path, card: ExportCard) -> None:
+        super().__init__(card)
+        require("onnx", False)
+        import onnxruntime
+        import torch
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+
+    def _run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
+        vectors: Vectors = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        return vectors
+
+
+class OpenvinoEngine(GraphEngine):
+    """An exported graph in OpenVINO; a request of its own for every call, so that threads do not meet."""
+
+    def __init__(self, folder: Path, card: ExportCard) -> None:
+        super().__init__(card)
+        require("openvino", False)
+        import openvino
+        import torch
+
+        from gecko.device import has_fast_bfloat16
+
+        half = has_fast_bfloat16("cpu") and card.int8
+        settings: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+        }
+        if card.int8:
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(2**31 - 1)  # one scale a token
+        self._model = openvino.Core().compile_model(str(folder / "model.xml"), "CPU", settings)
+
+    def _run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
+        result = self._model.create_infer_request().infer({"input_ids": ids, "attention_mask": mask})
+        vectors: Vectors = np.array(result[0], dtype=np.float32)
+        return vectors
+
+
+def _write_graph(encoder: Encoder, folder: Path, card: ExportCard) -> None:
+    import torch
+
+    whole = _whole(encoder)
+    ids = torch.tensor([[card.padding + 1] * 7, [card.padding + 1] * 4 + [card.padding] * 3])  # (2, 7)
+    mask = (torch.arange(7) < torch.tensor([[7], [4]])).long()
+    with torch.inference_mode():
+        match card.target:
+            case "onnx":
+                _write_onnx(whole, ids, mask, folder, int8=card.int8)
+            case "openvino":
+                _write_openvino(whole, ids, mask, folder, int8=card.int8)
+            case _:
+                assert_never(card.target)
+
+
+def _whole(encoder: Encoder) -> "torch.nn.Module":
+    """All modules of the model as one: tensors in, a unit vector out."""
+    import torch
+    from torch.nn.functional import normalize
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = torch.nn.ModuleList(encoder.model)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "modality": "text"}
+            for stage in self.stages:
+                features = stage(features)
+            return normalize(features["sentence_embedding"].float(), dim=1)
+
+    return Whole().eval()
+
+
+def _write_onnx(
+    whole: "torch.nn.Module", ids: "torch.Tensor", mask: "torch.Tensor", folder: Path, *, int8: bool
+) -> None:
+    import torch
+
+    axes = {0: "batch", 1: "tokens"}
+    torch.onnx.export(
+        whole,
+        (ids, mask),
+        str(folder / "model.onnx"),
+        input_names=["input_ids", "attention_mask"],
+        output_names=["sentence_embedding"],
+        dynamic_axes={"input_ids": axes, "attention_mask": axes, "sentence_embedding": {0: "batch"}},
+        opset_version=17,
+        dynamo=False,  # the other exporter fixes the shapes that these models compare
+    )
+    if int8:
+        import onnx
+        from onnxruntime.quantization.matmul_nbits_quantizer import (
+            DefaultWeightOnlyQuantConfig,
+            MatMulNBitsQuantizer,
+        )
+
+        config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=8)
+        quantizer = MatMulNBitsQuantizer(onnx.load(str(folder / "model.onnx")), algo_config=config)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(folder / "model.onnx"), False)
+
+
+def _write_openvino(
+    whole: "torch.nn.Module", ids: "torch.Tensor", mask: "torch.Tensor", folder: Path, *, int8: bool
+) -> None:
+    import openvino
+
+    graph = openvino.convert_model(whole, example_input={"input_ids": ids, "attention_mask": mask})
+    for node in graph.inputs:
+        node.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
+    graph.outputs[0].get_tensor().set_names({"sentence_embedding"})
+    graph.validate_nodes_and_infer_types()
+    if int8:
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+    openvino.save_model(graph, str(folder / "model.xml"), compress_to_fp16=False)
+
+
+def _check(encoder: Encoder, folder: Path, card: ExportCard) -> None:
+    """Compare the graph's vectors with the model's on texts of all lengths, padded and not."""
+    generator = np.random.default_rng(0)
+    vocabulary = len(encoder.model.tokenizer)
+    longest = min(card.max_tokens or 64, 64)
+    rows = [generator.integers(0, vocabulary, length).tolist() for length in (1, 2, longest // 2, longest, longest)]
+    expected = TorchEngine(encoder.model, "float32")(rows)
+    got = graph_engine(folder, card)(rows)
+    cosine = float((expected * got).sum(axis=1).min())
+    if not cosine >= MIN_COSINE[card.int8]:
+        raise ConfigError(
+            f"the {card.target} graph of {encoder.spec} gives other vectors than the model (cosine {cosine:.4f}, at "
+            f"least {MIN_COSINE[card.int8]} is needed); nothing was written"
+        )

@@ -1,0 +1,72 @@
+"""A saved model in the tools that people use, with the tools themselves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+import gecko
+from gecko.encoder import save_model
+
+TEXTS = ["the red cat sleeps", "a big house", "old dog eats fish"]
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_model(SentenceTransformer(str(tiny_model), device="cpu"), folder, "unified", [32, 8])
+    return folder
+
+
+def test_sentence_transformers(saved: Path) -> None:
+    theirs, ours = SentenceTransformer(str(saved), device="cpu"), gecko.load(str(saved), precision="float32")
+    for got, expected in (
+        (theirs.encode_query(TEXTS), ours.embed(TEXTS, task="RETRIEVAL_QUERY")),
+        (theirs.encode_document(TEXTS), ours.embed(TEXTS)),
+        (theirs.encode(TEXTS, prompt_name="clustering"), ours.embed(TEXTS, task="CLUSTERING")),
+    ):
+        np.testing.assert_allclose(got / np.linalg.norm(got, axis=1, keepdims=True), expected, atol=1e-5)
+    short = SentenceTransformer(str(saved), device="cpu", truncate_dim=8).encode_document(TEXTS)
+    np.testing.assert_allclose(
+        short / np.linalg.norm(short, axis=1, keepdims=True), ours.embed(TEXTS, dim=8), atol=1e-5
+    )
+
+
+def test_faiss(saved: Path) -> None:
+    import faiss
+
+    model = gecko.load(str(saved))
+    index = faiss.IndexFlatIP(model.dim)
+    index.add(model.embed(TEXTS))
+    scores, places = index.search(model.embed(TEXTS), 1)
+    assert places.ravel().tolist() == [0, 1, 2]
+    np.testing.assert_allclose(scores.ravel(), 1, atol=1e-3)
+    bits = faiss.IndexBinaryFlat(model.dim)
+    bits.add(model.embed(TEXTS, output="binary"))
+    distances, places = bits.search(model.embed(TEXTS, output="binary"), 1)
+    assert places.ravel().tolist() == [0, 1, 2]
+    assert distances.ravel().tolist() == [0, 0, 0]
+
+
+def test_the_files_that_inference_servers_read(saved: Path) -> None:
+    """Text Embeddings Inference and vLLM: architecture, pooling, one fast tokenizer, safetensors with BERT's names."""
+    from safetensors import safe_open
+
+    config = json.loads((saved / "config.json").read_text())
+    assert config["architectures"] == ["BertModel"]
+    assert config["model_type"] == "bert"
+    assert config["matryoshka_dimensions"] == [32, 8]
+    modules = json.loads((saved / "modules.json").read_text())
+    assert [module["type"].rsplit(".", 1)[1] for module in modules] == ["Transformer", "Pooling"]
+    assert modules[0]["path"] == ""
+    pooling = json.loads((saved / modules[1]["path"] / "config.json").read_text())
+    assert pooling.get("pooling_mode") == "mean" or pooling.get("pooling_mode_mean_tokens") is True
+    assert json.loads((saved / "tokenizer.json").read_text())["model"]["type"] == "WordPiece"
+    prompts = json.loads((saved / "config_sentence_transformers.json").read_text())["prompts"]
+    assert prompts["query"] == "task: search result | query: "
+    assert prompts["document"] == "title: none | text: "
+    with safe_open(saved / "model.safetensors", "pt") as weights:
+        assert "embeddings.word_embeddings.weight" in weights.keys()  # noqa: SIM118 - it is no dict
+    assert not list(saved.rglob("*.bin"))
