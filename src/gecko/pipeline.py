@@ -120,7 +120,7 @@ class Pipeline:
         """The start model, in its own input format."""
         from gecko.encoder import load_encoder
 
-        return load_encoder(self.config.backbone)
+        return load_encoder(self.config.backbone, pad_token=self.config.train.backbone.pad_token)
 
     @cached_property
     def vectors(self) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gecko import formats
+from gecko.config import BackboneConfig
 from gecko.device import has_fast_bfloat16
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat
@@ -388,7 +389,12 @@ def running_bar(total: int, wanted: bool, console: "Console | None" = None) -> I
 
 
 def load_encoder(
-    spec: str, *, form: InputFormat | None = None, max_tokens: int | None = None, bf16: bool | None = None
+    spec: str,
+    *,
+    form: InputFormat | None = None,
+    max_tokens: int | None = None,
+    bf16: bool | None = None,
+    pad_token: str = "",
 ) -> Encoder:
     """Load a model from safetensors, in float32, running none of its repository's code.
 
@@ -399,6 +405,7 @@ def load_encoder(
         form: the text form it reads; none: as its saved prompts say.
         max_tokens: its window in tokens; none: as saved.
         bf16: see :class:`Encoder`.
+        pad_token: for a raw language model without padding token: one of its vocabulary.
 
     Raises:
         ConfigError: it cannot be found or loaded, or ``max_tokens`` is more than it has positions for.
@@ -410,7 +417,7 @@ def load_encoder(
 
     try:
         with quiet_libraries():
-            model = load_backbone(target)
+            model = load_backbone(target, BackboneConfig(pad_token=pad_token))
     except ConfigError:
         raise
     except Exception as error:  # the libraries below raise many kinds
