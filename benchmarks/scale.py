@@ -1,0 +1,210 @@
+"""How the stages grow with the corpus, and what a million rows would cost.
+
+    python benchmarks/scale.py [--sizes 1000,10000] [--read 285 --write 100] [--h100-read N --h100-write N]
+    python benchmarks/scale.py --ingest [--sizes 10000,200000] [--near]
+    python benchmarks/scale.py --mine [--passages 1000000] [--queries 256]
+
+- Without an option each stage up to ``select`` is run at each size with a teacher that costs nothing, one query for four
+  passages, ``a + b·n`` is fitted (``a + b·n²`` for what compares each seed with each passage), and the time of 1M and 6.6M
+  rows is read from it. The teacher's part is worked out from tokens a second, those of this machine and those of one H100
+  (times eight), which are given: ``--read`` and ``--write`` are printed by ``gecko distill --dry-run``. ``ratio`` is the
+  largest size over the smallest, divided by the growth of the stage that grows most: 1 or more is a straight line.
+  ``limit_share`` is the teacher's share of a million rows' time: what a faster pipeline could still save is the rest.
+- ``--ingest`` reads corpora of each size in processes of their own and prints the memory at its highest. ``ratio`` is
+  the smallest corpus's peak over the largest's: 1 is flat. ``limit_share`` is the share of the time that reading and
+  parsing the same lines takes alone.
+- ``--mine`` finds the 20 nearest of each query in random unit vectors of 384 dimensions, here and with a plain
+  ``faiss.IndexFlatIP``. Both are exact; ``ratio`` is faiss's time over ours, ``limit_share`` the share of the machine's
+  matrix-product speed of the same run.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WORDS = [
+    f"{first}{second}" for first in ("ba", "ce", "di", "fo", "gu", "ka", "lem", "mor") for second in "abcdefghijklmnop"
+]
+# Each with the power of n that it grows with. Planning (a part of generate) and mining compare n / 4 seeds with n passages.
+STAGES = {"ingest": 1, "embed": 1, "generate": 2, "mine": 2, "relabel": 1, "select": 1}
+ROWS = (1_000_000, 6_600_000)
+CANDIDATES = 20
+PASSAGE_TOKENS = 120  # of the standard library's documentation
+QUERY_TOKENS = 22  # with the control text around it
+WRITTEN_TOKENS = 34
+SHARED = 3.0  # queries that a passage is a candidate of, by which its reading is divided
+
+
+def main() -> None:
+    """Run what the options ask for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="", help="passages, with commas")
+    parser.add_argument("--backbone", default="minilm")
+    parser.add_argument("--read", type=float, default=285, help="tokens a second that the teacher reads here")
+    parser.add_argument("--write", type=float, default=100, help="tokens a second that it writes here")
+    parser.add_argument("--h100-read", type=float, default=0, help="tokens a second on one H100; 0: no such column")
+    parser.add_argument("--h100-write", type=float, default=0)
+    parser.add_argument("--ingest", action="store_true")
+    parser.add_argument("--near", action="store_true", help="with near duplicates")
+    parser.add_argument("--mine", action="store_true")
+    parser.add_argument("--passages", type=int, default=1_000_000)
+    parser.add_argument("--queries", type=int, default=256)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        _read_one(Path(options.one), options.near)
+    elif options.ingest:
+        _ingest(_sizes(options.sizes or "10000,200000"), options.near)
+    elif options.mine:
+        _mine(options.passages, options.queries)
+    else:
+        _stages(_sizes(options.sizes or "1000,10000"), options)
+
+
+def _sizes(text: str) -> list[int]:
+    return sorted(int(size) for size in text.split(","))
+
+
+def _write_corpus(path: Path, size: int) -> None:
+    rng = np.random.default_rng(0)
+    with path.open("w", encoding="utf-8") as lines:
+        for number in range(size):
+            text = " ".join(WORDS[word] for word in rng.integers(0, len(WORDS), 60))
+            lines.write(json.dumps({"_id": f"p{number}", "title": f"passage {number}", "text": text}) + "\n")
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _read_one(path: Path, near: bool) -> None:
+    from gecko.config import CorpusConfig
+    from gecko.corpus import ingest_shards
+
+    config = CorpusConfig(sources=[str(path)], near_duplicates=0.8 if near else None)
+    start, rows, shards = time.perf_counter(), 0, 0
+    for passages, _ in ingest_shards(config):
+        rows, shards = rows + len(passages), shards + 1
+    print(json.dumps({"rows": rows, "shards": shards, "seconds": time.perf_counter() - start, "peak": _peak()}))
+
+
+def _ingest(sizes: list[int], near: bool) -> None:
+    found = []
+    print(f"{'passages':>10} {'shards':>7} {'seconds':>8} {'passages/s':>11} {'peak MB':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            path = Path(folder) / f"{size}.jsonl"
+            _write_corpus(path, size)
+            command = [sys.executable, __file__, "--one", str(path), *(["--near"] if near else [])]
+            done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found.append(done)
+            rate = done["rows"] / done["seconds"]
+            print(
+                f"{done['rows']:>10,} {done['shards']:>7} {done['seconds']:>8.1f} {rate:>11,.0f} {done['peak']:>8.0f}"
+            )
+        start = time.perf_counter()
+        with path.open("rb") as lines:
+            for line in lines:
+                json.loads(line)
+        least = time.perf_counter() - start
+    result = {
+        "ratio": found[0]["peak"] / found[-1]["peak"],
+        "limit_share": least / found[-1]["seconds"],
+        "sizes": found,
+    }
+    print(json.dumps(result))
+
+
+def _mine(count: int, queries: int) -> None:
+    import faiss
+
+    from gecko.encoder.search import top_k
+
+    rng = np.random.default_rng(0)
+    passages = rng.standard_normal((count, 384), dtype=np.float32)
+    passages /= np.linalg.norm(passages, axis=1, keepdims=True)
+    asked = passages[rng.choice(count, queries, replace=False)] + 0.05 * rng.standard_normal((queries, 384), np.float32)
+    block = passages[:4096]
+    start = time.perf_counter()
+    for _ in range(20):
+        block @ block.T
+    peak = 20 * 2 * 4096**2 * 384 / (time.perf_counter() - start)
+    before, start = _peak(), time.perf_counter()
+    places, _ = top_k(asked, passages, CANDIDATES)
+    ours, grown = time.perf_counter() - start, _peak() - before
+    index = faiss.IndexFlatIP(384)
+    before = _peak()
+    index.add(passages)
+    copied = _peak() - before
+    start = time.perf_counter()
+    _, theirs = index.search(asked, CANDIDATES)
+    faiss_time = time.perf_counter() - start
+    same = float(np.mean([len(set(one) & set(two)) / CANDIDATES for one, two in zip(places, theirs, strict=True)]))
+    print(f"{count:,} passages, {queries} queries, top {CANDIDATES}; the same passages: {100 * same:.2f} %")
+    print(f"gecko  {ours:7.2f} s   {grown:6.0f} MB more")
+    print(f"faiss  {faiss_time:7.2f} s   {copied:6.0f} MB more (its copy of the vectors)")
+    share = 2 * count * queries * 384 / ours / peak
+    print(json.dumps({"ratio": faiss_time / ours, "limit_share": share, "recall": same, "seconds": ours}))
+
+
+def _stages(sizes: list[int], options: argparse.Namespace) -> None:
+    if len(sizes) < 2:
+        sys.exit("a line needs two sizes: --sizes 1000,10000")
+    _run(80, options.backbone)  # imports
+    seconds = {size: _run(size, options.backbone) for size in sizes}
+    lines: dict[str, tuple[float, float]] = {}
+    print(f"{'stage':10}" + "".join(f"{f'{size:,}':>10}" for size in sizes) + f"{'a (s)':>10}{'b':>12}")
+    for stage, power in STAGES.items():
+        slope, start = np.polyfit(np.array(sizes, float) ** power, [seconds[size][stage] for size in sizes], 1)
+        lines[stage] = (float(start), float(slope))
+        cells = "".join(f"{seconds[size][stage]:>10.2f}" for size in sizes)
+        print(f"{stage:10}{cells}{start:>10.2f}{slope:>12.2e}")
+    read = PASSAGE_TOKENS + CANDIDATES * (PASSAGE_TOKENS / SHARED + QUERY_TOKENS)
+    print(f"\nhours for rows of {read:.0f} tokens read and {WRITTEN_TOKENS} written, four passages a row")
+    speeds = {"here": (options.read, options.write)}
+    if options.h100_read and options.h100_write:
+        speeds["8 H100"] = (8 * options.h100_read, 8 * options.h100_write)
+    print(f"{'rows':>10} {'stages here':>12}" + "".join(f"{f'teacher, {name}':>20}" for name in speeds))
+    shares = []
+    for rows in ROWS:
+        plain = sum(max(0.0, a + b * (4 * rows) ** STAGES[stage]) for stage, (a, b) in lines.items()) / 3600
+        taught = {name: rows * (read / r + WRITTEN_TOKENS / w) / 3600 for name, (r, w) in speeds.items()}
+        shares.append(taught["here"] / (taught["here"] + plain))
+        print(f"{rows:>10,} {plain:>12.1f}" + "".join(f"{hours:>20,.1f}" for hours in taught.values()))
+    growth = {stage: seconds[sizes[-1]][stage] / max(seconds[sizes[0]][stage], 1e-3) for stage in STAGES}
+    straight = sizes[-1] / sizes[0] / max(growth.values())
+    print(json.dumps({"ratio": straight, "limit_share": shares[0], "fit": lines}))
+
+
+def _run(size: int, backbone: str) -> dict[str, float]:
+    """Seconds of each stage at one size."""
+    from gecko.config import RunConfig
+    from gecko.pipeline import Pipeline
+    from gecko.store import Run
+
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "corpus.jsonl"
+        _write_corpus(path, size)
+        settings: dict[str, Any] = {"corpus": {"sources": [str(path)]}, "generate": {"queries": size // 4}}
+        config = RunConfig(llm="fake", backbone=backbone, select={"min_rc": None}, check={"enabled": False}, **settings)
+        with Run(Path(folder) / "run", config) as run:
+            pipeline = Pipeline(run)
+            steps = {"embed": lambda: pipeline.vectors}
+            for stage in STAGES:
+                start = time.perf_counter()
+                steps.get(stage, getattr(pipeline, stage, None))()
+                found[stage] = time.perf_counter() - start
+    return found
+
+
+if __name__ == "__main__":
+    main()
