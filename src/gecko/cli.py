@@ -329,7 +329,7 @@ def evaluate_model(
         table.add_column(name, overflow="fold", min_width=24 if place == 0 else None)
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
     for name, reason in result.get("skipped", {}).items():
         print(f"{name} was skipped: {reason}")
 
