@@ -186,6 +186,8 @@ def test_a_run_must_have_an_end() -> None:
     with pytest.raises(ConfigError, match=r"generate\.queries and budget are both unset"):
         load_config(overrides=["budget=null"])
     assert load_config(overrides=["budget=null", "generate.queries=10"]).budget is None
+    with pytest.raises(ConfigError, match=r"mine\.model and mine\.warmup_epochs exclude each other"):
+        load_config(overrides=["mine.model=minilm", "mine.warmup_epochs=1"])
 
 
 def test_saved_settings_are_read_back_equal() -> None:

@@ -500,6 +500,19 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     Run(tmp_path, CONFIG).__exit__()
 
 
+def test_amounts_may_change_and_a_look_changes_nothing(tmp_path: Path) -> None:
+    pay(tmp_path)
+    more = RunConfig(budget="2m")
+    with Run(tmp_path, more, keep=False) as run:
+        assert run.config == more
+    with Run(tmp_path) as run:
+        assert run.config == CONFIG
+    with Run(tmp_path, more) as run:
+        assert not run.changed  # whatever --force was given for still holds
+    with Run(tmp_path) as run:
+        assert run.config == more
+
+
 def test_a_refused_folder_is_let_go(tmp_path: Path) -> None:
     pay(tmp_path)
     with pytest.raises(RunError, match="other settings"):

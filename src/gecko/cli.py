@@ -100,7 +100,7 @@ def _distil(folder: Path, config: RunConfig, *, force: bool, dry_run: bool) -> N
     from gecko.pipeline import distill as run_all
 
     ui, began = Terminal(), time.perf_counter()
-    with Run(folder, config, force=force, say=ui.say) as run:
+    with Run(folder, config, force=force, keep=not dry_run, say=ui.say) as run:
         if dry_run:
             print(Pipeline(run, ui, force=force).estimate())
             return

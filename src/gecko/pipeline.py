@@ -424,6 +424,9 @@ class Pipeline:
         forms, epochs = len(self.config.train.formats), self.config.train.epochs
         training = 3 * 2.5 * text * queries * epochs * forms
         tested = sum(len(load_set(spec).passages) for spec in self.config.evaluate.sets)
+        before = self.run.manifest("generate")
+        paid = before.rows + before.drops.total() if before else 0
+        known = [f"{paid:,} queries are there; what is paid for is in these numbers and not paid again"] if paid else []
         return "\n".join(
             [
                 f"{len(self.passages):,} passages, {queries:,} queries, {self.config.mine.n} candidates each",
@@ -433,6 +436,7 @@ class Pipeline:
                 + (f"; as many tokens by each of {further} further teachers" if further else ""),
                 f"train:    roughly {training / 60:.1f} minutes ({epochs} epochs, {forms} formats)",
                 f"evaluate: roughly {text * tested * (1 + forms) / 60:.1f} minutes for {tested:,} passages",
+                *known,
                 f"(measured: {read_speed:.0f} tokens/s read, {write_speed:.0f} written, {1 / text:.0f} passages/s embedded)",
             ]
         )

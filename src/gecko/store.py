@@ -215,6 +215,7 @@ class Run:
         path: the folder; it is made if need be.
         config: the run's settings; none: those saved in the folder.
         force: go on in a folder that was made with other settings.
+        keep: save the settings; without it, a folder that has some keeps those, and this object alone has the new ones.
         say: where a sentence for the user goes.
 
     Raises:
@@ -227,6 +228,7 @@ class Run:
         config: RunConfig | None = None,
         *,
         force: bool = False,
+        keep: bool = True,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.path = path
@@ -248,7 +250,7 @@ class Run:
             raise RunError(f"another process works in {path}; wait for it to end, or use another folder") from None
         try:
             self._sweep()
-            self.config = self._settle(config, force)
+            self.config = self._settle(config, force, keep)
         except BaseException:
             self._lock.release()
             raise
@@ -259,7 +261,7 @@ class Run:
             if _ASIDE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink()
 
-    def _settle(self, config: RunConfig | None, force: bool) -> RunConfig:
+    def _settle(self, config: RunConfig | None, force: bool, keep: bool) -> RunConfig:
         file = self.path / "config.json"
         if file.exists():
             saved = make_config(read_json(file), str(file))
@@ -277,7 +279,8 @@ class Run:
         elif config is None:
             raise RunError(f"{file} is missing")
         assert config is not None
-        write_json(file, config.model_dump())
+        if keep or not file.exists():
+            write_json(file, config.model_dump())
         return config
 
     def _is_paid(self) -> bool:
