@@ -1,7 +1,9 @@
 """What a run measures at its end: the trained models, the start model and BM25 on the test sets, and agreement."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,13 +53,13 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
     if sets:
         models = {START: pipeline.start} | {form: load_encoder(str(pipeline.student_folder(form))) for form in forms}
         pipeline.ui.say(f"measuring {len(models)} models on {', '.join(data.name for data in sets)}")
-        with TemporaryDirectory(dir=pipeline.run.path, prefix=".evaluate") as kept:
-            whole = {label: KeptEmbeddings(encoder, Path(kept)) for label, encoder in models.items()}
+        with _scratch(pipeline.run.path / ".vectors") as kept:
+            whole = {label: KeptEmbeddings(encoder, kept) for label, encoder in models.items()}
             scores = evaluate_retrieval(sets, whole, progress=True)
             widths: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
             for dim in _widths(pipeline, chosen):
                 cut = {
-                    label: KeptEmbeddings(models[label].truncated(dim), Path(kept))
+                    label: KeptEmbeddings(models[label].truncated(dim), kept)
                     for label in (START, chosen)
                     if dim <= models[label].dim
                 }
@@ -77,6 +79,17 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
             },
         }
     return result
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder that is empty at first and gone afterwards; what a killed process left in it is removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _widths(pipeline: "Pipeline", form: str) -> list[int]:
