@@ -276,7 +276,14 @@ def test_collapsed_embeddings_are_refused(run, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("before", "after", "refused"),
-    [(0.3, 0.99, True), (0.99, 0.985, False), (0.3, 0.9, False), (0.3, float("nan"), True)],
+    [
+        (0.3, 0.99, True),
+        (0.99, 0.985, False),
+        (0.999, 0.9999, False),  # a raw language model: its embeddings are all alike before the training
+        (0.3, 0.9, False),
+        (0.3, float("nan"), True),
+        (0.999, float("nan"), True),
+    ],
 )
 def test_what_counts_as_collapse(run, monkeypatch, before, after, refused):
     cosines = iter([before, *[after] * 9])

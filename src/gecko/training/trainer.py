@@ -388,8 +388,13 @@ class _Trainer(SentenceTransformerTrainer):
             write_json(folder / FILES, _files(folder))
 
     def refuse_collapse(self) -> None:
-        """Stop if the embeddings are nearly all alike, and at least half of the distance that there was is lost."""
+        """Stop if the embeddings are nearly all alike, and at least half of the distance that there was is lost.
+
+        Those of a raw language model are nearly all alike before the training; there only "not a number" stops it.
+        """
         alike = _mean_cosine(self.model, self.sample)
+        if self.alike > COLLAPSED and np.isfinite(alike):
+            return
         if not (alike <= COLLAPSED or 1 - alike > 0.5 * (1 - self.alike)):  # so written, it holds for "not a number"
             self._refuse(
                 "the embeddings collapsed: the mean cosine of two passages, "
