@@ -121,6 +121,9 @@ def end(load: Load, threads: list[threading.Thread]) -> None:
     load.stop.clear()
 
 
+WARM_TURNS = 10
+
+
 def main() -> int:
     """Run, print one JSON object, and return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -158,8 +161,12 @@ def main() -> int:
             load = Load(int(match[1]), key, texts, vectors, tolerance)
             time.sleep(0.5)
             process = psutil.Process(server.pid)
-            end(load, phase(load, options.clients, options.seconds / 4, 0.1, 0))  # pools and caches fill
-            before = process.memory_info().rss
+            before = warm = 0
+            for turn in range(WARM_TURNS):  # pools and caches fill: a kernel is made for each new shape of a batch
+                end(load, phase(load, options.clients, max(2.0, options.seconds / 4), 0.1, 5000 * turn))
+                before, warm = process.memory_info().rss, before
+                if before - warm < 16 * 2**20:
+                    break
             end(load, phase(load, options.clients, options.seconds * 3 / 4, 0.1, 1000))
             growth = process.memory_info().rss - before
             in_soak = load.answers

@@ -49,9 +49,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def until(condition: Callable[[], Any]) -> Any:
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(None, 60, 0.1).until(lambda _: condition())  # type: ignore[type-var]
+    # The page may put new rows where those stood that are being read.
+    wait = WebDriverWait(None, 60, 0.1, ignored_exceptions=[StaleElementReferenceException])
+    return wait.until(lambda _: condition())  # type: ignore[type-var]
 
 
 @pytest.fixture(scope="module")
