@@ -211,7 +211,8 @@ class OpenvinoEngine(GraphEngine):
             "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
         }
         if card.int8:
-            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(2**31 - 1)  # one scale a token
+            # A scale for so many columns of a token. A number above the matrix' width turns int8 products off.
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(card.dim)
         self._model = openvino.Core().compile_model(str(folder / "model.xml"), "CPU", settings)
 
     def _run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
