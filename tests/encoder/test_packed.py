@@ -7,6 +7,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import gecko
+from gecko.device import has_fast_bfloat16
 from gecko.encoder.engine import TorchEngine, torch_engine
 from gecko.encoder.packed import BertEngine, Int8Linear, can_pack, equal_runs, int8_works
 from gecko.errors import ConfigError
@@ -99,12 +100,13 @@ def test_runs_of_equal_lengths() -> None:
 def test_choice(model: SentenceTransformer, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_pack(model)
     assert gecko.load(str(tiny_model)).precision == torch_engine(model, "auto").precision
+    assert torch_engine(model, "auto").precision == "bfloat16" or not has_fast_bfloat16("cpu")
+    monkeypatch.setattr("gecko.encoder.engine.has_fast_bfloat16", lambda _: False)
     assert torch_engine(model, "auto").precision == "int8" or not int8_works()
     monkeypatch.setattr("gecko.encoder.engine.INT8_COSINE", 1.1)  # as if int8 moved the vectors
-    assert torch_engine(model, "auto").precision in ("bfloat16", "float32")
-    monkeypatch.undo()
+    assert torch_engine(model, "auto").precision == "float32"
     monkeypatch.setattr("gecko.encoder.packed.int8_works", lambda: False)
-    assert torch_engine(model, "auto").precision in ("bfloat16", "float32")
+    assert torch_engine(model, "auto").precision == "float32"
     with pytest.raises(ConfigError, match="does not multiply"):
         torch_engine(model, "int8")
     monkeypatch.setattr("gecko.encoder.packed.can_pack", lambda _: False)
