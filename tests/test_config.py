@@ -122,7 +122,7 @@ def test_layers(tmp_path: Path) -> None:
 
 def test_presets() -> None:
     default, paper = load_config(), load_config(overrides=["preset=paper"])
-    assert default == make_config({"budget": "20m"}, "here")
+    assert default == make_config({"budget": "20m", "train": {"min_steps": 30}}, "here")
     assert (paper.select.min_rc, paper.train.loss.mask_groups, paper.train.formats) == (None, False, ["unified"])
     assert paper.mine.warmup_epochs == 1
     # What the paper prescribes and no preset may change.

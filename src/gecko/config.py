@@ -219,6 +219,11 @@ class TrainConfig(_Section):
         description="of several, the first is kept unless another agrees clearly better with the teacher",
     )
     epochs: int = Field(default=3, ge=1)
+    min_steps: int = Field(
+        default=0,
+        ge=0,
+        description="fewer rows than this needs are taken 16 at a time and more often, for so many steps",
+    )
     batch: int = Field(default=64, ge=2, description="rows that are each other's negatives, over all devices")
     part_tokens: int | None = Field(
         default=None,
@@ -447,7 +452,7 @@ FREE = frozenset(
 
 # What a preset changes against the fields' own defaults.
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {"train": {"min_steps": 30}},
     "paper": {
         "generate": {"neighbourhood": 1},
         "prompts": {"query_likelihood": "query_likelihood"},

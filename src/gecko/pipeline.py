@@ -421,7 +421,9 @@ class Pipeline:
         self.start.passages(self.passages[:ESTIMATE_SAMPLE])
         text = (time.perf_counter() - began) / min(len(self.passages), ESTIMATE_SAMPLE)
         # A step forwards and backwards takes about three times an encoding; a row has a query and two passages.
-        forms, epochs = len(self.config.train.formats), self.config.train.epochs
+        from gecko.training.trainer import enough_steps
+
+        forms, epochs = len(self.config.train.formats), enough_steps(self.config.train, max(1, round(queries))).epochs
         training = 3 * 2.5 * text * queries * epochs * forms
         tested = sum(len(load_set(spec).passages) for spec in self.config.evaluate.sets)
         before = self.run.manifest("generate")

@@ -20,6 +20,7 @@ from gecko.config import BackboneConfig, TrainConfig
 from gecko.errors import TrainingError
 from gecko.training import train, trainer
 from gecko.training.loss import GeckoLoss
+from gecko.training.trainer import enough_steps
 
 CONFIG = TrainConfig(
     epochs=3, batch=8, learning_rate=1e-3, max_tokens=16, checkpoint_steps=2, bf16=False
@@ -440,3 +441,14 @@ def test_killed_and_started_again_equals_uninterrupted(run, whole, tiny_bert, ex
     resumed = run("cut")
     assert resumed[2] == ["training continues after step 4"]
     assert equal(resumed[1], whole[1])
+
+
+def test_few_rows_are_gone_through_more_often() -> None:
+    config = TrainConfig(epochs=3, batch=64, min_steps=30)
+    small = enough_steps(config, 46)
+    assert (small.batch, small.epochs) == (16, 10)
+    assert small.epochs * -(-46 // small.batch) >= 30
+    assert enough_steps(config, 640) is config
+    assert enough_steps(config.model_copy(update={"min_steps": 0}), 2).epochs == 3
+    assert enough_steps(config, 600).epochs == 3  # small batches alone are enough
+    assert enough_steps(small, 46) == small
