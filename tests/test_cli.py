@@ -44,6 +44,7 @@ def options(model: Path) -> list[str]:
         "mine.n=5",
         "select.min_rc=null",
         "train.epochs=1",
+        "train.min_steps=0",
         "train.max_tokens=32",
         "check.enabled=false",
         "evaluate.resamples=100",

@@ -29,6 +29,7 @@ def test_a_weak_teacher_is_stopped_and_goes_on_when_forced(tmp_path: Path) -> No
         "generate.neighbourhood=4",
         "select.min_rc=null",
         "train.epochs=1",
+        "train.min_steps=0",
         "mine.n=8",
     )
     command = ["distill", corpus, "-o", tmp_path / "run", "--llm", "smollm2"]

@@ -42,6 +42,7 @@ def settings(corpus: Path, model: Path, *more: str):
         "relabel.shard_passages=7",
         "select.min_rc=null",
         "train.epochs=2",
+        "train.min_steps=0",
         "train.batch=8",
         "train.max_tokens=32",
         "train.checkpoint_steps=1",

@@ -30,6 +30,7 @@ SHARED = (
     "mine.n=5",
     "select.min_rc=null",
     "train.epochs=1",
+    "train.min_steps=0",
     "train.batch=16",
     "train.max_tokens=32",
     'train.formats=["native"]',

@@ -41,6 +41,7 @@ def finished(tiny_model: Path, words: list[str], tmp_path_factory: pytest.TempPa
         "mine.n=6",
         "select.min_rc=null",
         "train.epochs=1",
+        "train.min_steps=0",
         "train.batch=8",
         "train.max_tokens=32",
         "train.formats=['native']",
