@@ -138,6 +138,7 @@ def test_presets() -> None:
         "prompts.query_likelihood",
         "select.min_rc",
         "train.formats",
+        "train.min_steps",
         "train.loss.mask_groups",
         "train.loss.unique_ids",
         "pretrain.loss.mask_groups",
