@@ -241,7 +241,8 @@ def _loop(
 
 def _peaks(dtype: torch.dtype) -> dict[str, float]:
     """Matmul peaks, in operations a second: the best of three shapes of a decoder, each the best of five."""
-    from gecko.llm.int8 import Int8Linear, _Rounder, has_fast_int8
+    from gecko.device import has_fast_int8
+    from gecko.llm.int8 import Int8Linear, _Rounder
 
     best = {str(dtype).removeprefix("torch."): 0.0} | ({"int8": 0.0} if has_fast_int8() else {})
     with torch.inference_mode():

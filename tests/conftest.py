@@ -1,3 +1,5 @@
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,13 @@ saddle thunder meadow pencil carpet bridge candle orchard compass hammer lantern
 def words() -> list[str]:
     """Plain words for passages."""
     return TEXT.split()
+
+
+def write_corpus(path: Path, words: Sequence[str]) -> Path:
+    """60 short passages as JSON lines: no two alike, some near each other."""
+    with path.open("w") as lines:
+        for number in range(60):
+            chosen = [words[(number * 7 + step * (1 + number % 5)) % len(words)] for step in range(12)]
+            row = {"_id": f"p{number}", "title": chosen[0], "text": f"passage {number} about " + " ".join(chosen)}
+            lines.write(json.dumps(row) + "\n")
+    return path

@@ -18,18 +18,14 @@ from gecko.pipeline import Pipeline, distill
 from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.store import Run, read_json, write_json
 
+from .conftest import write_corpus
+
 RECORDS = {"ingest": Passage, "generate": Query, "mine": Candidate, "relabel": Score, "select": Example}
 
 
 @pytest.fixture(scope="module")
 def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
-    with path.open("w") as lines:
-        for number in range(60):
-            chosen = [words[(number * 7 + step * (1 + number % 5)) % len(words)] for step in range(12)]
-            row = {"_id": f"p{number}", "title": chosen[0], "text": f"passage {number} about " + " ".join(chosen)}
-            lines.write(json.dumps(row) + "\n")
-    return path
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", words)
 
 
 def settings(corpus: Path, model: Path, *more: str):

@@ -22,6 +22,8 @@ from gecko.report.cards import dataset_card, licenses, model_card, public_name
 from gecko.report.table import origins, verdict
 from gecko.store import Run
 
+from .conftest import write_corpus
+
 SHARED = (
     "generate.batch=8",
     "generate.neighbourhood=4",
@@ -41,12 +43,7 @@ SHARED = (
 
 @pytest.fixture(scope="module")
 def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
-    with path.open("w") as lines:
-        for number in range(60):
-            chosen = [words[(number * 7 + step * (1 + number % 5)) % len(words)] for step in range(12)]
-            row = {"_id": f"p{number}", "title": chosen[0], "text": f"passage {number} about " + " ".join(chosen)}
-            lines.write(json.dumps(row) + "\n")
+    path = write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", words)
     questions = [{"_id": f"t{number}", "text": f"passage {number} about {words[number]}"} for number in range(12)]
     (path.parent / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     (path.parent / "qrels").mkdir()

@@ -39,3 +39,18 @@ def fast_dtype(device: str) -> "torch.dtype":
     import torch
 
     return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+
+
+def has_int8() -> bool:
+    """Whether this torch can multiply 8-bit matrices on the CPU at all."""
+    import torch
+
+    return bool(torch._C._has_mkldnn) and platform.machine().lower() in ("x86_64", "amd64")
+
+
+def has_fast_int8() -> bool:
+    """Whether the CPU has instructions of its own for it (VNNI); without them it is slower than float32."""
+    import torch
+
+    probes = ("_is_vnni_supported", "_is_avx512_vnni_supported")  # by torch's version
+    return has_int8() and any(bool(getattr(torch.cpu, name)()) for name in probes if hasattr(torch.cpu, name))

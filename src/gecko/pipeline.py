@@ -423,7 +423,7 @@ class Pipeline:
         # A step forwards and backwards takes about three times an encoding; a row has a query and two passages.
         from gecko.training.trainer import enough_steps
 
-        forms, epochs = len(self.config.train.formats), enough_steps(self.config.train, max(1, round(queries))).epochs
+        forms, epochs = len(self.config.train.formats), enough_steps(self.config.train, round(queries)).epochs
         training = 3 * 2.5 * text * queries * epochs * forms
         tested = sum(len(load_set(spec).passages) for spec in self.config.evaluate.sets)
         before = self.run.manifest("generate")
@@ -898,7 +898,7 @@ class Pipeline:
         first, *others = self.config.train.formats
         if not others or not self.heldout:
             return first
-        values = {form: np.array(self.agreements()[form]) for form in self.config.train.formats}
+        values = {label: np.array(found) for label, found in self.agreements().items()}
         gains = {
             form: bootstrap_ci(values[form] - values[first], self.config.evaluate.resamples, self.config.seed)
             for form in others

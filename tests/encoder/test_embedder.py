@@ -1,5 +1,4 @@
 import itertools
-import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,13 +14,7 @@ from gecko.errors import ConfigError
 from gecko.formats import TASKS, find_task
 from gecko.records import Text
 
-WORDS = ["the", "red", "cat", "sleeps", "in", "a", "big", "house", "zebra", "and", "fish"]
-
-
-def sentences(count: int, longest: int = 70) -> list[str]:
-    generator = random.Random(1)
-    texts = [" ".join(generator.choices(WORDS, k=generator.randint(1, longest))) for _ in range(count)]
-    return [*texts, "", texts[0]]
+from .conftest import sentences
 
 
 @pytest.fixture(scope="module")

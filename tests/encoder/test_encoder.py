@@ -1,6 +1,5 @@
 import io
 import json
-import random
 import shutil
 from pathlib import Path
 
@@ -17,13 +16,7 @@ from gecko.encoder import encoder as room
 from gecko.errors import ConfigError
 from gecko.records import Passage, Text
 
-WORDS = ["the", "red", "cat", "sleeps", "in", "a", "big", "house", "zebra", "and", "fish"]
-
-
-def sentences(count: int, longest: int = 70) -> list[str]:
-    generator = random.Random(1)
-    texts = [" ".join(generator.choices(WORDS, k=generator.randint(1, longest))) for _ in range(count)]
-    return [*texts, "", texts[0]]
+from .conftest import sentences
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,21 @@ from typing import Any
 
 import pytest
 
+from gecko.prompts import Prompt
+
+LIKELIHOOD = Prompt(
+    "likelihood", "completion", "Read.\n\nPassage: {passage}\nQuery: {query}", (), (), (), (), "likelihood"
+)
+RELEVANCE = Prompt(
+    "relevance",
+    "chat",
+    "",
+    (("system", "You judge."), ("user", "Relevant?\n\nPassage: {passage}\n\nQuery: {query}")),
+    ("Y", "N"),
+    (),
+    (),
+    "relevance",
+)
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

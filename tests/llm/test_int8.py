@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from gecko.config import RelabelConfig
+from gecko.device import has_int8
 from gecko.errors import TeacherError
+from gecko.int8 import ZERO
 from gecko.llm.base import Group
-from gecko.llm.int8 import ROWS, ZERO, Int8Linear, _Rounder, has_int8, pieces, round_rows, to_int8
+from gecko.llm.int8 import ROWS, Int8Linear, _Rounder, pieces, round_rows, to_int8
 from gecko.llm.load import _wants_int8, load_teacher
 from gecko.progress import Silent
 from gecko.prompts import load_prompt

@@ -28,19 +28,8 @@ from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
 from gecko.store import digest
 
-LIKELIHOOD = Prompt(
-    "likelihood", "completion", "Read.\n\nPassage: {passage}\nQuery: {query}", (), (), (), (), "likelihood"
-)
-RELEVANCE = Prompt(
-    "relevance",
-    "chat",
-    "",
-    (("system", "You judge."), ("user", "Relevant?\n\nPassage: {passage}\n\nQuery: {query}")),
-    ("Y", "N"),
-    (),
-    (),
-    "relevance",
-)
+from .conftest import LIKELIHOOD, RELEVANCE
+
 COMPLETED = Prompt(
     "answer", "completion", "Passage: {passage}\nQuery: {query}\nAnswer:", (), ("Y", "N"), (), (), "answer"
 )

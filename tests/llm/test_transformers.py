@@ -13,19 +13,8 @@ from gecko.llm.base import Group, Sampling
 from gecko.llm.transformers import TransformersLM
 from gecko.prompts import Prompt
 
-LIKELIHOOD = Prompt(
-    "likelihood", "completion", "Read.\n\nPassage: {passage}\nQuery: {query}", (), (), (), (), "likelihood"
-)
-RELEVANCE = Prompt(
-    "relevance",
-    "chat",
-    "",
-    (("system", "You judge."), ("user", "Relevant?\n\nPassage: {passage}\n\nQuery: {query}")),
-    ("Y", "N"),
-    (),
-    (),
-    "relevance",
-)
+from .conftest import LIKELIHOOD, RELEVANCE
+
 WRITE = Prompt("write", "completion", "Write.\n\nPassage: {passage}\nTask:", (), (), (), (), "write")
 GROUPS = [
     Group("the red river runs under the old stone bridge", ("where does the river run", "Which bridge?", "ünder 橋")),

@@ -17,19 +17,8 @@ from gecko.llm.transformers import TransformersLM
 from gecko.progress import Silent
 from gecko.prompts import Prompt
 
-LIKELIHOOD = Prompt(
-    "likelihood", "completion", "Read.\n\nPassage: {passage}\nQuery: {query}", (), (), (), (), "likelihood"
-)
-RELEVANCE = Prompt(
-    "relevance",
-    "chat",
-    "",
-    (("system", "You judge."), ("user", "Relevant?\n\nPassage: {passage}\n\nQuery: {query}")),
-    ("Y", "N"),
-    (),
-    (),
-    "relevance",
-)
+from .conftest import LIKELIHOOD, RELEVANCE
+
 WRITE = Prompt("write", "completion", "Write.\n\nPassage: {passage}\nTask:", (), (), ("\n",), (), "write")
 GROUPS = [
     Group("the red river runs under the old stone bridge", ("where does the river run", "Which bridge?", "ünder 橋")),

@@ -6,12 +6,12 @@ which is the only one that the window's end can have cut short. Time is then lin
 """
 
 import bisect
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
+from gecko.corpus.markdown import HEADING, with_prose
 from gecko.errors import ConfigError
 from gecko.records import Passage
 
@@ -24,9 +24,6 @@ WINDOW_PIECES = 8
 TOKEN_CHARS = 4  # only for the size of a window
 MARKDOWN = (".md", ".html", ".htm", ".docx")
 TITLE_CHARS = 300
-
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*$")
 
 
 @dataclass(frozen=True)
@@ -136,15 +133,9 @@ class _Sections:
         self._starts: list[int] = []
         self._paths: list[tuple[str, ...]] = []
         path: list[tuple[int, str]] = []
-        fence, offset = "", 0
-        for line in text.splitlines(keepends=True):
-            found = _FENCE.match(line)
-            if fence:
-                if found and found[1].startswith(fence) and not line[found.end() :].strip():
-                    fence = ""
-            elif found:
-                fence = found[1]
-            elif heading := _HEADING.match(line.rstrip("\r\n")):
+        offset = 0
+        for line, prose in with_prose(text.splitlines(keepends=True)):
+            if prose and (heading := HEADING.match(line.rstrip("\r\n"))):
                 path = [(level, name) for level, name in path if level < len(heading[1])]
                 path.append((len(heading[1]), heading[2].strip()))
                 self._starts.append(offset)

@@ -40,6 +40,7 @@ from typing import Any, BinaryIO, NoReturn
 from gecko.config import CorpusConfig
 from gecko.corpus.bounds import BROKEN_ARCHIVE, LARGE, LONG_LINE, Dropped, Expanding, lines
 from gecko.corpus.documents import Documents
+from gecko.corpus.markdown import HEADING, with_prose
 from gecko.errors import CorpusError
 from gecko.records import Passage
 from gecko.store import Counts, digest, file_sha256
@@ -66,8 +67,6 @@ _JSON_TYPES: dict[type, str] = {
     str: "a string",
     type(None): "null",
 }
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*$")
 _SETEXT = re.compile(r" {0,3}=+[ \t]*$")
 
 
@@ -439,20 +438,13 @@ def _heading(text: str) -> str:
     start = 0
     if lines and lines[0].rstrip() == "---":
         start = next((number for number, line in enumerate(lines[1:], 2) if line.rstrip() in ("---", "...")), 0)
-    fence = ""
     previous = ""
-    for line in lines[start:]:
-        found = _FENCE.match(line)
-        if fence:
-            if found and found[1].startswith(fence) and not line[found.end() :].strip():
-                fence = ""
-        elif found:
-            fence = found[1]
-        elif heading := _ATX.match(line):
-            return heading[1].strip()
-        elif previous.strip() and _SETEXT.match(line):
+    for line, prose in with_prose(lines[start:]):
+        if prose and (heading := HEADING.match(line)):
+            return heading[2].strip()
+        if prose and previous.strip() and _SETEXT.match(line):
             return previous.strip()
-        previous = "" if fence or found else line
+        previous = line if prose else ""
     return ""
 
 

@@ -14,6 +14,7 @@ reads the folder as a model.
 import logging
 import shutil
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,7 +159,7 @@ def graph_engine(folder: Path, card: ExportCard) -> "GraphEngine":
             assert_never(card.target)
 
 
-class GraphEngine:
+class GraphEngine(ABC):
     """What the two engines share: padded batches in, unit vectors out."""
 
     def __init__(self, card: ExportCard) -> None:
@@ -170,8 +171,9 @@ class GraphEngine:
         """See :class:`gecko.encoder.engine.Engine`."""
         return self._run(*pad(rows, self._padding))
 
+    @abstractmethod
     def _run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
-        raise NotImplementedError
+        """The graph's vectors, float32 (B, D), of padded rows (B, T) and their mask."""
 
 
 class OnnxEngine(GraphEngine):

@@ -42,9 +42,9 @@ def int8_works() -> bool:
     """Whether this processor and this torch multiply 8-bit integers, tried on a product that is known."""
     import torch
 
-    if not any(
-        bool(getattr(torch.cpu, name, lambda: False)()) for name in ("_is_vnni_supported", "_is_avx512_vnni_supported")
-    ):
+    from gecko.device import has_fast_int8
+
+    if not has_fast_int8():
         return False
     weight = torch.arange(-128, 128, dtype=torch.float32).view(16, 16) / 128
     values = torch.linspace(-3, 5, 64).view(4, 16)
@@ -193,13 +193,9 @@ class Int8Linear:
     """
 
     def __init__(self, weight: "Tensor", bias: "Tensor", dtype: "torch.dtype") -> None:
-        import torch
+        from gecko.int8 import PackedWeights
 
-        scales = weight.abs().amax(dim=1).clamp_min(1e-12) / 127  # (out,)
-        rounded = (weight / scales[:, None]).round().to(torch.int8)
-        self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self._scales = scales
-        self._zeros = torch.zeros(len(weight), dtype=torch.long)
+        self._weight = PackedWeights(weight)
         self._bias = bias.to(dtype)
         self._dtype = dtype
 
@@ -213,12 +209,7 @@ class Int8Linear:
 
     def product(self, rounded: "Tensor") -> "Tensor":
         """The product alone: uint8 (N, in), 128 for 0, of tokens whose largest entry is 1; (N, out)."""
-        import torch
-
-        result: Tensor = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1 / LEVELS, 128, self._weight, self._scales, self._zeros, None, 1.0, 0, self._dtype, "none", [], ""
-        )
-        return result
+        return self._weight.multiply(rounded, self._dtype, 1 / LEVELS)
 
 
 def equal_runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -6,12 +6,11 @@ norms, attention and the output layer stay as they were. Such a CPU multiplies 8
 bfloat16 ones; ``docs/performance.md`` has what that costs in rank quality.
 """
 
-import platform
-
 import torch
 from torch import nn
 
-ZERO = 128  # oneDNN is fast for unsigned activations only, so a signed value v is kept as v + 128
+from gecko.int8 import ZERO, PackedWeights
+
 ROWS = 64  # rows rounded together: their float32 copy stays in the cache of a core
 # A wider input is rounded in pieces with a scale each: the few huge values of a decoder's inner layer then coarsen
 # one piece of a row and not all of it. In pieces of 1280 the error of RC is half of what it is without, for 3 % of the time.
@@ -78,7 +77,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear, rounder: _Rounder) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._weights = [_Packed(linear.weight.detach()[:, part]) for part in pieces(linear.in_features)]
+        self._weights = [PackedWeights(linear.weight.detach()[:, part]) for part in pieces(linear.in_features)]
         self._bias = None if linear.bias is None else linear.bias.detach().clone()
         self._dtype = linear.weight.dtype
         self._rounder = rounder
@@ -96,23 +95,6 @@ class Int8Linear(nn.Module):
         return total.to(self._dtype).view(*states.shape[:-1], self.out_features)
 
 
-class _Packed:
-    """Weights (out, in), rounded with a scale an output channel, in the layout that the kernel reads."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        weight = weight.float()
-        self._scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
-        self._bytes = torch.ops.onednn.qlinear_prepack((weight / self._scale[:, None]).round().to(torch.int8), None)
-        self._zero = torch.zeros(len(weight), dtype=torch.int8)
-
-    def multiply(self, rounded: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-        """The product with bytes (rows, in), before the rows' scales: (rows, out)."""
-        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, ZERO, self._bytes, self._scale, self._zero, None, 1.0, 0, kind, "none", [], ""
-        )
-        return product
-
-
 def to_int8(model: nn.Module) -> None:
     """Replace every linear layer of a decoder by its 8-bit form, one by one, in place.
 
@@ -124,14 +106,3 @@ def to_int8(model: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, Int8Linear(child, rounder))
-
-
-def has_int8() -> bool:
-    """Whether this torch can multiply 8-bit matrices here at all."""
-    return bool(torch._C._has_mkldnn) and platform.machine().lower() in ("x86_64", "amd64")
-
-
-def has_fast_int8() -> bool:
-    """Whether the CPU has instructions of its own for it (AVX512-VNNI); without them it is slower than float32."""
-    probe = getattr(torch.cpu, "_is_vnni_supported", None)
-    return has_int8() and bool(probe and probe())

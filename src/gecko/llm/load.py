@@ -143,7 +143,7 @@ INT8_WIDTH = 1024
 
 
 def _wants_int8(precision: Literal["auto", "int8", "full"], device: str, width: int) -> bool:
-    from gecko.llm.int8 import has_fast_int8, has_int8
+    from gecko.device import has_fast_int8, has_int8
 
     if precision == "auto":
         return device == "cpu" and width >= INT8_WIDTH and has_fast_int8()

@@ -60,6 +60,7 @@ FEW_ROWS = 16  # rows of a batch where there are too few for config.min_steps
 
 def enough_steps(config: TrainConfig, rows: int) -> TrainConfig:
     """The settings with which ``rows`` make at least ``config.min_steps`` batches; as they are where they do anyway."""
+    rows = max(1, rows)
     if config.epochs * -(-rows // config.batch) >= config.min_steps:
         return config
     batch = min(config.batch, FEW_ROWS)
@@ -102,7 +103,7 @@ def train(
         TrainingError: no rows, a row or a width that cannot be used, a start model that cannot be loaded, a loss
             that is not a number, or embeddings that collapsed. Whole checkpoints stay where they are.
     """
-    config = enough_steps(config, len(examples)) if examples else config
+    config = enough_steps(config, len(examples))
     if config.devices > 1 and "RANK" not in os.environ:
         job = Job(list(examples), start, folder, form, config, seed, checkpoints, sampling, passages)
         return on_devices(job, say)

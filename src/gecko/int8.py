@@ -1,0 +1,31 @@
+"""Products with 8-bit weights on the CPU, by oneDNN: what the teacher's layers and the encoder's are made of."""
+
+import torch
+
+ZERO = 128  # oneDNN is fast for unsigned activations only, so a signed value v is kept as v + 128
+
+
+class PackedWeights:
+    """Weights (out, in), rounded with a scale an output channel, in the layout that the kernel reads."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        weight = weight.float()
+        self._scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
+        self._bytes = torch.ops.onednn.qlinear_prepack((weight / self._scale[:, None]).round().to(torch.int8), None)
+        self._zero = torch.zeros(len(weight), dtype=torch.int8)
+
+    def multiply(self, rounded: torch.Tensor, kind: torch.dtype, step: float = 1.0) -> torch.Tensor:
+        """The product with ``step * (byte - 128)``, before any scale of a row.
+
+        Args:
+            rounded: bytes (rows, in).
+            kind: the float type of the result.
+            step: what one unit of a byte stands for.
+
+        Returns:
+            (rows, out).
+        """
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            rounded, step, ZERO, self._bytes, self._scale, self._zero, None, 1.0, 0, kind, "none", [], ""
+        )
+        return product
