@@ -41,7 +41,7 @@ def main() -> None:
     import gecko
     from gecko.corpus.stdlib import read_stdlib
     from gecko.encoder import resolve_model
-    from gecko.encoder.packed import can_pack
+    from gecko.encoder.packed import can_pack, int8_works
 
     torch.set_num_threads(options.threads)
     passages = list(read_stdlib())
@@ -51,7 +51,7 @@ def main() -> None:
     plain = SentenceTransformer(resolve_model(options.model), device="cpu")
     half = SentenceTransformer(resolve_model(options.model), device="cpu").to(torch.bfloat16)
     default = gecko.load(options.model)
-    wanted = ("float32", "bfloat16", *(["int8"] if default.precision == "int8" else []))
+    wanted = ("float32", "bfloat16", *(["int8"] if can_pack(plain) and int8_works() else []))
     models = {f"gecko {name}": gecko.load(options.model, precision=name) for name in wanted}
     with tempfile.TemporaryDirectory() as folder:
         if (exported := export(options.model, Path(folder) / "model")) is not None:

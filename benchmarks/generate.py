@@ -14,16 +14,14 @@ import argparse
 import json
 import random
 import time
-from typing import Any
 
 import torch
+from relabel import linear_weights, matmul_peaks, teacher
 
-from gecko.config import GenerateConfig, RelabelConfig
+from gecko.config import GenerateConfig
 from gecko.corpus.stdlib import read_stdlib
 from gecko.llm.base import Sampling
-from gecko.llm.load import load_teacher
 from gecko.llm.transformers import TransformersLM
-from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
 
 
@@ -39,7 +37,7 @@ def main() -> None:
     corpus = [passage.content for passage in read_stdlib()]
     passages = random.Random(0).sample(corpus, given.passages)
     limit = GenerateConfig().max_new_tokens
-    full = _teacher(given.llm, "full")
+    full = teacher(given.llm, "full")
     if given.same:
         full.model.float()
         theirs = _generate(full, prompt, passages, max(given.batches), limit)
@@ -56,7 +54,7 @@ def main() -> None:
         print(f"transformers, batch {batch:3}: {rates[batch]:.3f} queries/s")
     best = max(rates.values())
     found = {}
-    for name, lm in (("full precision", full), ("gecko", _teacher(given.llm, "auto"))):
+    for name, lm in (("full precision", full), ("gecko", teacher(given.llm, "auto"))):
         lm.usage.read = lm.usage.written = 0
         began = time.perf_counter()
         _ours(lm, prompt, passages, max(given.batches), limit)
@@ -76,11 +74,6 @@ def main() -> None:
             }
         )
     )
-
-
-def _teacher(spec: str, precision: str) -> TransformersLM:
-    teacher: Any = load_teacher(spec, RelabelConfig.model_validate({"precision": precision}), Silent())
-    return teacher
 
 
 def _ours(lm: TransformersLM, prompt: Prompt, passages: list[str], batch: int, limit: int) -> list[str]:
@@ -117,14 +110,8 @@ def _generate(lm: TransformersLM, prompt: Prompt, passages: list[str], batch: in
 
 def _needed_seconds(lm: TransformersLM, batch: int, prompts: int) -> float:
     """The prompts at the matmul peak, and the weights once a step at the copy bandwidth."""
-    from relabel import _peaks
-
-    from gecko.llm.int8 import Int8Linear
-
-    peaks = _peaks(torch.bfloat16 if lm.model.dtype == torch.bfloat16 else torch.float32)
-    layers = [module for module in lm.model.base_model.modules() if isinstance(module, torch.nn.Linear | Int8Linear)]
-    weights = sum(layer.in_features * layer.out_features for layer in layers)
-    small = any(isinstance(layer, Int8Linear) for layer in layers)
+    peaks = matmul_peaks(torch.bfloat16 if lm.model.dtype == torch.bfloat16 else torch.float32)
+    weights, small = linear_weights(lm)
     head = lm.model.get_output_embeddings().weight
     size = weights * (1 if small else head.element_size()) + head.numel() * head.element_size()
     block = torch.ones(1 << 28, dtype=torch.uint8)

@@ -61,9 +61,9 @@ def main() -> None:
     prompts = (
         [load_prompt("query_likelihood"), load_prompt("relevance")] if given.two_prompts else [load_prompt("relevance")]
     )
-    full = _teacher(given.llm, "full")
-    fast = _teacher(given.llm, "auto")
-    peaks = _peaks(full.model.dtype)
+    full = teacher(given.llm, "full")
+    fast = teacher(given.llm, "auto")
+    peaks = matmul_peaks(full.model.dtype)
     threads = torch.get_num_threads()
     print(f"{full.name}; {threads} threads; prompts: {', '.join(prompt.name for prompt in prompts)}")
     print("matmul peaks: " + ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in peaks.items()))
@@ -123,10 +123,11 @@ def main() -> None:
     )
 
 
-def _teacher(spec: str, precision: str) -> TransformersLM:
+def teacher(spec: str, precision: str) -> TransformersLM:
+    """A teacher in one precision, without progress."""
     config = RelabelConfig.model_validate({"precision": precision})
-    teacher: Any = load_teacher(spec, config, Silent())
-    return teacher
+    found: Any = load_teacher(spec, config, Silent())
+    return found
 
 
 def _timed(work: Callable[[], Scores], count: int) -> tuple[Scores, float]:
@@ -155,12 +156,17 @@ def _groups(lm: TransformersLM, passages: int, queries: int) -> list[Group]:
     return [Group(corpus[place].content, tuple(found)) for place, found in sorted(of.items())]
 
 
-def _part(groups: Sequence[Group], count: int) -> list[tuple[tuple[int, int], Group]]:
-    every = [
+def _pairs(groups: Sequence[Group]) -> list[tuple[tuple[int, int], Group]]:
+    """Each pair on its own, with its place."""
+    return [
         ((index, place), Group(group.passage, (query,)))
         for index, group in enumerate(groups)
         for place, query in enumerate(group.queries)
     ]
+
+
+def _part(groups: Sequence[Group], count: int) -> list[tuple[tuple[int, int], Group]]:
+    every = _pairs(groups)
     return random.Random(1).sample(every, min(count, len(every)))
 
 
@@ -239,7 +245,7 @@ def _loop(
 # --- the limit
 
 
-def _peaks(dtype: torch.dtype) -> dict[str, float]:
+def matmul_peaks(dtype: torch.dtype) -> dict[str, float]:
     """Matmul peaks, in operations a second: the best of three shapes of a decoder, each the best of five."""
     from gecko.device import has_fast_int8
     from gecko.llm.int8 import Int8Linear, _Rounder
@@ -263,6 +269,14 @@ def _peaks(dtype: torch.dtype) -> dict[str, float]:
     return best
 
 
+def linear_weights(lm: TransformersLM) -> tuple[int, bool]:
+    """Weights of a decoder's linear layers without the output layer, and whether they are of 8 bits."""
+    from gecko.llm.int8 import Int8Linear
+
+    layers = [module for module in lm.model.base_model.modules() if isinstance(module, torch.nn.Linear | Int8Linear)]
+    return sum(layer.in_features * layer.out_features for layer in layers), isinstance(layers[0], Int8Linear)
+
+
 def _needed_seconds(
     lm: TransformersLM, prompts: Sequence[Prompt], groups: Sequence[Group], peaks: dict[str, float]
 ) -> float:
@@ -271,11 +285,8 @@ def _needed_seconds(
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention_width = config.num_attention_heads * head_width * config.num_hidden_layers
     full = next(iter(peaks.values()))
-    from gecko.llm.int8 import Int8Linear
-
-    layers = [module for module in lm.model.base_model.modules() if isinstance(module, torch.nn.Linear | Int8Linear)]
-    linear = sum(layer.in_features * layer.out_features for layer in layers)
-    linear_peak = peaks["int8"] if any(isinstance(layer, Int8Linear) for layer in layers) else full
+    linear, small = linear_weights(lm)
+    linear_peak = peaks["int8"] if small else full
     seconds = 0.0
     for index, prompt in enumerate(prompts):
         with_end = bool(prompt.labels)
@@ -320,21 +331,16 @@ def _growth(lm: TransformersLM, prompts: Sequence[Prompt]) -> None:
 
 def _agreement(full: TransformersLM, fast: TransformersLM, prompts: Sequence[Prompt], groups: Sequence[Group]) -> None:
     """QL, RC and the fused order against float32, pair by pair: ours no worse than the loop's own."""
-    every = [
-        ((index, place), Group(group.passage, (query,)))
-        for index, group in enumerate(groups)
-        for place, query in enumerate(group.queries)
-    ]
+    every = _pairs(groups)
     found = {
         "pair by pair, " + str(full.model.dtype).removeprefix("torch."): _loop(full, prompts, every, shared=False),
         "gecko, full precision": _ours(full, prompts, groups),
         "gecko": _ours(fast, prompts, groups),
     }
-    exact_lm = full
-    exact_lm.model.float()
-    exact_lm._caches.clear()
-    exact = _loop(exact_lm, prompts, every, shared=False)
-    found["gecko, float32"] = _ours(exact_lm, prompts, groups)
+    full.model.float()
+    full._caches.clear()
+    exact = _loop(full, prompts, every, shared=False)
+    found["gecko, float32"] = _ours(full, prompts, groups)
     by_query: dict[str, list[tuple[int, int]]] = {}
     for key, group in every:
         by_query.setdefault(group.queries[0], []).append(key)

@@ -253,7 +253,6 @@ def main() -> None:
     embedder = load(str(model), precision="float32")
     offline = embedder.embed(texts[:32], task="RETRIEVAL_QUERY")
     tokens = np.mean([item.tokens for item in embedder.prepare(texts)])
-    began = time.perf_counter()
     fast = load(str(model))
     for _ in range(2):  # the first is to warm up
         began = time.perf_counter()

@@ -109,6 +109,11 @@ def _distil(folder: Path, config: RunConfig, *, force: bool, dry_run: bool) -> N
         print(f"model: {folder / 'model'}   report: {folder / 'report.html'}   {time.perf_counter() - began:.0f} s")
 
 
+def _print(table: Table, width: int = 120) -> None:
+    # A pipe has no width of its own; 80 columns would cut the numbers.
+    Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
 def _closing(run: Run, result: dict[str, Any]) -> None:
     from gecko.report.table import closing_rows, origins, verdict
 
@@ -116,8 +121,7 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
     table = Table(*header)
     for row in rows:
         table.add_row(*map(escape, row))
-    # A pipe has no width of its own; 80 columns would cut the numbers.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    _print(table)
     seconds = sum(run.finished(stage).seconds for stage in ("generate", "relabel"))
     own, released = origins(run.finished("select"))
     print(verdict(result, own, seconds, released))
@@ -279,7 +283,7 @@ def inspect(
     table = Table("of the run", "")
     for name, value in lines(found):
         table.add_row(escape(name), escape(value))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    _print(table)
     print(run / "inspect.html")
 
 
@@ -329,7 +333,7 @@ def evaluate_model(
         table.add_column(name, overflow="fold", min_width=24 if place == 0 else None)
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    _print(table, 160)
     for name, reason in result.get("skipped", {}).items():
         print(f"{name} was skipped: {reason}")
 
@@ -379,7 +383,7 @@ def check_teacher(
         table = Table(*header)
         for row in rows:
             table.add_row(*map(escape, row), end_section=row[2] == "rrf+retriever")
-        Console(width=None if sys.stdout.isatty() else 120).print(table)
+        _print(table)
         print(value_verdict(result))
     if result["best"]["verdict"] == "does harm":
         raise typer.Exit(1)
@@ -480,7 +484,7 @@ def search(
                 shown = " ".join(hit.passage.text.split())
                 title = f"[bold]{escape(hit.passage.title)}[/bold]\n" if hit.passage.title else ""
                 table.add_row(str(hit.rank), f"{hit.score:.3f}", title + escape(shown[:160]))
-            Console(width=None if sys.stdout.isatty() else 120).print(table)
+            _print(table)
 
 
 @app.command()
@@ -516,8 +520,6 @@ def _typed_queries() -> Iterator[str]:
 
 def _one_of(option: str, value: str, accepted: tuple[Any, ...]) -> Any:
     if value not in accepted:
-        from gecko.errors import ConfigError
-
         raise ConfigError(f"{option} {value}: give one of {', '.join(accepted)}")
     return value
 
@@ -541,7 +543,6 @@ def ablate(
     """The paper's ablations on the labels of a run: no language model is asked. Stopped, it goes on where it was."""
     import json
 
-    from gecko.errors import ConfigError
     from gecko.evaluation.ablate import Ablation, Options
     from gecko.pipeline import Pipeline
     from gecko.report.ablation import cell_rows, dim_rows, dims_plot, markdown, plot, reranker_rows
@@ -567,14 +568,13 @@ def ablate(
     if as_json:
         print(json.dumps(result))
         return
-    console = Console(width=None if sys.stdout.isatty() else 160)
     for header, *rows in (cell_rows(result), reranker_rows(result), dim_rows(result)):
         if not rows:
             continue
         table = Table(*header)
         for row in rows:
             table.add_row(*map(escape, row))
-        console.print(table)
+        _print(table, 160)
     print(f"table: {ablation.folder / 'ablation.md'}   plot: {ablation.folder / 'ablation.svg'}")
 
 

@@ -109,7 +109,6 @@ class _Relabelled:
 
         self._mine()
         self._relabel()
-        candidates, scores = self.run.read(f"mine-{self.name}", Candidate), self.run.read(f"relabel-{self.name}", Score)
         stage, settings = f"select-{self.name}", self.config.select
         parts = {
             **self.source,
@@ -122,6 +121,8 @@ class _Relabelled:
         }
 
         def work(_: int, counts: Counts) -> list[Example]:
+            candidates = self.run.read(f"mine-{self.name}", Candidate)
+            scores = self.run.read(f"relabel-{self.name}", Score)
             labels = group_labels(self.queries, candidates, scores, settings)
             chosen = select(self.queries, labels, self.passages, settings, self.config.seed, counts)
             rows = [replace(row, dataset=self.name, candidates=(), fused=()) for row in chosen]

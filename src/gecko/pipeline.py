@@ -9,11 +9,9 @@ first needs them, so a run whose shards are all there loads none.
 """
 
 import gc
-import platform
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -29,7 +27,7 @@ from gecko.paid import all_scores, paid_queries, paid_scores, relabel_stages, se
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import Counts, Manifest, Run, digest, file_sha256, publish, read_json, schema_digest, write_json
+from gecko.store import Counts, Manifest, Run, digest, publish, read_json, schema_digest, tree_sha256, write_json
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
@@ -468,13 +466,14 @@ class Pipeline:
 
         growing = {"seeds"}
         paid = cache(lambda: paid_queries(self.run, parts, growing))
+        read: dict[str, list[Query]] = {}
 
         def work(shard: Sequence[Seed], counts: Counts) -> list[Query]:
             written, left = paid().take(shard, counts)
             if not left:
                 return written
             teacher, prompt = self.loaded_teacher(counts), self.prompts["generate"]
-            before = written + self._of_earlier_rounds(left)
+            before = written + self._of_earlier_rounds(left, read)
             new = generate(left, self.by_id, teacher, prompt, config, self.config.seed, counts, before)
             return [*written, *new]
 
@@ -494,15 +493,17 @@ class Pipeline:
             self._refusing(lambda: refuse_by_parsing(manifest.rows, len(seeds), drops, check, name))
         return manifest
 
-    def _of_earlier_rounds(self, seeds: Sequence[Seed]) -> list[Query]:
-        """The queries that the run has already of those seeds that come again."""
+    def _of_earlier_rounds(self, seeds: Sequence[Seed], read: dict[str, list[Query]]) -> list[Query]:
+        """The queries that the run has already of those seeds that come again; shards are kept in ``read``, by file."""
         again = {seed.passage_id for seed in seeds if seed.round}
         manifest = self.run.manifest("generate") if again else None
         if manifest is None:
             return []
         folder = self.run.path / "generate"
-        rows = (row for shard in manifest.shards for row in self.run.read_shard(folder, shard, Query))
-        return [row for row in rows if row.seed_id in again]
+        for shard in manifest.shards:
+            if shard.file not in read:
+                read[shard.file] = self.run.read_shard(folder, shard, Query)
+        return [row for shard in manifest.shards for row in read[shard.file] if row.seed_id in again]
 
     def mine(self) -> Manifest:
         """Find each query's candidates.
@@ -613,9 +614,17 @@ class Pipeline:
         """Score every pair with the teacher, passage by passage, and then with each further one."""
         from gecko.llm.load import teacher_identity
 
-        first = self._relabel("relabel", self.teacher_identity, self.loaded_teacher)
+        queries = {query.id: query for query in self.run.read("generate", Query)}
+        candidates = self.run.read("mine", Candidate)
+        kept = self._affordable(queries, candidates)
+        by_passage: dict[str, list[Query]] = {}
+        for candidate in candidates:
+            if candidate.query_id in kept:
+                by_passage.setdefault(candidate.passage_id, []).append(queries[candidate.query_id])
+        work = (queries, kept, by_passage)
+        first = self._relabel("relabel", self.teacher_identity, self.loaded_teacher, *work)
         for stage, spec in zip(relabel_stages(self.run)[1:], self.config.relabel.teachers, strict=True):
-            self._relabel(stage, teacher_identity(spec), self._other_teacher(spec))
+            self._relabel(stage, teacher_identity(spec), self._other_teacher(spec), *work)
         return first
 
     def _other_teacher(self, spec: str) -> "Callable[[Counts], LanguageModel]":
@@ -636,17 +645,18 @@ class Pipeline:
 
         return loaded
 
-    def _relabel(self, stage: str, identity: str, loaded: "Callable[[Counts], LanguageModel]") -> Manifest:
+    def _relabel(
+        self,
+        stage: str,
+        identity: str,
+        loaded: "Callable[[Counts], LanguageModel]",
+        queries: Mapping[str, Query],
+        kept: Collection[str],
+        by_passage: Mapping[str, Sequence[Query]],
+    ) -> Manifest:
         from gecko.fret.relabel import relabel
 
         config = self.config.relabel
-        queries = {query.id: query for query in self.run.read("generate", Query)}
-        candidates = self.run.read("mine", Candidate)
-        kept = self._affordable(queries, candidates)
-        by_passage: dict[str, list[Query]] = {}
-        for candidate in candidates:
-            if candidate.query_id in kept:
-                by_passage.setdefault(candidate.passage_id, []).append(queries[candidate.query_id])
         order = [passage.id for passage in self.passages if passage.id in by_passage]
         shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
         parts = {
@@ -837,6 +847,7 @@ class Pipeline:
         fret = self.run.read("select", Example) if mixture.fret_weight > 0 else []
         return without_tasks([*fret, *mixture_rows(self)], mixture.task_dropout, self.config.seed)
 
+    @cached_property
     def _mixture_parts(self) -> dict[str, str]:
         """What a training depends on beside FRet; nothing where FRet is alone."""
         mixture = self.config.mixture
@@ -853,7 +864,7 @@ class Pipeline:
         parts = {
             "rows": self.run.finished("select").identity,
             "start model": model_identity(spec) if self.config.student else self.start_identity,
-            **self._mixture_parts(),
+            **self._mixture_parts,
             "settings": settings.model_dump_json(exclude=WITHOUT_EFFECT),
             "format": form,
             "seed": str(self.config.seed),
@@ -1001,22 +1012,13 @@ def _version(stage: str) -> dict[str, str]:
     return {"version": str(VERSIONS[stage])}
 
 
-def _source_identity(spec: str) -> str:
-    """What the passages of a source depend on."""
-    if spec == "stdlib":
-        return digest(sys.version, sys.platform, platform.machine())
-    path = Path(spec).expanduser()
-    if path.is_file():
-        return file_sha256(path)
-    if path.is_dir():
-        files = sorted(entry for entry in path.rglob("*") if entry.is_file())
-        return digest(*(text for file in files for text in (str(file.relative_to(path)), file_sha256(file))))
-    raise CorpusError(f"{spec} does not exist; give a file, a folder or `stdlib`")
-
-
 def _set_identity(spec: str) -> str:
-    if spec == STDLIB_QUESTIONS:
-        return _source_identity("stdlib")
+    from gecko.corpus.readers import source_identity
     from gecko.evaluation.beir import parse_spec
 
-    return _source_identity(str(parse_spec(spec, None)[0]))
+    if spec == STDLIB_QUESTIONS:
+        return source_identity("stdlib")
+    path = parse_spec(spec, None)[0]
+    if not path.exists():
+        raise CorpusError(f"{path} does not exist; give a file, a folder or `stdlib`")
+    return tree_sha256(path)

@@ -7,6 +7,7 @@
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -156,14 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
-    runs: list[Run] = []
-    try:
-        for path in dict.fromkeys(options.runs):
-            runs.append(Run(path))
+    with ExitStack() as held:
+        runs = [held.enter_context(Run(path)) for path in dict.fromkeys(options.runs)]
         count = write_dataset(runs, options.out)
-    finally:
-        for run in runs:
-            run.__exit__()
     path = options.out / FILE
     print(f"{path}: {count:,} rows, {path.stat().st_size / 1e6:.1f} MB")
 

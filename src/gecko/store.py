@@ -208,6 +208,25 @@ class Manifest:
         return sum((Counter(shard.notes) for shard in self.shards), Counter[str]())
 
 
+def lock_folder(path: Path) -> FileLock:
+    """Make a folder if need be, and keep other processes out of it until the lock is released.
+
+    Raises:
+        RunError: another process works there, or it is a file.
+        StorageError: it cannot be made or written.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; give the path of a folder")
+    lock = FileLock(path / ".lock")
+    try:
+        with _disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+    except Timeout:
+        raise RunError(f"another process works in {path}; wait for it to end, or use another folder") from None
+    return lock
+
+
 class Run:
     """A run folder, held by one process at a time. Use it as a context manager.
 
@@ -240,14 +259,7 @@ class Run:
             raise RunError(
                 f"{path} is not a run (it has no config.json); start one with: gecko distill CORPUS -o {path}"
             )
-        with _disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(path / ".lock")
-        try:
-            with _disk_errors(path):
-                self._lock.acquire(blocking=False)
-        except Timeout:
-            raise RunError(f"another process works in {path}; wait for it to end, or use another folder") from None
+        self._lock = lock_folder(path)
         try:
             self._sweep()
             self.config = self._settle(config, force, keep)

@@ -8,10 +8,10 @@ which is the only one that the window's end can have cut short. Time is then lin
 import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from gecko.corpus.markdown import HEADING, with_prose
+from gecko.corpus.readers import ending_of
 from gecko.errors import ConfigError
 from gecko.records import Passage
 
@@ -75,8 +75,7 @@ class _Splitter(Protocol):
 
 def is_markdown(source: str) -> bool:
     """Whether a file of this name is read as Markdown, compressed or not."""
-    name = PurePosixPath(source.lower())
-    return (PurePosixPath(name.stem) if name.suffix in (".gz", ".zst") else name).suffix in MARKDOWN
+    return ending_of(source) in MARKDOWN
 
 
 def split_long(passage: Passage, how: Chunking) -> list[Passage]:

@@ -12,7 +12,6 @@ import json
 import logging
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -76,14 +75,12 @@ def _docx(path: Path) -> tuple[str, str]:
     return document.core_properties.title or "", "\n\n".join(block for block in blocks if block.strip())
 
 
-@contextlib.contextmanager
-def _memory_bounded(megabytes: int) -> Iterator[None]:
+def _bound_memory(megabytes: int) -> None:
     with contextlib.suppress(ImportError):
         import resource
 
         with contextlib.suppress(ValueError, OSError):  # a system that has no such limit
             resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
-    yield
 
 
 def load(ending: str) -> dict[str, str]:
@@ -124,11 +121,11 @@ def main() -> None:
     out = sys.stdout.buffer
     sys.stdout = sys.stderr  # what a library prints must not get between the frames
     logging.disable(logging.CRITICAL)
-    with _memory_bounded(int(sys.argv[1])):
-        for line in sys.stdin.buffer:
-            request = json.loads(line)
-            _send(out, load(request["ending"]))
-            _send(out, answer(request))
+    _bound_memory(int(sys.argv[1]))
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        _send(out, load(request["ending"]))
+        _send(out, answer(request))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ class _File:
         path: of the file on disk.
         member: of the archive at ``path``; empty: the file itself.
         alone: whether the source is this file, so that nothing in it is an error.
+        archive: that archive, open while its members are handed out.
     """
 
     name: str
@@ -107,6 +108,7 @@ class _File:
     path: Path
     member: str = ""
     alone: bool = False
+    archive: zipfile.ZipFile | None = None
 
     @property
     def ending(self) -> str:
@@ -304,25 +306,25 @@ def _matching(pattern: Path, counts: Counts) -> Iterator[_File]:
 def _members(archive: _File, counts: Counts) -> Iterator[_File]:
     """The members of a zip file, sorted by name. A name is a label only: nothing is unpacked under it."""
     try:
-        with zipfile.ZipFile(archive.path) as opened:
-            entries = sorted(opened.infolist(), key=lambda entry: entry.filename)
+        opened = zipfile.ZipFile(archive.path)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         counts.drop(BROKEN_ARCHIVE, f"{archive.place} ({error})")
         return
     prefix = "" if archive.alone else f"{archive.name}/"
-    for entry in entries:
-        parts = PurePosixPath(entry.filename).parts
-        place = f"{archive.place}!{entry.filename}"
-        if entry.is_dir():
-            continue
-        if any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in parts):
-            counts.notes["archive members skipped: hidden"] += 1
-        elif entry.flag_bits & 1:
-            counts.drop("locked archive member", place)
-        elif ending_of(entry.filename) not in SUPPORTED:
-            counts.notes["archive members skipped: of another kind"] += 1
-        else:
-            yield _File(prefix + entry.filename, place, archive.path, member=entry.filename)
+    with opened:
+        for entry in sorted(opened.infolist(), key=lambda entry: entry.filename):
+            parts = PurePosixPath(entry.filename).parts
+            place = f"{archive.place}!{entry.filename}"
+            if entry.is_dir():
+                continue
+            if any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in parts):
+                counts.notes["archive members skipped: hidden"] += 1
+            elif entry.flag_bits & 1:
+                counts.drop("locked archive member", place)
+            elif ending_of(entry.filename) not in SUPPORTED:
+                counts.notes["archive members skipped: of another kind"] += 1
+            else:
+                yield _File(prefix + entry.filename, place, archive.path, member=entry.filename, archive=opened)
 
 
 # --- what is in them
@@ -333,12 +335,11 @@ def _opened(file: _File) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed within bounds."""
     with ExitStack() as stack:
         raw: BinaryIO
-        if file.member:
-            archive = stack.enter_context(zipfile.ZipFile(file.path))
-            entry = archive.getinfo(file.member)
+        if file.archive is not None:
+            entry = file.archive.getinfo(file.member)
             packed = entry.compress_size
             try:
-                inner: Any = archive.open(entry)
+                inner: Any = file.archive.open(entry)
             except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
                 raise Dropped(BROKEN_ARCHIVE, str(error)) from error
             raw = stack.enter_context(io.BufferedReader(Expanding(inner, packed)))

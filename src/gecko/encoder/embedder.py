@@ -8,7 +8,7 @@ What is notable here:
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gecko import formats
-from gecko.encoder.encoder import Encoder, Vectors, encode_texts, load_encoder, running_bar
-from gecko.encoder.engine import Engine, Precision, is_plain, torch_engine
+from gecko.encoder.encoder import Encoder, Vectors, encode_texts, load_encoder, running_bar, token_batches
+from gecko.encoder.engine import Engine, Precision, is_plain, saved_prompts, torch_engine, window_of
 from gecko.encoder.export import CARD
 from gecko.encoder.vectors import Output, Packed, encode_output, shorten
 from gecko.errors import ConfigError
@@ -71,14 +71,12 @@ class Embedder:
 
     def __init__(self, encoder: Encoder, precision: Precision = "auto") -> None:
         model = encoder.model
-        limit = model.max_seq_length
         self.form: InputFormat = encoder.form
         self.spec = encoder.spec
         self.identity = encoder.identity
         self.dim = encoder.dim
-        self.max_tokens = int(limit) if limit is not None and limit < 2**31 else None
-        self._prompts = {name: text for name, text in model.prompts.items() if text}
-        self._default_prompt = self._prompts.get(model.default_prompt_name or "", "")
+        self.max_tokens = window_of(model)
+        self._prompts, self._default_prompt = saved_prompts(model)
         self._encoder: Encoder | None = encoder
         self._lock = threading.Lock()
         self._engine: Engine | None = None
@@ -219,13 +217,18 @@ class Embedder:
             for start in range(0, len(order), WINDOW):
                 window = order[start : start + WINDOW]
                 items = self._prepare(
-                    [texts[row] for row in window], [titles[row] for row in window], [tasks[row] for row in window]
+                    [texts[row] for row in window],
+                    [titles[row] for row in window],
+                    [tasks[row] for row in window],
+                    count=self._engine is not None,  # without one nobody asks
                 )
                 result[window] = self.finish(self.run(items), dim, output)
                 advance(sum(len(texts[row]) for row in window))
         return result
 
-    def _prepare(self, texts: Sequence[str], titles: Sequence[str], tasks: Sequence[Task]) -> list[Prepared]:
+    def _prepare(
+        self, texts: Sequence[str], titles: Sequence[str], tasks: Sequence[Task], *, count: bool = True
+    ) -> list[Prepared]:
         prompts = [self._own_prompt(task) for task in tasks]
         rendered = [
             formats.render_passage(Text("", title, text), self.form)
@@ -233,10 +236,11 @@ class Embedder:
             else formats.render_query(text, task.text, self.form)
             for text, title, task in zip(texts, titles, tasks, strict=True)
         ]
-        tokens = self._tokenise([prompt + text for prompt, text in zip(prompts, rendered, strict=True)])
+        whole = [prompt + text for prompt, text in zip(prompts, rendered, strict=True)]
+        tokens = self._tokenise(whole) if count else [(0, None)] * len(whole)
         return [
-            Prepared(count, ids, text, prompt, task.side)
-            for (count, ids), text, prompt, task in zip(tokens, rendered, prompts, tasks, strict=True)
+            Prepared(number, ids, text, prompt, task.side)
+            for (number, ids), text, prompt, task in zip(tokens, rendered, prompts, tasks, strict=True)
         ]
 
     def _own_prompt(self, task: Task) -> str:
@@ -290,15 +294,6 @@ def load(
             )
         return Embedder.of_export(folder, spec)
     return Embedder(load_encoder(spec, form=form, max_tokens=max_tokens, bf16=False), precision)
-
-
-def token_batches(tokens: Sequence[int], budget: int) -> Iterator[slice]:
-    """Cut rows, longest first, into batches of at most ``budget`` padded tokens, and at least one row."""
-    start = 0
-    while start < len(tokens):
-        stop = start + max(1, budget // max(1, tokens[start]))
-        yield slice(start, stop)
-        start = stop
 
 
 def _titles(title: str | Sequence[str] | None, count: int, task: Task) -> Sequence[str]:

@@ -227,9 +227,11 @@ class Encoder:
         """The model itself, or a copy of it whose transformer is bfloat16; made anew when the weights have changed."""
         if not self._wants_bf16():
             return self.model
+        import torch
+
         version = sum(parameter._version for parameter in self.model.parameters())
         if self._copy is None or self._copy[0] != version:
-            self._copy = (version, _bf16_copy(self.model))
+            self._copy = (version, pooled_in_float32(self.model, torch.bfloat16))
         return self._copy[1]
 
     def _wants_bf16(self) -> bool:
@@ -259,13 +261,14 @@ def native_prompt(prompts: Mapping[str, str | None], side: Literal["query", "doc
             assert_never(side)
 
 
-def _bf16_copy(model: "SentenceTransformer") -> "SentenceTransformer":
+def pooled_in_float32(model: "SentenceTransformer", dtype: "torch.dtype | None" = None) -> "SentenceTransformer":
+    """A copy whose transformer computes in ``dtype`` (none: as it does); what follows it gets float32."""
     import copy
 
     import torch
 
     twin = copy.deepcopy(model)
-    first = twin[0].to(torch.bfloat16)
+    first = twin[0] if dtype is None else twin[0].to(dtype)
 
     def widen(_module: Any, _inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -345,10 +348,9 @@ def _batches(
     lengths = mask.sum(dim=1).tolist()
     left = bool((mask[:, -1] == 1).all()) and min(lengths) < width
     order = sorted(range(rows), key=lambda row: -lengths[row])
-    start = 0
-    while start < rows:
-        longest = max(1, lengths[order[start]])
-        chosen = order[start : start + max(1, batch_tokens // longest)]
+    for part in token_batches([lengths[row] for row in order], batch_tokens):
+        chosen = order[part]
+        longest = max(1, lengths[chosen[0]])
         index = torch.tensor(chosen, device=device)
         columns = slice(width - longest, width) if left else slice(0, longest)
         batch = dict(moved)
@@ -357,7 +359,15 @@ def _batches(
                 cut = value.index_select(0, index)
                 batch[name] = cut[:, columns] if value.ndim >= 2 and value.shape[1] == width else cut  # (B, longest)
         yield chosen, batch
-        start += len(chosen)
+
+
+def token_batches(tokens: Sequence[int], budget: int) -> Iterator[slice]:
+    """Cut rows, longest first, into batches of at most ``budget`` padded tokens, and at least one row."""
+    start = 0
+    while start < len(tokens):
+        stop = start + max(1, budget // max(1, tokens[start]))
+        yield slice(start, stop)
+        start = stop
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
 """How a transformer computes the vectors of a batch of token rows."""
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from gecko.device import has_fast_bfloat16
+from gecko.encoder.encoder import pooled_in_float32
 from gecko.encoder.vectors import Vectors
 from gecko.errors import ConfigError
 
@@ -100,6 +100,18 @@ def sample_cosine(model: "SentenceTransformer", engine: Engine) -> float:
     return float((engine(rows) * TorchEngine(model, "float32")(rows)).sum(axis=1).min())
 
 
+def window_of(model: "SentenceTransformer") -> int | None:
+    """The most tokens that a model reads; none where it names no limit."""
+    limit = model.max_seq_length
+    return int(limit) if limit is not None and limit < 2**31 else None
+
+
+def saved_prompts(model: "SentenceTransformer") -> tuple[dict[str, str], str]:
+    """A model's own prompts by name, without empty ones, and the one that is used where none is named."""
+    prompts = {name: text for name, text in model.prompts.items() if text}
+    return prompts, prompts.get(model.default_prompt_name or "", "")
+
+
 class TorchEngine:
     """Any plain model, run by sentence-transformers' own modules on padded batches; pooling is in float32."""
 
@@ -108,9 +120,7 @@ class TorchEngine:
 
         self.precision = precision
         self.batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
-        self._model = copy.deepcopy(model).eval()
-        if precision == "bfloat16":
-            self._model[0].to(torch.bfloat16)
+        self._model = pooled_in_float32(model, torch.bfloat16 if precision == "bfloat16" else None).eval()
         self._padding = model.tokenizer.pad_token_id or 0
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Vectors:
@@ -126,11 +136,7 @@ class TorchEngine:
             "modality": "text",
         }
         with torch.inference_mode():
-            features = self._model[0](features)
-            for name, value in features.items():
-                if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16:
-                    features[name] = value.float()
-            for module in list(self._model)[1:]:
+            for module in self._model:
                 features = module(features)
             vectors: torch.Tensor = normalize(features["sentence_embedding"].float(), dim=1)  # (B, D)
         return vectors.cpu().numpy()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 import numpy as np
 
 from gecko.encoder.encoder import Encoder, load_encoder
-from gecko.encoder.engine import CPU_BATCH_TOKENS, TorchEngine, is_plain, pad
+from gecko.encoder.engine import CPU_BATCH_TOKENS, TorchEngine, is_plain, pad, saved_prompts, window_of
 from gecko.encoder.vectors import Vectors
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat
@@ -80,16 +80,16 @@ def export_model(spec: str, folder: Path, target: Target, *, int8: bool = False)
         raise ConfigError(
             f"model {spec!r} is no plain transformer (text in, one vector out), which alone can be exported"
         )
-    limit = model.max_seq_length
+    prompts, default_prompt = saved_prompts(model)
     card = ExportCard(
         target=target,
         int8=int8,
         source=encoder.identity,
         form=encoder.form,
-        prompts={name: text for name, text in model.prompts.items() if text},
-        default_prompt=model.prompts.get(model.default_prompt_name or "") or "",
+        prompts=prompts,
+        default_prompt=default_prompt,
         dim=encoder.dim,
-        max_tokens=int(limit) if limit is not None and limit < 2**31 else None,
+        max_tokens=window_of(model),
         padding=model.tokenizer.pad_token_id or 0,
     )
     aside = folder.with_name(f".{folder.name}.partial")

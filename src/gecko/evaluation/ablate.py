@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko.config import RunConfig, SelectConfig, TrainConfig
+from gecko.config import WITHOUT_EFFECT, RunConfig, SelectConfig, TrainConfig
 from gecko.errors import ConfigError, RunError, TrainingError
 from gecko.evaluation.agreement import agreement
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.cache import KeptEmbeddings, SupportsEmbedding
 from gecko.evaluation.evaluate import HEADLINE, dense_run
-from gecko.evaluation.metrics import Array, macro_ci, per_query
+from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
 from gecko.evaluation.result import load_set
 from gecko.formats import InputFormat
 from gecko.fret.fuse import Label
@@ -290,7 +290,7 @@ class Ablation:
             str(trainer.VERSION),
             self._start_identity,
             self._sets_identity,
-            self.settings(cell).model_dump_json(exclude={"formats", "checkpoint_steps"}),
+            self.settings(cell).model_dump_json(exclude=WITHOUT_EFFECT),
             cell.form or self.form,
             str(seed),
             *(repr(row) for row in rows),
@@ -511,13 +511,11 @@ class Ablation:
         order: dict[str, dict[str, list[str]]] = {}
         for name in RERANKERS if self.with_likelihood else ("retriever", "rc"):
             if name == "retriever":
-                listed = [
-                    (label.retriever_rank, query.id, label.passage_id)
+                found_first = {
+                    query.id: sorted((label.retriever_rank, label.passage_id) for label in self.labels[query.id])
                     for query in scored
-                    for label in self.labels[query.id]
-                ]
-                for _, query_id, passage_id in sorted(listed):
-                    order.setdefault(name, {}).setdefault(query_id, []).append(passage_id)
+                }
+                order[name] = {key: [passage_id for _, passage_id in listed] for key, listed in found_first.items()}
                 continue
             config = SelectConfig.model_validate({**self.run.config.select.model_dump(), "fusion": name})
             labels = self._group(config)
@@ -527,7 +525,7 @@ class Ablation:
             ranks = np.array([orders[query.id].index(query.seed_id) + 1 for query in scored])
             base = 1 / ranks if base is None else base
             delta, low, high = macro_ci([1 / ranks - base], RESAMPLES)
-            run = {key: {one: float(-place) for place, one in enumerate(orders[key])} for key in qrels}
+            run = {key: descending(orders[key]) for key in qrels}
             found.append(
                 {
                     "order": name,

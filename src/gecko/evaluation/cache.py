@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from gecko.device import has_fast_bfloat16
+from gecko.encoder.vectors import Vectors, shorten
 from gecko.records import Passage, Text
 from gecko.store import digest
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
-
-Vectors = npt.NDArray[np.float32]
 
 VERSION = 1
 LIMIT = 8 << 30  # bytes of all files together
@@ -107,8 +105,7 @@ class KeptEmbeddings:
             return vectors
         cut = np.empty((len(vectors), self.dim), dtype=np.float32)
         for start in range(0, len(vectors), ROWS):
-            block = vectors[start : start + ROWS, : self.dim]
-            cut[start : start + ROWS] = block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
+            cut[start : start + ROWS] = shorten(vectors[start : start + ROWS], self.dim)
         return cut
 
 

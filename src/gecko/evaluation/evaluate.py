@@ -33,6 +33,16 @@ class SetScores:
         return float(self.per_query[label][metric].mean())
 
 
+def refuse_equal_names(names: Sequence[str]) -> None:
+    """Results are known by their set's name.
+
+    Raises:
+        EvaluationError: two sets have one name.
+    """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise EvaluationError(f"several test sets are named {', '.join(twice)}; rename a folder, or measure them apart")
+
+
 def evaluate_retrieval(
     sets: Sequence[RetrievalSet], models: Mapping[str, SupportsEmbedding], *, bm25: bool = True, progress: bool = False
 ) -> dict[str, SetScores]:
@@ -53,9 +63,7 @@ def evaluate_retrieval(
     Raises:
         EvaluationError: two sets have one name, or a model is labelled ``bm25``.
     """
-    names = [data.name for data in sets]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise EvaluationError(f"several test sets are named {', '.join(twice)}; rename a folder, or measure them apart")
+    refuse_equal_names([data.name for data in sets])
     if BM25 in models:
         raise EvaluationError(f"a model cannot be labelled {BM25!r}, which is taken; choose another label")
     scores = {}

@@ -63,6 +63,11 @@ def _measure(ranked: Mapping[str, list[str]], qrels: Qrels, name: str) -> Array:
     return np.array([found[query][key] if query in found else 0.0 for query in qrels], dtype=np.float64)
 
 
+def descending(order: Sequence[str]) -> dict[str, float]:
+    """Scores that rank ``order`` as it stands."""
+    return {identifier: float(-place) for place, identifier in enumerate(order)}
+
+
 def bootstrap_ci(differences: Array, resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """Mean and 95 % percentile interval of paired differences, by resampling queries.
 

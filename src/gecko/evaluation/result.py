@@ -58,13 +58,16 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
             scores = evaluate_retrieval(sets, whole, progress=True)
             widths: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
             for dim in _widths(pipeline, chosen):
+                labels = [label for label in (START, chosen) if dim <= models[label].dim]
                 cut = {
                     label: KeptEmbeddings(models[label].truncated(dim), kept)
-                    for label in (START, chosen)
-                    if dim <= models[label].dim
+                    for label in labels
+                    if dim < models[label].dim
                 }
-                for name, score in evaluate_retrieval(sets, cut, bm25=False).items():
-                    widths[name].append({"dim": dim} | {label: score.mean(label) for label in cut})
+                narrow = evaluate_retrieval(sets, cut, bm25=False) if cut else {}
+                for name, score in scores.items():
+                    means = {label: (narrow[name] if label in cut else score).mean(label) for label in labels}
+                    widths[name].append({"dim": dim} | means)
         result["sets"] = {
             name: _set(score, list(forms), config.evaluate.resamples, config.seed) | {"widths": widths[name]}
             for name, score in scores.items()

@@ -8,7 +8,7 @@ from gecko.errors import EvaluationError
 from gecko.evaluation import tasks
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.cache import KeptEmbeddings
-from gecko.evaluation.evaluate import eval_json, evaluate_retrieval
+from gecko.evaluation.evaluate import eval_json, evaluate_retrieval, refuse_equal_names
 from gecko.evaluation.result import load_set
 from gecko.evaluation.tasks import Measured, Skipped, TaskSet
 from gecko.progress import Silent, Ui
@@ -45,8 +45,7 @@ def load_sets(specs: Sequence[str], split: str | None = None, prompts: Sequence[
         else:
             found.append(load_set(spec, split))
     names = [data.name for data in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise EvaluationError(f"several test sets are named {', '.join(twice)}; rename a folder, or measure them apart")
+    refuse_equal_names(names)
     told = _prompts(prompts, names)
     return Sets(
         [replace(data, task=told.get(data.name, data.task)) for data in found if isinstance(data, RetrievalSet)],

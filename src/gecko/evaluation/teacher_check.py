@@ -15,7 +15,7 @@ import numpy as np
 from gecko.config import CheckConfig
 from gecko.errors import TeacherRefused
 from gecko.evaluation.builtin import ProbeTopic, data_hash, probe
-from gecko.evaluation.metrics import Array, bootstrap_ci, per_query
+from gecko.evaluation.metrics import Array, bootstrap_ci, descending, per_query
 from gecko.fret.fuse import Fusion, fuse
 from gecko.fret.relabel import prompt_hash, relabel
 from gecko.llm.base import LanguageModel
@@ -138,15 +138,11 @@ def _orders(
             for rank, index in enumerate(order, start=1)
         ]
         given = {candidate.passage_id: scores[identifier, candidate.passage_id] for candidate in candidates}
-        runs["start"][identifier] = _descending([candidate.passage_id for candidate in candidates])
+        runs["start"][identifier] = descending([candidate.passage_id for candidate in candidates])
         for name in fusions:
             ranked = fuse(candidates, given, name)
-            runs[name][identifier] = _descending([label.passage_id for label in ranked])
+            runs[name][identifier] = descending([label.passage_id for label in ranked])
     return {name: per_query(run, topic.qrels, (HEADLINE,))[HEADLINE] for name, run in runs.items()}
-
-
-def _descending(order: list[str]) -> dict[str, float]:
-    return {identifier: float(-place) for place, identifier in enumerate(order)}
 
 
 def refuse_by_probe(result: ProbeResult, teacher: str) -> None:

@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 
 from gecko.errors import ConfigError, EvaluationError, RunError, TeacherError
 from gecko.evaluation.beir import RetrievalSet
-from gecko.evaluation.evaluate import HEADLINE, dense_run
-from gecko.evaluation.metrics import Array, macro_ci, per_query
+from gecko.evaluation.evaluate import HEADLINE, dense_run, refuse_equal_names
+from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
 from gecko.fret.fuse import Fusion, fuse
 from gecko.fret.relabel import prompt_hash, relevance_logit, shielded_groups
 from gecko.llm.base import Group, LanguageModel, Sampling
@@ -100,7 +100,7 @@ def load_form(spec: str) -> Form:
     """
     likelihood, relevance = map(load_prompt, prompt_names(spec))
     for prompt in (likelihood, relevance):
-        if "{query}" not in prompt.text + "".join(content for _, content in prompt.messages):
+        if not prompt.has_query:
             raise ConfigError(f"form {spec}: prompt {prompt.name!r} has no {{query}}, so it cannot judge one; add it")
     if len(relevance.labels) < 2:
         raise ConfigError(
@@ -189,6 +189,7 @@ class Judge:
         self.ui = ui
         self._load = load
         self._teacher: LanguageModel | None = None
+        self._known: dict[str, Any] | None = None
         self._answers: dict[tuple[Reading, str], Answers] = {}
         self.folder = cache_folder() / "checks" / f"teacher-{identity}{how}"
 
@@ -197,17 +198,20 @@ class Judge:
         """The teacher, loaded on first use; its name and what it can do are noted."""
         if self._teacher is None:
             self._teacher = self._load()
-            write_json(self.folder / "teacher.json", {"name": self._teacher.name, "can_score": self._teacher.can_score})
+            self._known = {"name": self._teacher.name, "can_score": self._teacher.can_score}
+            write_json(self.folder / "teacher.json", self._known)
         return self._teacher
 
     @property
     def known(self) -> dict[str, Any]:
         """``name`` and ``can_score`` of the teacher."""
         path = self.folder / "teacher.json"
-        if not path.exists():
+        if self._known is None and path.exists():
+            self._known = read_json(path)
+        if self._known is None:
             _ = self.teacher
-        facts: dict[str, Any] = read_json(path)
-        return facts
+        assert self._known is not None
+        return self._known
 
     def answers(self, reading: Reading, prompt: Prompt) -> Answers:
         """What is known under one prompt."""
@@ -380,9 +384,7 @@ def teacher_value(
         RunError: another check of the same teacher is at work.
     """
     forms = [load_form(spec) for spec in dict.fromkeys(config.forms)]
-    names = [data.name for data in sets]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise EvaluationError(f"several test sets are named {', '.join(twice)}; rename a folder, or measure them apart")
+    refuse_equal_names([data.name for data in sets])
     judge.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(judge.folder / "lock", timeout=0):
@@ -440,15 +442,11 @@ def _orders(
             for rank, (passage_id, cosine) in enumerate(run[query_id].items(), start=1)
         ]
         scores = {c.passage_id: judge.score(form, query_id, query, passages[c.passage_id]) for c in candidates}
-        ranked["retriever"][query_id] = _descending([candidate.passage_id for candidate in candidates])
+        ranked["retriever"][query_id] = descending([candidate.passage_id for candidate in candidates])
         for fusion in fusions:
             order = [label.passage_id for label in fuse(candidates, scores, fusion)]
-            ranked[fusion][query_id] = _descending(order)
+            ranked[fusion][query_id] = descending(order)
     return {order: per_query(rows, data.qrels, (HEADLINE,))[HEADLINE] for order, rows in ranked.items()}
-
-
-def _descending(order: list[str]) -> dict[str, float]:
-    return {identifier: float(-place) for place, identifier in enumerate(order)}
 
 
 def _numbers(measured: Sequence[Measured], judge: Judge, form: Form, config: ValueConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A *group* is one passage with the queries that are asked of it. The prompt's tex
 all of them, so a backend may read it once; that is where nearly all of the cost of relabelling is saved.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +32,12 @@ class Judgement:
     ql_sum: float
     ql_tokens: int
     labels: tuple[float, ...]
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string in it, and whether there is one."""
+    found = re.search("|".join(map(re.escape, stops)), text) if stops else None
+    return (text[: found.start()], True) if found else (text, False)
 
 
 NOTHING = Judgement(0.0, 0, ())

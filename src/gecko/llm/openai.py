@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gecko.errors import ConfigError, TeacherError
-from gecko.llm.base import Group, Judgement, Sampling, Usage
+from gecko.llm.base import Group, Judgement, Sampling, Usage, cut_at_stop
 from gecko.prompts import Prompt, fill
 
 Form = Literal["chat", "completion"]
@@ -186,8 +186,7 @@ class OpenAILM:
             passage, seed = item
             path, body = self._body(prompt, passage, "")
             text = self._ask(path, body | common | {"seed": seed}, _written, stop)
-            found = re.search("|".join(map(re.escape, prompt.stop)), text) if prompt.stop else None
-            return text[: found.start()] if found else text
+            return cut_at_stop(text, prompt.stop)[0]
 
         return self._all(write, list(zip(self._cut(passages), sampling.seeds, strict=True)))
 

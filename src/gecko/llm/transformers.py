@@ -22,7 +22,6 @@ What is notable here:
 - Only the positions that are read go through the output layer, in float32 from there on.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -33,7 +32,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from gecko.errors import TeacherError
-from gecko.llm.base import NOTHING, Group, Judgement, Sampling, Usage
+from gecko.llm.base import NOTHING, Group, Judgement, Sampling, Usage, cut_at_stop
 from gecko.prompts import Prompt
 
 NUCLEUS = 256  # the nucleus of top-p sampling is looked for among so many of the likeliest tokens
@@ -401,9 +400,7 @@ class TransformersLM:
         return texts
 
     def _cut_at_stop(self, tokens: list[int], stops: Sequence[str]) -> tuple[str, bool]:
-        text = str(self.tokenizer.decode(tokens, skip_special_tokens=False))
-        found = re.search("|".join(map(re.escape, stops)), text) if stops else None
-        return (text[: found.start()], True) if found else (text, False)
+        return cut_at_stop(str(self.tokenizer.decode(tokens, skip_special_tokens=False)), stops)
 
     def _end_ids(self) -> set[int]:
         config: Any = self.model.generation_config

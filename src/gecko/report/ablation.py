@@ -1,5 +1,6 @@
 """An ablation as a table for the terminal and for Markdown, and as a plot that stands alone."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +76,7 @@ def _points(delta: float, ends: Sequence[float]) -> str:
 
 def _deviation(values: Sequence[float]) -> float:
     """Standard deviation over the seeds; 0 for one."""
-    if len(values) < 2:
-        return 0.0
-    mean = sum(values) / len(values)
-    return float((sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5)
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from gecko.encoder import Embedder
 from gecko.encoder.vectors import Output, Packed
@@ -27,7 +26,7 @@ from gecko.errors import CorpusError, RunError
 from gecko.formats import find_task
 from gecko.progress import Silent, Ui
 from gecko.records import Passage
-from gecko.store import digest, read_json, write_bytes, write_json
+from gecko.store import digest, lock_folder, read_json, write_bytes, write_json
 
 LAYOUT = 1
 Item = TypeVar("Item")
@@ -156,19 +155,8 @@ def embed_to_folder(
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made if need be.
-
-    Raises:
-        RunError: another process works there, or it is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; give the path of a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise RunError(f"another process works in {folder}; wait for it to end, or use another folder") from None
+    """:func:`gecko.store.lock_folder` for the length of a block."""
+    lock = lock_folder(folder)
     try:
         yield
     finally:

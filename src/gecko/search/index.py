@@ -14,7 +14,6 @@ Passages stream in by shards; a killed build continues at the next one. An index
 import contextlib
 import os
 import sqlite3
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -248,21 +247,21 @@ class Index:
 
 def default_folder(embedder: Embedder, sources: Sequence[str], config: IndexConfig) -> Path:
     """A folder in the user's cache for the index of these sources as they are now: a changed file has another one."""
-    from platformdirs import user_cache_path
-
     from gecko import __version__
+    from gecko.corpus.readers import source_identity
+    from gecko.llm.weights import cache_folder
 
     known = [embedder.identity, embedder.form, __version__, str(config)]
     for source in sources:
         path = Path(source).expanduser()
-        files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
-        known += [source if source == "stdlib" else str(path.resolve())]
-        for file in files:
+        if source == "stdlib" or not path.exists():  # a pattern, a data set or a query
+            known += [source, source_identity(source)]
+            continue
+        known += [str(path.resolve())]
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             state = file.stat()
             known += [str(file), str(state.st_size), str(state.st_mtime_ns)]
-        if source == "stdlib":
-            known += [sys.version]
-    return user_cache_path("gecko") / "index" / digest(*known)
+    return cache_folder() / "index" / digest(*known)
 
 
 def query_words(query: str) -> list[str]:

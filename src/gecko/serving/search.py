@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from gecko.progress import Ui
     from gecko.records import Passage
 
-_BLOCK = 256  # passages between two steps of the bar
-
 
 class PassageSearch:
     """Passages and their vectors under each model.
@@ -67,11 +65,6 @@ def embed_corpus(models: "Mapping[str, Embedder]", passages: "Sequence[Passage]"
     """Embed passages with each model."""
     vectors = {}
     for name, model in models.items():
-        rows = np.empty((len(passages), model.dim), dtype=np.float32)
-        with ui.bar(f"embedding the passages with {name}", len(passages)) as advance:
-            for start in range(0, len(passages), _BLOCK):
-                block = passages[start : start + _BLOCK]
-                rows[start : start + len(block)] = model.passages(block)
-                advance(len(block))
-        vectors[name] = rows
+        ui.say(f"embedding the passages with {name} ({len(passages):,})")
+        vectors[name] = model.passages(passages, progress=True)
     return PassageSearch([(passage.title, passage.text) for passage in passages], vectors)

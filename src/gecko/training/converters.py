@@ -36,7 +36,7 @@ import numpy as np
 
 from gecko.config import ClassificationSet, FeverSet, MedMcqaSet, MixtureSet, StsSet
 from gecko.errors import TrainingError
-from gecko.records import Example, Text, from_table, to_table
+from gecko.records import SCHEMAS, Example, Text, from_table
 from gecko.training.tables import Row, read_rows, require, text_of
 
 Rows = Iterable[tuple[str, Row]]
@@ -353,7 +353,7 @@ def _pairs(config: MixtureSet, rows: Rows, rng: np.random.Generator, drops: Drop
 def _rows(config: MixtureSet, rows: Rows, rng: np.random.Generator, drops: Drops) -> Iterator[Example]:
     import pyarrow as pa
 
-    schema = to_table(Example, []).schema
+    schema = SCHEMAS[Example]
     for place, row in rows:
         require(row, schema.names, place, config.kind)
         try:

@@ -54,9 +54,8 @@ def merge_models(specs: Sequence[str], folder: Path, method: Method = "soup", we
                 merged[name] = _between(merged[name], value.double(), share / total if total else 0.0, method)
             elif not torch.equal(merged[name], value):
                 raise TrainingError(f"{spec}: {name} differs from that of {specs[0]}, and is no weight to be merged")
-    first.model.load_state_dict(
-        {name: value.to(first.model.state_dict()[name].dtype) for name, value in merged.items()}
-    )
+    own = first.model.state_dict()
+    first.model.load_state_dict({name: value.to(own[name].dtype) for name, value in merged.items()})
     save_model(first.model, folder, first.form, _dims(specs))
 
 

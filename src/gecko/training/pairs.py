@@ -8,7 +8,7 @@ import numpy as np
 from gecko.config import PretrainConfig
 from gecko.errors import ConfigError, TrainingError
 from gecko.records import Example, Text
-from gecko.training.tables import ENDINGS, files_of, read_rows, require, text_of
+from gecko.training.tables import ending_of, files_of, read_rows, require, text_of
 
 KIND = "pairs"
 
@@ -37,8 +37,8 @@ def pair_sources(config: PretrainConfig) -> dict[str, str]:
 
 
 def _name(source: str) -> str:
-    name = Path(source).name
-    return next((name.removesuffix(ending) for ending in sorted(ENDINGS, key=len)[::-1] if name.endswith(ending)), name)
+    path = Path(source)
+    return path.name.removesuffix(ending_of(path) or "")
 
 
 def read_pairs(name: str, source: str, config: PretrainConfig, seed: int, drops: Counter[str]) -> list[Example]:

@@ -93,9 +93,8 @@ def to_dataset(
         written = (query, *(text for _, text in sides), *[FILLER] * missing, *(text for _, text in shown))
         for column, value in zip(columns.values(), (*written, *[FILLER] * empty, label), strict=True):
             column.append(value)
-    dataset = Dataset.from_dict(columns)
-    _refuse_one_group(examples, dataset, config)
-    return dataset
+    _refuse_one_group(examples, columns["label"], width, config)
+    return Dataset.from_dict(columns)
 
 
 def _rendered(row: int, example: Example, form: InputFormat, config: LossConfig) -> tuple[str, str, list[str]]:
@@ -173,10 +172,13 @@ def _check(row: int, example: Example, width: int) -> None:
         )
 
 
-def _refuse_one_group(examples: Sequence[Example], dataset: Dataset, config: LossConfig) -> None:
-    groups = {label[2] for label in dataset["label"]}
-    bare = len(examples) > 1 and "negative_1" not in dataset.column_names
-    if bare and config.mask_groups and len(groups) == 1 and groups != {ABSENT}:
+def _refuse_one_group(
+    examples: Sequence[Example], labels: Sequence[Sequence[int]], width: int, config: LossConfig
+) -> None:
+    if width or len(examples) < 2 or not config.mask_groups:
+        return
+    groups = {label[2] for label in labels}
+    if len(groups) == 1 and groups != {ABSENT}:
         raise TrainingError(
             f"set {examples[0].dataset!r}: all {len(examples)} rows are of group {examples[0].group!r} and none has a "
             "hard negative, so nothing is left to tell apart; add rows of other groups, or hard negatives"

@@ -68,14 +68,14 @@ def files_of(name: str, source: str) -> list[Path]:
     """
     path = Path(source).expanduser()
     if path.is_file():
-        if not _ending(path):
+        if not ending_of(path):
             raise TrainingError(f"set {name!r}: {path} is of another kind; give {', '.join(ENDINGS)}")
         return [path]
     if not path.is_dir():
         raise TrainingError(f"set {name!r}: {source} does not exist; give a file, a folder or hf:NAME")
-    files = sorted(entry for entry in path.iterdir() if entry.is_file() and _ending(entry))
+    files = sorted(entry for entry in path.iterdir() if entry.is_file() and ending_of(entry))
     # Beside parquet, JSON is about the data and not the data (a run's manifest, a data set's card).
-    files = [entry for entry in files if _ending(entry) == ".parquet"] or files
+    files = [entry for entry in files if ending_of(entry) == ".parquet"] or files
     if not files:
         raise TrainingError(f"set {name!r}: the folder {source} holds no file of the kinds {', '.join(ENDINGS)}")
     return files
@@ -88,7 +88,8 @@ def source_identity(name: str, source: str, config: str | None = None, split: st
     return digest(*(text for file in files_of(name, source) for text in (file.name, file_sha256(file))))
 
 
-def _ending(path: Path) -> str | None:
+def ending_of(path: Path) -> str | None:
+    """Which of :data:`ENDINGS` a file has; the longest."""
     return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if path.name.endswith(ending)), None)
 
 
@@ -104,7 +105,7 @@ def _read_file(name: str, path: Path) -> Iterator[tuple[str, Row]]:
     }
     number = 0
     try:
-        for row in kinds[_ending(path) or ""](path):
+        for row in kinds[ending_of(path) or ""](path):
             yield path.name, row
             number += 1
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
