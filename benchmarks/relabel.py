@@ -258,7 +258,7 @@ def matmul_peaks(dtype: torch.dtype) -> dict[str, float]:
             works: list[Callable[[], Any]] = [lambda layer=layer, states=states: layer(states)]
             if "int8" in best:
                 rounder = _Rounder()
-                small = Int8Linear(layer, rounder)
+                small = Int8Linear(layer, rounder, dtype)
                 rounder(states)  # kept, so only the product is timed
                 works.append(lambda small=small, states=states: small(states))
             for name, work in zip(best, works, strict=True):

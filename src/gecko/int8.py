@@ -2,7 +2,14 @@
 
 import torch
 
+from gecko.device import has_vnni
+
 ZERO = 128  # oneDNN is fast for unsigned activations only, so a signed value v is kept as v + 128
+
+
+def weight_levels() -> int:
+    """The largest rounded weight: 127, or 63 without VNNI, where 2 x 255 x 127 would not fit the 16 bits of a sum."""
+    return 127 if has_vnni() else 63
 
 
 class PackedWeights:
@@ -10,7 +17,7 @@ class PackedWeights:
 
     def __init__(self, weight: torch.Tensor) -> None:
         weight = weight.float()
-        self._scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127
+        self._scale = weight.abs().amax(dim=1).clamp(min=1e-30) / weight_levels()
         self._bytes = torch.ops.onednn.qlinear_prepack((weight / self._scale[:, None]).round().to(torch.int8), None)
         self._zero = torch.zeros(len(weight), dtype=torch.int8)
 

@@ -7,7 +7,7 @@ from torch import nn
 from gecko.config import RelabelConfig
 from gecko.device import has_int8
 from gecko.errors import TeacherError
-from gecko.int8 import ZERO
+from gecko.int8 import ZERO, weight_levels
 from gecko.llm.base import Group
 from gecko.llm.int8 import ROWS, Int8Linear, _Rounder, pieces, round_rows, to_int8
 from gecko.llm.load import _wants_int8, load_teacher
@@ -51,11 +51,11 @@ def test_a_layer_is_the_product_of_the_rounded_matrices(bias, dtype, piece, monk
     linear = nn.Linear(48, 33, bias=bias).to(dtype)
     states = torch.randn(2, 5, 48, generator=generator).to(dtype)
     with torch.inference_mode():
-        found = Int8Linear(linear, _Rounder())(states)
+        found = Int8Linear(linear, _Rounder(), dtype)(states)
         wanted = torch.zeros(10, 33)
         for part in pieces(48):
             weight = linear.weight[:, part].float()
-            step = weight.abs().amax(dim=1, keepdim=True) / 127
+            step = weight.abs().amax(dim=1, keepdim=True) / weight_levels()
             rounded, scale = round_rows(states.flatten(0, 1)[:, part])
             inputs = (rounded.float() - ZERO) * scale.float()
             wanted += inputs @ ((weight / step).round() * step).T
@@ -71,7 +71,7 @@ def test_a_layer_is_the_product_of_the_rounded_matrices(bias, dtype, piece, monk
 def test_layers_that_read_the_same_share_one_rounding_and_another_input_is_not_mistaken(monkeypatch):
     rounder, calls = _Rounder(), []
     monkeypatch.setattr("gecko.llm.int8.round_rows", lambda rows: (calls.append(1), round_rows(rows))[1])
-    one, two = Int8Linear(nn.Linear(16, 4), rounder), Int8Linear(nn.Linear(16, 4), rounder)
+    one, two = (Int8Linear(nn.Linear(16, 4), rounder, torch.float32) for _ in range(2))
     first, second = torch.randn(3, 16), torch.randn(3, 16)
     with torch.inference_mode():
         one(first), two(first), two(second), one(first)
@@ -98,7 +98,7 @@ def test_an_8_bit_teacher_judges_like_its_full_self(tiny_qwen):
     assert any(one != two for one, two in pairs)
     assert all(abs(one - two) < 0.05 * abs(one) for one, two in pairs)
     untouched = AutoModelForCausalLM.from_pretrained(tiny_qwen)
-    to_int8(untouched.base_model)
+    to_int8(untouched.base_model, torch.float32)
     assert isinstance(untouched.get_output_embeddings(), nn.Linear)
 
 

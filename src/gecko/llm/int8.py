@@ -1,9 +1,10 @@
-"""A teacher's linear layers in 8 bits, for CPUs with 8-bit dot products.
+"""A teacher's linear layers in 8 bits, for CPUs with fast 8-bit products.
 
 A weight matrix is rounded once, with one scale an output channel; its input at run time, with one scale a token, so that
 a token's result does not depend on the tokens beside it. Products are summed in 32-bit integers (oneDNN). Embeddings,
-norms, attention and the output layer stay as they were. Such a CPU multiplies 8-bit matrices about twice as fast as
-bfloat16 ones; ``docs/performance.md`` has what that costs in rank quality.
+norms, attention and the output layer stay in floats. A CPU with VNNI multiplies 8-bit matrices about twice as fast as
+bfloat16 ones, one with AVX2 alone nearly three times as fast as float32 ones, with weights of 7 bits (``gecko.int8``);
+``docs/performance.md`` has what that costs in rank quality.
 """
 
 import torch
@@ -72,14 +73,15 @@ class Int8Linear(nn.Module):
     Args:
         linear: the layer to take the weights of.
         rounder: shared by layers that read the same input.
+        dtype: the float type of what goes in and comes out.
     """
 
-    def __init__(self, linear: nn.Linear, rounder: _Rounder) -> None:
+    def __init__(self, linear: nn.Linear, rounder: _Rounder, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._weights = [PackedWeights(linear.weight.detach()[:, part]) for part in pieces(linear.in_features)]
-        self._bias = None if linear.bias is None else linear.bias.detach().clone()
-        self._dtype = linear.weight.dtype
+        self._bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
+        self._dtype = dtype
         self._rounder = rounder
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -95,14 +97,15 @@ class Int8Linear(nn.Module):
         return total.to(self._dtype).view(*states.shape[:-1], self.out_features)
 
 
-def to_int8(model: nn.Module) -> None:
+def to_int8(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace every linear layer of a decoder by its 8-bit form, one by one, in place.
 
     Args:
         model: the decoder without its output layer.
+        dtype: the float type in which the rest of it will work.
     """
     rounder = _Rounder()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, Int8Linear(child, rounder))
+                setattr(parent, name, Int8Linear(child, rounder, dtype))

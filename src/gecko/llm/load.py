@@ -109,24 +109,31 @@ def _connect(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> Languag
 
 def _load(source: str, name: str, identity: str, config: RelabelConfig) -> LanguageModel:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from gecko.device import best_device, fast_dtype
     from gecko.llm.transformers import TransformersLM
 
     device = best_device()
+    dtype = fast_dtype(device)
     try:
         with quiet_libraries():
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=fast_dtype(device), use_safetensors=True)
+            width = AutoConfig.from_pretrained(source).get_text_config().hidden_size
+            small = _wants_int8(config.precision, device, width)
+            # What is rounded to 8 bits is loaded in 16, not in 32: a 1.5B model then fits 8 GiB anywhere.
+            loaded = torch.bfloat16 if small else dtype
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=loaded, use_safetensors=True)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise TeacherError(f"teacher {name} cannot be loaded: {first}; use {FORMS}") from error
-    model.to(torch.device(device))  # type: ignore[arg-type]
-    if _wants_int8(config.precision, device, model.config.hidden_size):
+    if small:
         from gecko.llm.int8 import to_int8
 
-        to_int8(model.base_model)
+        to_int8(model.base_model, dtype)
+        if loaded != dtype:
+            model.to(dtype)  # type: ignore[arg-type]
+    model.to(torch.device(device))  # type: ignore[arg-type]
     return TransformersLM(
         model,
         tokenizer,
