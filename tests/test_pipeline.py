@@ -475,6 +475,76 @@ def test_a_second_round_pays_for_new_pairs_only(
         assert run.finished("relabel").notes[REUSED] == len(every) - len(new)
 
 
+def grown(corpus: Path, target: Path, changed: str = "", gone: str = "") -> Path:
+    """The corpus with 20 new passages among the others, one of which may be edited and one taken away."""
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    for row in rows:
+        if row["_id"] == changed:
+            row["text"] += " edited"
+    rows = [row for row in rows if row["_id"] != gone]
+    for number in range(20):
+        text = f"new passage {number} about " + " ".join(row["title"] for row in rows[number : number + 9])
+        rows.insert(3 * number, {"_id": f"new{number}", "title": rows[number]["title"], "text": text})
+    target.write_text("\n".join(map(json.dumps, rows)))
+    return target
+
+
+def test_a_grown_corpus_costs_only_its_new_passages(
+    corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked
+) -> None:
+    folder, source, said = tmp_path / "run", tmp_path / "corpus.jsonl", []
+    source.write_bytes(corpus.read_bytes())
+    through_select(folder, settings(source, tiny_model))
+    seeds, pairs = asked.take()
+    with Run(folder) as run:
+        before = run.read("generate", Query)
+    grown(corpus, source)
+    through_select(folder, settings(source, tiny_model), said)
+    new_seeds, new_pairs = asked.take()
+    assert new_seeds == []
+    every = pairs_of(folder)
+    assert Counter(new_pairs) + Counter(pairs) == Counter(every) + (Counter(pairs) - Counter(every))
+    assert new_pairs and all("new passage" in passage for _, passage in new_pairs)
+    with Run(folder) as run:
+        assert run.read("generate", Query) == before
+        assert run.finished("relabel").notes[REUSED] == len(every) - len(new_pairs)
+    assert "generate: passages changed, what was paid for is used again; the old output is kept in archive/" in said
+    # More queries then begin with those that there are, and the old corpus has all of its own again.
+    through_select(folder, settings(source, tiny_model, "generate.queries=40"))
+    more, _ = asked.take()
+    assert len(more) == 16 and not set(more) & set(seeds)
+    source.write_bytes(corpus.read_bytes())
+    through_select(folder, settings(source, tiny_model))
+    assert asked.take() == ([], [])
+    assert sorted(pairs_of(folder)) == sorted(pairs)
+
+
+def test_an_edited_passage_is_paid_for_again(corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked) -> None:
+    folder, source = tmp_path / "run", tmp_path / "corpus.jsonl"
+    source.write_bytes(corpus.read_bytes())
+    through_select(folder, settings(source, tiny_model))
+    seeds, pairs = asked.take()
+    with Run(folder) as run:
+        queries = run.read("generate", Query)
+        dropped = run.finished("generate").drops.total()
+    changed, gone = queries[3].seed_id, queries[8].seed_id
+    grown(corpus, source, changed, gone)
+    through_select(folder, settings(source, tiny_model))
+    new_seeds, new_pairs = asked.take()
+    # Two others in their places, and, at most, those again of which there was no query.
+    assert 2 <= len(new_seeds) <= 2 + dropped
+    with Run(folder) as run:
+        found = run.read("generate", Query)
+        passages = Pipeline(run).by_id
+    kept = {query.id: query for query in queries if query.seed_id not in (changed, gone)}
+    assert kept.items() <= {query.id: query for query in found}.items()
+    assert gone not in passages and passages[changed].text.endswith("edited")
+    assert not set(pairs) & set(new_pairs)
+    new_texts = {query.text for query in found} - {query.text for query in queries}
+    for text, passage in new_pairs:
+        assert "new passage" in passage or passage.endswith("edited") or text in new_texts
+
+
 def test_a_damaged_archive_is_an_error(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     """It was paid for, so it is not passed over in silence."""
     folder = tmp_path / "run"

@@ -1,22 +1,27 @@
-"""What the teacher was paid for under another amount of work (``config.FREE``), to be used again.
+"""What the teacher was paid for under another amount of work (``config.FREE``) or another corpus, to be used again.
 
 - **Queries**: seeds are drawn in an order in which more of them begin with fewer of them, and each text is drawn from its
-  own generator, so a shard of seeds, or the beginning of one, is looked up by its seeds.
-- **Scores** are looked up by query, text and passage; teacher, prompts and passages are those of the stage's fingerprint.
+  own generator, so a shard of seeds, or the beginning of one, is looked up by its seeds, and else each query by its own.
+- **Scores** are looked up by query, text and passage; teacher and prompts are those of the stage's fingerprint.
+- **Another corpus**: the seeds of the plan before come first in the new one. What is taken over is of passages whose
+  title and text are the same as they were.
 
 A run that has grown therefore has the rows of a run that had asked for as much at once, wherever the teacher answers the
 same for a prompt whatever stands beside it. Backends on real hardware do so but for the rounding of a batched sum; there a
 grown run keeps its first queries and scores to the bit, and those that it adds may differ in the last digits.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from gecko.config import FREE
 from gecko.fret.seeds import Seed
-from gecko.records import Query, Score
-from gecko.store import Counts, Run, Shard, digest
+from gecko.records import Passage, Query, Score
+from gecko.store import Counts, Run, Shard, digest, file_sha256, read_json
 
 REUSED = "taken over"
+PLAN = "plan.json"
 
 
 def seeds_key(seeds: Sequence[Seed]) -> str:
@@ -24,32 +29,117 @@ def seeds_key(seeds: Sequence[Seed]) -> str:
     return digest(*(f"{seed.passage_id}={seed.split}" + (f" {seed.round}" if seed.round else "") for seed in seeds))
 
 
+def unchanged(run: Run, identity: str, passages: Mapping[str, Passage]) -> Collection[str]:
+    """Ids of the ``passages`` that were the same in the corpus of this identity; none where it is no longer there."""
+    if identity == run.finished("ingest").identity:
+        return passages.keys()
+    before = run.made("ingest", identity, Passage) or []
+    return {
+        old.id for old in before if (new := passages.get(old.id)) and (new.title, new.text) == (old.title, old.text)
+    }
+
+
+def paid_seeds(run: Run, parts: Mapping[str, str], passages: Mapping[str, Passage]) -> list[list[Seed]]:
+    """The neighbourhoods of an earlier plan for another corpus, without the seeds that are gone or read otherwise.
+
+    Of several plans it is the one that has most seeds left. There is none where nothing but amounts has changed: then the
+    order of the seeds is the same anyway.
+
+    Args:
+        run: its stage ``ingest`` is finished.
+        parts: what the new plan depends on.
+        passages: the corpus by id.
+    """
+    amounts = {key.removeprefix("generate.") for key in FREE}
+
+    def fixed(parts: Mapping[str, str]) -> dict[str, object]:
+        settings = {key: value for key, value in json.loads(parts["settings"]).items() if key not in amounts}
+        return {**parts, "passages": "", "budget": "", "settings": settings}
+
+    best: list[list[Seed]] = []
+    current = run.manifest("plan")
+    for folder, manifest in [*([(run.path / "plan", current)] if current else []), *run.archived("plan")]:
+        if (
+            not manifest.done
+            or manifest.parts["passages"] == parts["passages"]
+            or fixed(manifest.parts) != fixed(parts)
+        ):
+            continue
+        if not (folder / PLAN).exists() or file_sha256(folder / PLAN) != manifest.shards[0].sha256:
+            continue  # damaged: a plan costs nothing but its seeds' order
+        same = unchanged(run, manifest.parts["passages"], passages)
+        blocks = [[Seed(**seed) for seed in block] for block in read_json(folder / PLAN)["blocks"]]
+        kept = [[seed for seed in block if not seed.round and seed.passage_id in same] for block in blocks]
+        if sum(map(len, kept)) > sum(map(len, best)):
+            best = kept
+    return best
+
+
+@dataclass(frozen=True)
+class _PaidShard:
+    """A shard of queries, and the passages that are still what they were when it was written."""
+
+    shard: Shard
+    queries: list[Query]
+    same: Collection[str]
+
+
 @dataclass
 class PaidQueries:
-    """Shards of queries by the seeds that they answer."""
+    """Shards of queries by the seeds that they answer, and the queries themselves by id, each with what it has cost."""
 
-    shards: dict[str, tuple[Shard, list[Query]]] = field(default_factory=dict)
+    shards: dict[str, _PaidShard] = field(default_factory=dict)
+    queries: dict[str, tuple[Query, float, float]] = field(default_factory=dict)
 
-    def take(self, seeds: Sequence[Seed], counts: Counts) -> tuple[list[Query], Sequence[Seed]]:
-        """The queries of the longest known beginning of ``seeds``, and the seeds that are left."""
+    def take(
+        self, seeds: Sequence[Seed], name: Callable[[Seed], str], counts: Counts
+    ) -> tuple[list[Query], Sequence[Seed]]:
+        """What is known of ``seeds``: their queries, and the seeds that are left. ``name`` gives the id of a seed's query.
+
+        The longest beginning that a shard has answered counts as a whole, with the seeds that it dropped; of the rest,
+        each query that is there.
+        """
+        known, answered = self._beginning(seeds, counts)
+        left = []
+        for seed in seeds[answered:]:
+            if (found := self.queries.get(name(seed))) is None:
+                left.append(seed)
+                continue
+            query, tokens, seconds = found
+            known.append(replace(query, split=seed.split))
+            counts.tokens += round(tokens)
+            counts.spent += seconds
+        if known:
+            counts.notes.update({REUSED: len(known)})
+        return known, left
+
+    def _beginning(self, seeds: Sequence[Seed], counts: Counts) -> tuple[list[Query], int]:
         for length in range(len(seeds), 0, -1):
-            if found := self.shards.get(seeds_key(seeds[:length])):
-                shard, queries = found
-                counts.drops.update(shard.drops)
-                counts.notes.update({REUSED: len(queries)})
-                counts.tokens += shard.tokens
-                counts.spent += shard.seconds
-                return queries, seeds[length:]
-        return [], seeds
+            found = self.shards.get(seeds_key(seeds[:length]))
+            if found and all(seed.passage_id in found.same for seed in seeds[:length]):
+                counts.drops.update(found.shard.drops)
+                counts.tokens += found.shard.tokens
+                counts.spent += found.shard.seconds
+                return list(found.queries), length
+        return [], 0
 
 
-def paid_queries(run: Run, parts: Mapping[str, str], growing: Collection[str]) -> PaidQueries:
-    """All queries that earlier plans of this run had written."""
+def paid_queries(
+    run: Run, parts: Mapping[str, str], growing: Collection[str], passages: Mapping[str, Passage]
+) -> PaidQueries:
+    """All queries that earlier plans of this run had written for passages that are still the same."""
     paid = PaidQueries()
     for folder, manifest in run.earlier("generate", parts, growing):
+        same = unchanged(run, manifest.parts["passages"], passages)
         for shard in manifest.shards:
-            if shard.key and shard.key not in paid.shards:
-                paid.shards[shard.key] = (shard, run.read_shard(folder, shard, Query))
+            if not shard.key:
+                continue
+            queries = run.read_shard(folder, shard, Query)
+            paid.shards.setdefault(shard.key, _PaidShard(shard, queries, same))
+            for query in queries:
+                if query.seed_id in same:
+                    price = (shard.tokens / len(queries), shard.seconds / len(queries))
+                    paid.queries.setdefault(query.id, (query, *price))
     return paid
 
 
@@ -70,20 +160,26 @@ class PaidScores:
 
 
 def paid_scores(
-    run: Run, parts: Mapping[str, str], growing: Collection[str], queries: Mapping[str, Query], stage: str = "relabel"
+    run: Run,
+    parts: Mapping[str, str],
+    growing: Collection[str],
+    queries: Mapping[str, Query],
+    passages: Mapping[str, Passage],
+    stage: str = "relabel",
 ) -> PaidScores:
-    """All scores that earlier stages of this run had made of ``queries``, where the query's text is still the same."""
+    """All scores that earlier stages of this run had made of ``queries``, where query and passage read as they did."""
     paid = PaidScores()
     for folder, manifest in run.earlier(stage, parts, growing):
         asked = run.made("generate", manifest.parts["queries"], Query)
         if asked is None:
             continue  # without the texts nobody can say what the scores are of
         same = {query.id for query in asked if query.id in queries and queries[query.id].text == query.text}
+        there = unchanged(run, manifest.parts["passages"], passages)
         price = (manifest.tokens / manifest.rows, manifest.seconds / manifest.rows)
         for shard in manifest.shards:
             for score in run.read_shard(folder, shard, Score):
                 pair = (score.query_id, score.passage_id)
-                if score.query_id in same and pair not in paid.scores:
+                if score.query_id in same and score.passage_id in there and pair not in paid.scores:
                     paid.scores[pair], paid.price[pair] = score, price
     return paid
 

@@ -23,7 +23,7 @@ from gecko.config import FRET, WITHOUT_EFFECT, MixtureConfig, parse_budget
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
 from gecko.fret.seeds import CONTROL_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
-from gecko.paid import all_scores, paid_queries, paid_scores, relabel_stages, seeds_key
+from gecko.paid import PLAN, all_scores, paid_queries, paid_scores, paid_seeds, relabel_stages, seeds_key
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Example, Passage, Query, Score
@@ -291,8 +291,21 @@ class Pipeline:
     @cached_property
     def plan(self) -> Plan:
         """The seeds of the run. Speeds are measured when it is made, and never again."""
+        path = self.run.artifact(
+            "plan", self._plan_parts(), PLAN, lambda path: write_json(path, asdict(self._new_plan()))
+        )
+        raw = read_json(path)
+        return Plan(
+            blocks=[[Seed(**seed) for seed in block] for block in raw["blocks"]],
+            relabel_tokens=raw["relabel_tokens"],
+            read_speed=raw["read_speed"],
+            write_speed=raw["write_speed"],
+            expected=Cost(**raw["expected"]),
+        )
+
+    def _plan_parts(self) -> dict[str, str]:
         config = self.config
-        parts = {
+        return {
             **self.teacher_parts("generate", "likelihood", "relevance"),
             "passages": self.run.finished("ingest").identity,
             "start model": self.start_identity,
@@ -304,16 +317,6 @@ class Pipeline:
             **self._released_parts(),
             **_version("plan"),
         }
-        raw = read_json(
-            self.run.artifact("plan", parts, "plan.json", lambda path: write_json(path, asdict(self._new_plan())))
-        )
-        return Plan(
-            blocks=[[Seed(**seed) for seed in block] for block in raw["blocks"]],
-            relabel_tokens=raw["relabel_tokens"],
-            read_speed=raw["read_speed"],
-            write_speed=raw["write_speed"],
-            expected=Cost(**raw["expected"]),
-        )
 
     def _new_plan(self) -> Plan:
         from gecko.encoder.search import top_k
@@ -325,7 +328,8 @@ class Pipeline:
         limit = MOST_SEEDS if count is None else count
         taken = {identifier for spec in config.select.released for identifier in heldout_seeds(spec)}
         rng = np.random.default_rng(config.seed)
-        blocks = draw_seeds(self.passages, vectors, config.generate, rng, limit, taken)
+        first = paid_seeds(self.run, self._plan_parts(), self.by_id)
+        blocks = draw_seeds(self.passages, vectors, config.generate, rng, limit, taken, first)
         if count is not None:
             blocks = within_count(blocks, count)
             if (found := sum(map(len, blocks))) < count:
@@ -448,7 +452,7 @@ class Pipeline:
             TeacherRefused: too few generations parse.
         """
         from gecko.evaluation.teacher_check import refuse_by_parsing
-        from gecko.fret.generate import generate
+        from gecko.fret.generate import generate, query_id
 
         config = self.config.generate
         seeds = [seed for block in self.plan.blocks for seed in block]
@@ -464,18 +468,23 @@ class Pipeline:
             **_version("generate"),
         }
 
-        growing = {"seeds"}
-        paid = cache(lambda: paid_queries(self.run, parts, growing))
+        growing = {"seeds", "passages", "schema"}
+        paid = cache(lambda: paid_queries(self.run, parts, growing, self.by_id))
+        prompt = self.prompts["generate"]
         read: dict[str, list[Query]] = {}
 
+        def name(seed: Seed) -> str:
+            return query_id(seed.passage_id, prompt, self.config.seed, seed.round)
+
         def work(shard: Sequence[Seed], counts: Counts) -> list[Query]:
-            written, left = paid().take(shard, counts)
+            written, left = paid().take(shard, name, counts)
             if not left:
                 return written
-            teacher, prompt = self.loaded_teacher(counts), self.prompts["generate"]
             before = written + self._of_earlier_rounds(left, read)
+            teacher = self.loaded_teacher(counts)
             new = generate(left, self.by_id, teacher, prompt, config, self.config.seed, counts, before)
-            return [*written, *new]
+            place = {name(seed): index for index, seed in enumerate(shard)}
+            return sorted([*written, *new], key=lambda query: place[query.id])
 
         title = f"writing {len(seeds):,} queries, {config.batch} at a time"
         manifest = self.run.execute(
@@ -671,8 +680,8 @@ class Pipeline:
             **_version("relabel"),
         }
         pairs = sum(map(len, by_passage.values()))
-        growing = {"queries", "candidates", "queries kept"}
-        paid = cache(lambda: paid_scores(self.run, parts, growing, queries, stage))
+        growing = {"queries", "candidates", "queries kept", "passages", "schema"}
+        paid = cache(lambda: paid_scores(self.run, parts, growing, queries, self.by_id, stage))
 
         def work(shard: Sequence[str], counts: Counts) -> list[Score]:
             asked = [(query.id, identifier) for identifier in shard for query in by_passage[identifier]]

@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from gecko.config import FREE, RunConfig, changed_keys, make_config
-from gecko.errors import GeckoError, RunError, StorageError
+from gecko.errors import ConfigError, GeckoError, RunError, StorageError
 from gecko.records import SCHEMAS, from_table, to_table
 
 LAYOUT = 1
@@ -276,7 +276,7 @@ class Run:
     def _settle(self, config: RunConfig | None, force: bool, keep: bool) -> RunConfig:
         file = self.path / "config.json"
         if file.exists():
-            saved = make_config(read_json(file), str(file))
+            saved = self._saved(file)
             if config is None:
                 return saved
             changes = [change for change in changed_keys(saved, config) if change.partition(":")[0] not in FREE]
@@ -294,6 +294,19 @@ class Run:
         if keep or not file.exists():
             write_json(file, config.model_dump())
         return config
+
+    def _saved(self, file: Path) -> RunConfig:
+        """The settings in the folder; keys that came later than they did have their defaults."""
+        values = read_json(file)
+        if not isinstance(values, dict):
+            raise RunError(f"{file} is damaged (no table); it is kept as it is; move it away to have it made again")
+        try:
+            return make_config(values, str(file))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}\nThe run was made by another version of Gecko, whose settings this one cannot read: "
+                "use that version, mend the file, or take another folder"
+            ) from error
 
     def _is_paid(self) -> bool:
         """Whether a teacher has worked for this run; before that, other settings cost nothing."""
@@ -356,11 +369,19 @@ class Run:
         """The records of one shard in a stage's folder.
 
         Raises:
-            RunError: it is missing or does not match its checksum.
+            RunError: it is missing, does not match its checksum, or holds records of another version of Gecko.
         """
         path = folder / shard.file
         self._verify(path, shard)
-        return list(from_table(kind, pq.read_table(path)))
+        table = pq.read_table(path)
+        try:
+            return list(from_table(kind, table))
+        except (TypeError, KeyError) as error:
+            raise RunError(
+                f"shard {path} was written by another version of Gecko: it has the fields {', '.join(table.column_names)}, "
+                f"a {kind.__name__} of this version has {', '.join(SCHEMAS[kind].names)}; use the version that made the "
+                f"run, another folder, or delete the folder {folder} to do the stage again"
+            ) from error
 
     def earlier(self, stage: str, parts: Mapping[str, str], growing: Collection[str]) -> list[tuple[Path, Manifest]]:
         """What the stage made before of the same ``parts``, but for those named in ``growing``; the longest first.

@@ -5,7 +5,8 @@ The queries of one neighbourhood retrieve largely the same candidates, so each c
 which cuts the tokens of relabelling by about a third. ``neighbourhood = 1`` is the paper's way.
 
 The order is fixed by the corpus and the generator alone, so a larger number of seeds begins with a smaller one: a run can
-grow. Once every passage was a seed, the neighbourhoods come again, without those that are held out.
+grow. Once every passage was a seed, the neighbourhoods come again, without those that are held out. Where the corpus itself
+has grown, the seeds that the run has paid for come first, and the others are drawn from what is left.
 """
 
 from collections.abc import Collection, Sequence
@@ -56,6 +57,7 @@ def draw_seeds(
     rng: np.random.Generator,
     limit: int | None = None,
     taken: Collection[str] = (),
+    first: Sequence[Sequence[Seed]] = (),
 ) -> list[list[Seed]]:
     """Passages that can be a seed, in random neighbourhoods, in the order in which they are to be used.
 
@@ -66,6 +68,7 @@ def draw_seeds(
         rng: drives every choice.
         limit: stop once there are so many seeds; none: every passage that can be one, ``config.rounds`` times.
         taken: ids of passages that must be no seed.
+        first: neighbourhoods to begin with; what can be no seed (any more) is left out of them.
 
     Raises:
         CorpusError: no passage is long enough.
@@ -75,9 +78,11 @@ def draw_seeds(
         raise CorpusError(
             f"none of the {len(passages)} passages has {config.min_seed_chars} characters; lower generate.min_seed_chars"
         )
+    begun = _still_free(first, passages, free)
+    already = sum(map(len, begun))
     blocks: list[list[int]] = []
     for centre in rng.permutation(len(passages)):
-        if limit is not None and sum(map(len, blocks)) >= limit:
+        if limit is not None and already + sum(map(len, blocks)) >= limit:
             break
         if not free[centre]:
             continue
@@ -91,10 +96,10 @@ def draw_seeds(
         chosen = np.argsort(-near, kind="stable")[:size]
         free[chosen] = False
         blocks.append([int(index) for index in chosen])
-    held = _heldout(len(blocks), config)
-    drawn = [
+    held = _heldout(len(begun) + len(blocks), config)
+    drawn = begun + [
         [Seed(passages[index].id, "heldout" if number in held else "train") for index in block]
-        for number, block in enumerate(blocks)
+        for number, block in enumerate(blocks, start=len(begun))
     ]
     again = [block for block in drawn if block[0].split == "train"]
     total, repeat = sum(map(len, drawn)), 0
@@ -106,6 +111,15 @@ def draw_seeds(
             drawn.append([replace(seed, round=repeat) for seed in block])
             total += len(block)
     return drawn
+
+
+def _still_free(first: Sequence[Sequence[Seed]], passages: Sequence[Passage], free: np.ndarray) -> list[list[Seed]]:
+    """The neighbourhoods without those seeds that are no longer ``free``; the others cease to be."""
+    place = {passage.id: index for index, passage in enumerate(passages)} if first else {}
+    blocks = [[seed for seed in block if seed.passage_id in place and free[place[seed.passage_id]]] for block in first]
+    for block in blocks:
+        free[[place[seed.passage_id] for seed in block]] = False
+    return [block for block in blocks if block]
 
 
 def _enough(rounds: int, seeds: int, limit: int | None, config: GenerateConfig) -> bool:
