@@ -1,7 +1,9 @@
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 _WORDS = (
@@ -74,3 +76,16 @@ def write_corpus(path: Path, words: Sequence[str]) -> Path:
             row = {"_id": f"p{number}", "title": chosen[0], "text": f"passage {number} about " + " ".join(chosen)}
             lines.write(json.dumps(row) + "\n")
     return path
+
+
+def rewrite_shards(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Have the shards of a stage be those of a version whose records were others."""
+    from gecko.store import file_sha256
+
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    for shard in manifest["shards"]:
+        pq.write_table(change(pq.read_table(folder / shard["file"])), folder / shard["file"])
+        shard["sha256"] = file_sha256(folder / shard["file"])
+    manifest["parts"]["schema"] = "another"
+    path.write_text(json.dumps(manifest), encoding="utf-8")

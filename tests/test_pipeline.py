@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ from gecko.pipeline import Pipeline, distill
 from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.store import Run, read_json, write_json
 
-from .conftest import write_corpus
+from .conftest import rewrite_shards, write_corpus
 
 RECORDS = {"ingest": Passage, "generate": Query, "mine": Candidate, "relabel": Score, "select": Example}
 
@@ -147,8 +148,6 @@ def test_killed_in_every_stage_it_ends_as_if_it_never_was(
 def test_another_selection_costs_no_teacher(
     whole: Path, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
 
@@ -450,8 +449,6 @@ def test_a_second_round_pays_for_new_pairs_only(
     whole: Path, corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked
 ) -> None:
     """Mined with the student of the first round: its candidates are judged, what was judged before is kept."""
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     first = pairs_of(folder)
@@ -523,7 +520,7 @@ def test_an_edited_passage_is_paid_for_again(corpus: Path, tiny_model: Path, tmp
     folder, source = tmp_path / "run", tmp_path / "corpus.jsonl"
     source.write_bytes(corpus.read_bytes())
     through_select(folder, settings(source, tiny_model))
-    seeds, pairs = asked.take()
+    pairs = asked.take()[1]
     with Run(folder) as run:
         queries = run.read("generate", Query)
         dropped = run.finished("generate").drops.total()
@@ -543,6 +540,29 @@ def test_an_edited_passage_is_paid_for_again(corpus: Path, tiny_model: Path, tmp
     new_texts = {query.text for query in found} - {query.text for query in queries}
     for text, passage in new_pairs:
         assert "new passage" in passage or passage.endswith("edited") or text in new_texts
+
+
+def test_queries_of_an_older_version_stay_paid_for(
+    corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked
+) -> None:
+    """Records of another form are taken over where they can be read, and else refused: they are not paid for again."""
+    folder, config = tmp_path / "run", settings(corpus, tiny_model)
+    through_select(folder, config)
+    with Run(folder) as run:
+        identities = [run.finished(stage).identity for stage in ("generate", "relabel")]
+    rewrite_shards(folder / "generate", lambda table: table.select(table.column_names[::-1]))
+    asked.take()
+    through_select(folder, config)
+    assert asked.take() == ([], [])
+    with Run(folder) as run:
+        assert [run.finished(stage).identity for stage in ("generate", "relabel")] == identities
+    shutil.rmtree(folder / "archive")
+    rewrite_shards(
+        folder / "generate", lambda table: table.rename_columns([f"old_{name}" for name in table.column_names])
+    )
+    with pytest.raises(RunError, match=r"archive/generate-.*was written by another version of Gecko"):
+        through_select(folder, config)
+    assert asked.take() == ([], [])
 
 
 def test_a_damaged_archive_is_an_error(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:

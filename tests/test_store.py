@@ -13,6 +13,8 @@ from gecko.errors import ConfigError, RunError, StorageError
 from gecko.records import Passage, Query
 from gecko.store import Counts, Manifest, Run, digest, file_sha256, schema_digest, tree_sha256, write_bytes
 
+from .conftest import rewrite_shards
+
 CONFIG = RunConfig(budget="1m")
 PARTS = {"inputs": "a", "settings": "b"}
 ITEMS = ("ant", "bee", "cat", "dog")
@@ -412,6 +414,51 @@ def test_settings_of_a_newer_version_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Run(tmp_path)
     assert f"{path}: unknown key novelty" in str(caught.value)
+
+
+def test_settings_of_an_older_version(tmp_path: Path) -> None:
+    """Keys that came later have their defaults; a key that is gone is named, and what can be done."""
+    run_stage(tmp_path)
+    path = tmp_path / "config.json"
+    saved = path.read_text(encoding="utf-8")
+    older = {key: value for key, value in json.loads(saved).items() if key not in ("mixture", "card")}
+    del older["relabel"]["teachers"], older["generate"]["rounds"]
+    path.write_text(json.dumps(older), encoding="utf-8")
+    with Run(tmp_path) as run:
+        assert run.config == CONFIG
+        assert run.execute("ingest", Passage, PARTS, ITEMS, forbidden).done
+    with Run(tmp_path, CONFIG):
+        pass
+    assert path.read_text(encoding="utf-8") == saved  # and it is written as one of this version
+    older["generate"]["query_count"] = older["generate"].pop("queries")
+    path.write_text(json.dumps(older), encoding="utf-8")
+    for config in (None, CONFIG):
+        with pytest.raises(ConfigError) as caught:
+            Run(tmp_path, config)
+        message = str(caught.value)
+        assert f"{path}: unknown key generate.query_count" in message
+        assert "made by another version of Gecko" in message and "use that version" in message
+    assert json.loads(path.read_text(encoding="utf-8")) == older  # a refusal changes nothing
+
+
+def test_records_of_an_older_version(tmp_path: Path) -> None:
+    """A field that came later has its default; records that lack another, or have more, are refused by name."""
+    run_stage(tmp_path)
+    rewrite_shards(tmp_path / "ingest", lambda table: table.drop_columns(["source"]))
+    with Run(tmp_path) as run:
+        assert run.read("ingest", Passage) == [row for item in ITEMS for row in passages(item, Counts())]
+    for change, fields in (
+        (lambda table: table.drop_columns(["title"]), "id, text"),
+        (lambda table: table.append_column("novelty", table["id"]), "id, text, novelty"),
+    ):
+        rewrite_shards(tmp_path / "ingest", change)
+        with Run(tmp_path) as run, pytest.raises(RunError) as caught:
+            run.read("ingest", Passage)
+        message = str(caught.value)
+        assert f"{tmp_path / 'ingest' / 'part-00000.parquet'} was written by another version of Gecko" in message
+        assert f"it has the fields {fields}, a Passage of this version has id, title, text, source" in message
+        assert "use the version that made the run" in message
+        rewrite_shards(tmp_path / "ingest", lambda table: table.select(["id", "text"]))
 
 
 @pytest.mark.parametrize("layout", [0, 2, None])

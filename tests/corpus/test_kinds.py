@@ -205,6 +205,8 @@ def test_a_sql_query(tmp_path):
     base.close()
     spec = f"sqlite:///{path}#SELECT number AS id, head AS title, body AS text FROM page ORDER BY number"
     assert triples(spec) == [("1", "A", "first"), ("2", "", "second")]
+    marks = f"sqlite:///{path}#SELECT number AS id, 'at :noon, 100 %' AS text FROM page WHERE body LIKE '%ir%'"
+    assert triples(marks) == [("1", "", "at :noon, 100 %")]
     before = source_identity(spec)
     with sqlite3.connect(path) as base:
         base.execute("UPDATE page SET body = 'other' WHERE number = 2")

@@ -99,7 +99,8 @@ def _query(spec: str) -> Iterator[Row]:
             url = url.set(drivername="postgresql+psycopg")
             options["postgresql_readonly"] = True
         with create_engine(url).connect().execution_options(**options) as connection:
-            for number, row in enumerate(connection.execute(text(query)).mappings(), start=1):
+            statement = text(query.replace(":", r"\:"))  # a colon is a colon: the query has no parameters
+            for number, row in enumerate(connection.execute(statement).mappings(), start=1):
                 yield f"{address}: row {number}", dict(row), url.get_backend_name()
     except ModuleNotFoundError as error:
         raise CorpusError(f"{address}: its driver is missing ({error.name}); {INSTALL}") from error
