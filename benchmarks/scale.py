@@ -21,6 +21,7 @@
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -76,9 +77,11 @@ def _sizes(text: str) -> list[int]:
 def _write_corpus(path: Path, size: int) -> None:
     rng = np.random.default_rng(0)
     with path.open("w", encoding="utf-8") as lines:
-        for number in range(size):
-            text = " ".join(WORDS[word] for word in rng.integers(0, len(WORDS), 60))
-            lines.write(json.dumps({"_id": f"p{number}", "title": f"passage {number}", "text": text}) + "\n")
+        for start in range(0, size, 10_000):
+            drawn = rng.integers(0, len(WORDS), (min(10_000, size - start), 60)).tolist()
+            for number, words in enumerate(drawn, start=start):
+                text = " ".join([WORDS[word] for word in words])
+                lines.write(f'{{"_id": "p{number}", "title": "passage {number}", "text": "{text}"}}\n')
 
 
 def _peak() -> float:
@@ -86,14 +89,17 @@ def _peak() -> float:
 
 
 def _read_one(path: Path, near: bool) -> None:
-    from gecko.config import CorpusConfig
-    from gecko.corpus import ingest_shards
+    from gecko.config import RunConfig
+    from gecko.pipeline import Pipeline
+    from gecko.store import Run
 
-    config = CorpusConfig(sources=[str(path)], near_duplicates=0.8 if near else None)
-    start, rows, shards = time.perf_counter(), 0, 0
-    for passages, _ in ingest_shards(config):
-        rows, shards = rows + len(passages), shards + 1
-    print(json.dumps({"rows": rows, "shards": shards, "seconds": time.perf_counter() - start, "peak": _peak()}))
+    corpus = {"sources": [str(path)], "near_duplicates": 0.8 if near else None}
+    config = RunConfig(llm="fake", corpus=corpus, generate={"queries": 2})
+    with Run(path.with_suffix(".run"), config) as run:
+        start = time.perf_counter()
+        manifest = Pipeline(run).ingest()
+        seconds = time.perf_counter() - start
+    print(json.dumps({"rows": manifest.rows, "shards": len(manifest.shards), "seconds": seconds, "peak": _peak()}))
 
 
 def _ingest(sizes: list[int], near: bool) -> None:
@@ -106,10 +112,13 @@ def _ingest(sizes: list[int], near: bool) -> None:
             command = [sys.executable, __file__, "--one", str(path), *(["--near"] if near else [])]
             done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             found.append(done)
+            shutil.rmtree(path.with_suffix(".run"))
             rate = done["rows"] / done["seconds"]
             print(
                 f"{done['rows']:>10,} {done['shards']:>7} {done['seconds']:>8.1f} {rate:>11,.0f} {done['peak']:>8.0f}"
             )
+            if size < sizes[-1]:
+                path.unlink()
         start = time.perf_counter()
         with path.open("rb") as lines:
             for line in lines:

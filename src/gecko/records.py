@@ -167,7 +167,10 @@ R = TypeVar("R")
 
 def to_table(kind: type, rows: Sequence[Any]) -> pa.Table:
     """Records of one kind as an Arrow table with that kind's schema."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMAS[kind])
+    schema = SCHEMAS[kind]
+    if kind is Example:  # records within a record
+        return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+    return pa.Table.from_pydict({name: [getattr(row, name) for row in rows] for name in schema.names}, schema=schema)
 
 
 def from_table(kind: type[R], table: pa.Table) -> Iterable[R]:

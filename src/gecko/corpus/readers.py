@@ -386,10 +386,10 @@ def _read_file(file: _File, reader: Reader) -> Iterator[Placed]:
         title = title.strip() or _heading(text) or PurePosixPath(file.source).name.partition(".")[0]
         yield file.place, _passage({"id": file.name, "title": title, "text": text}, file.source, file.place)
         return
-    found = False
+    found, source = False, file.source
     for place, row in _rows(file, reader):
         found = True
-        yield place, _passage(row, file.source, place, reader.config)
+        yield place, _passage(row, source, place, reader.config)
     if not found:
         if file.alone:
             raise CorpusError(f"{file.place} is empty: it holds no passage; give a file with passages")
