@@ -1,18 +1,21 @@
 """How the stages grow with the corpus, and what a million rows would cost.
 
-    python benchmarks/scale.py [--sizes 1000,10000] [--read 285 --write 100] [--h100-read N --h100-write N]
-    python benchmarks/scale.py --ingest [--sizes 10000,200000] [--near]
+    python benchmarks/scale.py [--sizes 1000,10000,100000] [--encode 500,2000] [--train 64,192] [--times FILE]
+                               [--read 285 --write 100] [--h100-read N --h100-write N]
+    python benchmarks/scale.py --ingest [--sizes 10000,1000000] [--near]
     python benchmarks/scale.py --mine [--passages 1000000] [--queries 256]
 
-- Without an option each stage up to ``select`` is run at each size with a teacher that costs nothing, one query for four
-  passages, ``a + b·n`` is fitted (``a + b·n²`` for what compares each seed with each passage), and the time of 1M and 6.6M
-  rows is read from it. The teacher's part is worked out from tokens a second, those of this machine and those of one H100
-  (times eight), which are given: ``--read`` and ``--write`` are printed by ``gecko distill --dry-run``. ``ratio`` is the
-  largest size over the smallest, divided by the growth of the stage that grows most: 1 or more is a straight line.
-  ``limit_share`` is the teacher's share of a million rows' time: what a faster pipeline could still save is the rest.
-- ``--ingest`` reads corpora of each size in processes of their own and prints the memory at its highest. ``ratio`` is
-  the smallest corpus's peak over the largest's: 1 is flat. ``limit_share`` is the share of the time that reading and
-  parsing the same lines takes alone.
+- Without an option each stage up to ``select`` is run at each size with a teacher and vectors that cost nothing, one query
+  for four passages. Encoding passages and queries, and training on rows, are measured with the start model at sizes of
+  their own. ``a + b·n`` is fitted (``a + b·n²`` for what compares each seed or query with each passage), and the time of
+  1M and 6.6M rows is read from it. The teacher's part is worked out from tokens a second, those of this machine and those
+  of one H100 (times eight), which are given: ``--read`` and ``--write`` are printed by ``gecko distill --dry-run``. What was
+  measured is kept in ``--times`` and not measured again. ``ratio`` is the growth of the size over that of the time, in the
+  stage that grows most for its kind: about 1 is the line that was fitted. ``limit_share`` is the teacher's share of a
+  million rows' time: what a faster pipeline could still save is the rest.
+- ``--ingest`` runs the stage on corpora of each size in processes of their own and prints the memory at its highest.
+  ``ratio`` is the smallest corpus's peak over the largest's: 1 is flat. ``limit_share`` is the share of the time that
+  reading and parsing the same lines takes alone.
 - ``--mine`` finds the 20 nearest of each query in random unit vectors of 384 dimensions, here and with a plain
   ``faiss.IndexFlatIP``. Both are exact; ``ratio`` is faiss's time over ours, ``limit_share`` the share of the machine's
   matrix-product speed of the same run.
@@ -34,8 +37,11 @@ import numpy as np
 WORDS = [
     f"{first}{second}" for first in ("ba", "ce", "di", "fo", "gu", "ka", "lem", "mor") for second in "abcdefghijklmnop"
 ]
-# Each with the power of n that it grows with. Planning (a part of generate) and mining compare n / 4 seeds with n passages.
-STAGES = {"ingest": 1, "embed": 1, "generate": 2, "mine": 2, "relabel": 1, "select": 1}
+# Each with the power of n that it grows with: the plan compares n / 4 seeds with n passages, mining as many queries.
+STAGES = {"ingest": 1, "plan": 2, "generate": 1, "mine": 2, "relabel": 1, "select": 1}
+MODELS = {"embed": 1, "queries": 1, "train": 1}  # of passages, queries and rows; what runs the start model
+PASSAGES_A_ROW = 4
+EPOCHS = 3
 ROWS = (1_000_000, 6_600_000)
 CANDIDATES = 20
 PASSAGE_TOKENS = 120  # of the standard library's documentation
@@ -48,6 +54,9 @@ def main() -> None:
     """Run what the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="", help="passages, with commas")
+    parser.add_argument("--encode", default="500,2000", help="passages to encode, and a query for four of them")
+    parser.add_argument("--train", default="64,192", help="rows to train on for an epoch")
+    parser.add_argument("--times", type=Path, help="a file that keeps what was measured")
     parser.add_argument("--backbone", default="minilm")
     parser.add_argument("--read", type=float, default=285, help="tokens a second that the teacher reads here")
     parser.add_argument("--write", type=float, default=100, help="tokens a second that it writes here")
@@ -63,11 +72,11 @@ def main() -> None:
     if options.one:
         _read_one(Path(options.one), options.near)
     elif options.ingest:
-        _ingest(_sizes(options.sizes or "10000,200000"), options.near)
+        _ingest(_sizes(options.sizes or "10000,1000000"), options.near)
     elif options.mine:
         _mine(options.passages, options.queries)
     else:
-        _stages(_sizes(options.sizes or "1000,10000"), options)
+        _stages(_sizes(options.sizes or "1000,10000,100000"), options)
 
 
 def _sizes(text: str) -> list[int]:
@@ -167,34 +176,87 @@ def _mine(count: int, queries: int) -> None:
 def _stages(sizes: list[int], options: argparse.Namespace) -> None:
     if len(sizes) < 2:
         sys.exit("a line needs two sizes: --sizes 1000,10000")
-    _run(80, options.backbone)  # imports
-    seconds = {size: _run(size, options.backbone) for size in sizes}
-    lines: dict[str, tuple[float, float]] = {}
-    print(f"{'stage':10}" + "".join(f"{f'{size:,}':>10}" for size in sizes) + f"{'a (s)':>10}{'b':>12}")
-    for stage, power in STAGES.items():
-        slope, start = np.polyfit(np.array(sizes, float) ** power, [seconds[size][stage] for size in sizes], 1)
+    times: dict[str, dict[str, float]] = json.loads(options.times.read_text()) if _is_file(options.times) else {}
+
+    def keep(found: dict[str, float], size: int) -> None:
+        for stage, seconds in found.items():
+            times.setdefault(stage, {})[str(size)] = seconds
+        if options.times:
+            options.times.write_text(json.dumps(times, indent=1))
+
+    if any(str(size) not in times.get("select", {}) for size in sizes):
+        _run(80, options.backbone)  # imports
+    for size in sizes:
+        if str(size) not in times.get("select", {}):
+            keep(_run(size, options.backbone), size)
+    for size in _sizes(options.encode):
+        if str(size) not in times.get("embed", {}):
+            keep({"embed": _encode(size, options.backbone, "passages")}, size)
+        if str(size // 4) not in times.get("queries", {}):
+            keep({"queries": _encode(size // 4, options.backbone, "queries")}, size // 4)
+    for size in _sizes(options.train):
+        if str(size) not in times.get("train", {}):
+            keep({"train": _train(size, options.backbone)}, size)
+    _print_lines(times, options)
+
+
+def _is_file(path: Path | None) -> bool:
+    return path is not None and path.is_file()
+
+
+def _print_lines(times: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
+    lines, straight = {}, []
+    for stage, power in {**STAGES, **MODELS}.items():
+        sizes = sorted(map(int, times[stage]))
+        taken = np.array([times[stage][str(size)] for size in sizes])
+        # Weighed so that a deviation counts by its share and the largest size is not alone.
+        slope, start = np.polyfit(np.array(sizes, float) ** power, taken, 1, w=1 / np.maximum(taken, 1e-3))
         lines[stage] = (float(start), float(slope))
-        cells = "".join(f"{seconds[size][stage]:>10.2f}" for size in sizes)
-        print(f"{stage:10}{cells}{start:>10.2f}{slope:>12.2e}")
+        straight.append((sizes[-1] / sizes[0]) ** power * taken[0] / max(taken[-1], 1e-3))
+        unit = {"queries": "queries", "train": "rows"}.get(stage, "passages")
+        measured = ", ".join(f"{size:,}: {seconds:.2f} s" for size, seconds in zip(sizes, taken, strict=True))
+        print(f"{stage:9} {start:8.2f} s + {slope:8.2e} s · n{'²' if power == 2 else ' '}  {unit:9} ({measured})")
     read = PASSAGE_TOKENS + CANDIDATES * (PASSAGE_TOKENS / SHARED + QUERY_TOKENS)
-    print(f"\nhours for rows of {read:.0f} tokens read and {WRITTEN_TOKENS} written, four passages a row")
+    print(f"\nhours for rows of {read:.0f} tokens read and {WRITTEN_TOKENS} written, {PASSAGES_A_ROW} passages a row")
     speeds = {"here": (options.read, options.write)}
     if options.h100_read and options.h100_write:
         speeds["8 H100"] = (8 * options.h100_read, 8 * options.h100_write)
-    print(f"{'rows':>10} {'stages here':>12}" + "".join(f"{f'teacher, {name}':>20}" for name in speeds))
+    stages = {"encode": ("embed", "queries"), "search": ("plan", "mine"), "train": ("train",)}
+    stages["the rest"] = tuple(STAGES.keys() - {"plan", "mine"})
+    print(
+        f"{'rows':>10}" + "".join(f"{name:>10}" for name in stages) + "".join(f"{f'teacher, {n}':>18}" for n in speeds)
+    )
     shares = []
     for rows in ROWS:
-        plain = sum(max(0.0, a + b * (4 * rows) ** STAGES[stage]) for stage, (a, b) in lines.items()) / 3600
+        sizes = dict.fromkeys(lines, PASSAGES_A_ROW * rows) | {"queries": rows, "train": EPOCHS * rows}
+        power = {**STAGES, **MODELS}
+        hours = {stage: max(0.0, a + b * sizes[stage] ** power[stage]) / 3600 for stage, (a, b) in lines.items()}
         taught = {name: rows * (read / r + WRITTEN_TOKENS / w) / 3600 for name, (r, w) in speeds.items()}
-        shares.append(taught["here"] / (taught["here"] + plain))
-        print(f"{rows:>10,} {plain:>12.1f}" + "".join(f"{hours:>20,.1f}" for hours in taught.values()))
-    growth = {stage: seconds[sizes[-1]][stage] / max(seconds[sizes[0]][stage], 1e-3) for stage in STAGES}
-    straight = sizes[-1] / sizes[0] / max(growth.values())
-    print(json.dumps({"ratio": straight, "limit_share": shares[0], "fit": lines}))
+        shares.append(taught["here"] / (taught["here"] + sum(hours.values())))
+        cells = [sum(hours[stage] for stage in members) for members in stages.values()]
+        print(
+            f"{rows:>10,}"
+            + "".join(f"{cell:>10,.1f}" for cell in cells)
+            + "".join(f"{h:>18,.1f}" for h in taught.values())
+        )
+    print(json.dumps({"ratio": min(straight), "limit_share": shares[0], "fit": lines}))
+
+
+class _Given:
+    """Vectors that cost nothing: what encoding takes is measured on its own."""
+
+    def passages(self, passages: list[Any], **_: Any) -> np.ndarray:
+        """A random unit row for each."""
+        drawn = np.random.default_rng(len(passages)).standard_normal((len(passages), 384), dtype=np.float32)
+        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+    def queries(self, texts: list[str], _: list[str]) -> np.ndarray:
+        """Likewise."""
+        return self.passages(texts)
 
 
 def _run(size: int, backbone: str) -> dict[str, float]:
-    """Seconds of each stage at one size."""
+    """Seconds of each stage at one size, without those of models."""
     from gecko.config import RunConfig
     from gecko.pipeline import Pipeline
     from gecko.store import Run
@@ -203,16 +265,63 @@ def _run(size: int, backbone: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "corpus.jsonl"
         _write_corpus(path, size)
-        settings: dict[str, Any] = {"corpus": {"sources": [str(path)]}, "generate": {"queries": size // 4}}
+        settings: dict[str, Any] = {"corpus": {"sources": [str(path)]}, "generate": {"queries": size // PASSAGES_A_ROW}}
         config = RunConfig(llm="fake", backbone=backbone, select={"min_rc": None}, check={"enabled": False}, **settings)
         with Run(Path(folder) / "run", config) as run:
             pipeline = Pipeline(run)
-            steps = {"embed": lambda: pipeline.vectors}
+            pipeline.start = _Given()
             for stage in STAGES:
                 start = time.perf_counter()
-                steps.get(stage, getattr(pipeline, stage, None))()
+                if stage == "plan":
+                    np.asarray(pipeline.vectors)
+                    start = time.perf_counter()
+                    pipeline.plan  # noqa: B018
+                else:
+                    getattr(pipeline, stage)()
                 found[stage] = time.perf_counter() - start
     return found
+
+
+def _texts(count: int, words: int) -> list[str]:
+    drawn = np.random.default_rng(count).integers(0, len(WORDS), (count, words)).tolist()
+    return [" ".join(WORDS[word] for word in row) for row in drawn]
+
+
+def _encode(count: int, backbone: str, what: str) -> float:
+    from gecko.encoder import load_encoder
+    from gecko.records import Passage
+
+    encoder = load_encoder(backbone)
+    texts = _texts(count + 32, 60 if what == "passages" else 8)
+    encode = {
+        "passages": lambda texts: encoder.passages([Passage("", "", text) for text in texts]),
+        "queries": lambda texts: encoder.queries(texts, [""] * len(texts)),
+    }[what]
+    encode(texts[count:])  # warm
+    start = time.perf_counter()
+    encode(texts[:count])
+    return time.perf_counter() - start
+
+
+def _train(count: int, backbone: str) -> float:
+    from gecko.config import TrainConfig
+    from gecko.encoder import resolve_model
+    from gecko.records import Example, Text
+    from gecko.training import train
+
+    queries, texts = _texts(count, 8), _texts(2 * count, 60)
+    rows = [
+        Example(
+            "fret", "", query, Text(f"p{n}", "", texts[2 * n]), (Text(f"n{n}", "", texts[2 * n + 1]),), group=f"p{n}"
+        )
+        for n, query in enumerate(queries)
+    ]
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainConfig(epochs=1, checkpoint_steps=10_000)
+        places = {"folder": Path(folder) / "model", "checkpoints": Path(folder) / "checkpoints"}
+        train(rows, resolve_model(backbone), form="native", config=settings, seed=0, **places)
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@
 - **Another corpus**: the seeds of the plan before come first in the new one. What is taken over is of passages whose
   title and text are the same as they were.
 
-A run that has grown therefore has the rows of a run that had asked for as much at once, wherever the teacher answers the
-same for a prompt whatever stands beside it. Backends on real hardware do so but for the rounding of a batched sum; there a
-grown run keeps its first queries and scores to the bit, and those that it adds may differ in the last digits.
+A run that is asked for more therefore has the rows of a run that had asked for as much at once, wherever the teacher
+answers the same for a prompt whatever stands beside it. Backends on real hardware do so but for the rounding of a batched
+sum; there a grown run keeps its first queries and scores to the bit, and those that it adds may differ in the last digits.
 """
 
 import json
@@ -86,15 +86,17 @@ class _PaidShard:
 
 @dataclass
 class PaidQueries:
-    """Shards of queries by the seeds that they answer, and the queries themselves by id, each with what it has cost."""
+    """Shards of queries by the seeds that they answer, and the queries themselves by id, each with what it has cost.
 
+    ``name`` gives the id of a seed's query.
+    """
+
+    name: Callable[[Seed], str]
     shards: dict[str, _PaidShard] = field(default_factory=dict)
     queries: dict[str, tuple[Query, float, float]] = field(default_factory=dict)
 
-    def take(
-        self, seeds: Sequence[Seed], name: Callable[[Seed], str], counts: Counts
-    ) -> tuple[list[Query], Sequence[Seed]]:
-        """What is known of ``seeds``: their queries, and the seeds that are left. ``name`` gives the id of a seed's query.
+    def take(self, seeds: Sequence[Seed], counts: Counts) -> tuple[list[Query], Sequence[Seed]]:
+        """The queries that are known of ``seeds``, and the seeds that are left.
 
         The longest beginning that a shard has answered counts as a whole, with the seeds that it dropped; of the rest,
         each query that is there.
@@ -102,14 +104,14 @@ class PaidQueries:
         known, answered = self._beginning(seeds, counts)
         left = []
         for seed in seeds[answered:]:
-            if (found := self.queries.get(name(seed))) is None:
+            if (found := self.queries.get(self.name(seed))) is None:
                 left.append(seed)
                 continue
             query, tokens, seconds = found
             known.append(replace(query, split=seed.split))
             counts.tokens += round(tokens)
             counts.spent += seconds
-        if known:
+        if len(left) < len(seeds):
             counts.notes.update({REUSED: len(known)})
         return known, left
 
@@ -125,10 +127,14 @@ class PaidQueries:
 
 
 def paid_queries(
-    run: Run, parts: Mapping[str, str], growing: Collection[str], passages: Mapping[str, Passage]
+    run: Run,
+    parts: Mapping[str, str],
+    growing: Collection[str],
+    passages: Mapping[str, Passage],
+    name: Callable[[Seed], str],
 ) -> PaidQueries:
-    """All queries that earlier plans of this run had written for passages that are still the same."""
-    paid = PaidQueries()
+    """All queries that earlier plans of this run had written, of passages that are still the same."""
+    paid = PaidQueries(name)
     for folder, manifest in run.earlier("generate", parts, growing):
         same = unchanged(run, manifest.parts["passages"], passages)
         for shard in manifest.shards:

@@ -452,7 +452,7 @@ class Pipeline:
             TeacherRefused: too few generations parse.
         """
         from gecko.evaluation.teacher_check import refuse_by_parsing
-        from gecko.fret.generate import generate, query_id
+        from gecko.fret.generate import generate
 
         config = self.config.generate
         seeds = [seed for block in self.plan.blocks for seed in block]
@@ -469,22 +469,17 @@ class Pipeline:
         }
 
         growing = {"seeds", "passages", "schema"}
-        paid = cache(lambda: paid_queries(self.run, parts, growing, self.by_id))
-        prompt = self.prompts["generate"]
+        paid = cache(lambda: paid_queries(self.run, parts, growing, self.by_id, self._query_id))
         read: dict[str, list[Query]] = {}
 
-        def name(seed: Seed) -> str:
-            return query_id(seed.passage_id, prompt, self.config.seed, seed.round)
-
         def work(shard: Sequence[Seed], counts: Counts) -> list[Query]:
-            written, left = paid().take(shard, name, counts)
+            written, left = paid().take(shard, counts)
             if not left:
                 return written
+            teacher, prompt = self.loaded_teacher(counts), self.prompts["generate"]
             before = written + self._of_earlier_rounds(left, read)
-            teacher = self.loaded_teacher(counts)
             new = generate(left, self.by_id, teacher, prompt, config, self.config.seed, counts, before)
-            place = {name(seed): index for index, seed in enumerate(shard)}
-            return sorted([*written, *new], key=lambda query: place[query.id])
+            return [*written, *new]
 
         title = f"writing {len(seeds):,} queries, {config.batch} at a time"
         manifest = self.run.execute(
@@ -501,6 +496,11 @@ class Pipeline:
             drops, check, name = dict(manifest.drops), self.config.check, self.config.llm
             self._refusing(lambda: refuse_by_parsing(manifest.rows, len(seeds), drops, check, name))
         return manifest
+
+    def _query_id(self, seed: Seed) -> str:
+        from gecko.fret.generate import query_id
+
+        return query_id(seed.passage_id, self.prompts["generate"], self.config.seed, seed.round)
 
     def _of_earlier_rounds(self, seeds: Sequence[Seed], read: dict[str, list[Query]]) -> list[Query]:
         """The queries that the run has already of those seeds that come again; shards are kept in ``read``, by file."""
@@ -704,9 +704,6 @@ class Pipeline:
         limit = self.plan.relabel_tokens
         if limit is None:
             return set(queries)
-        from gecko.fret.generate import query_id
-
-        prompt = self.prompts["generate"]
         retrieved: dict[str, list[str]] = {}
         for candidate in candidates:
             retrieved.setdefault(candidate.query_id, []).append(candidate.passage_id)
@@ -717,7 +714,7 @@ class Pipeline:
         seen: set[str] = set()
         spent = 0
         for number, block in enumerate(self.plan.blocks):
-            ids = [query_id(seed.passage_id, prompt, self.config.seed, seed.round) for seed in block]
+            ids = [self._query_id(seed) for seed in block]
             members = [identifier for identifier in ids if identifier in queries]
             new = {passage for identifier in members for passage in retrieved[identifier]} - seen
             spent += self._passes * sum(length[passage] for passage in new)

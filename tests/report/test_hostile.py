@@ -87,6 +87,31 @@ def test_statistics_are_of_the_run(pages: list[Path]) -> None:
     assert "generate: prompt generate" in text and "relabel: teacher" in text
 
 
+def test_each_row_is_traced_to_its_origin(pages: list[Path]) -> None:
+    """From the folder alone: passage, prompt by hash, model by hash, random seed."""
+    from gecko.llm.load import teacher_identity
+    from gecko.prompts import load_prompt
+    from gecko.records import Example, Passage, Query, Score
+
+    with Run(pages[0].parent / "run") as run:
+        passages = {passage.id: passage for passage in run.read("ingest", Passage)}
+        queries = {query.id: query for query in run.read("generate", Query)}
+        scores = {(score.query_id, score.passage_id): score for score in run.read("relabel", Score)}
+        rows = run.read("select", Example)
+        made = {stage: run.finished(stage).parts for stage in ("generate", "relabel", "select")}
+    for row in rows:
+        assert passages[row.seed_id].source == "corpus.jsonl"
+        assert queries[row.query_id].seed_id == row.seed_id and queries[row.query_id].llm
+        for identifier in row.candidates:
+            score = scores[row.query_id, identifier]
+            assert score.teacher == teacher_identity("fake") and score.prompt_hash
+    teacher = teacher_identity("fake")
+    assert made["generate"]["teacher"] == made["relabel"]["teacher"] == teacher
+    assert made["generate"]["prompt generate"] == load_prompt("generate").hash
+    assert made["relabel"]["prompt relevance"] == load_prompt("relevance").hash
+    assert made["generate"]["seed"] == made["select"]["seed"] == "0"
+
+
 def test_the_command_prints_the_same_numbers(pages: list[Path]) -> None:
     from typer.testing import CliRunner
 

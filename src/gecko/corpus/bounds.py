@@ -26,11 +26,24 @@ LONG_LINE = "line too long"
 LARGE = "file too large"
 
 
-class Expanding(io.RawIOBase):
-    """A decompressed stream that ends in :class:`Dropped` where it outgrows ``packed`` compressed bytes."""
+class Allowance:
+    """What may still come out of so many compressed bytes; the members of an archive share that of the archive."""
 
-    def __init__(self, inner: Any, packed: int) -> None:
-        self._inner, self._left = inner, max(EXPANSION_FLOOR, EXPANSION * packed)
+    def __init__(self, packed: int) -> None:
+        self._left = max(EXPANSION_FLOOR, EXPANSION * packed)
+
+    def take(self, size: int) -> None:
+        """Use up ``size`` bytes of it, or raise :class:`Dropped`."""
+        self._left -= size
+        if self._left < 0:
+            raise Dropped(BOMB, f"more than {EXPANSION} times")
+
+
+class Expanding(io.RawIOBase):
+    """A decompressed stream that ends in :class:`Dropped` where it outgrows an allowance."""
+
+    def __init__(self, inner: Any, *allowances: Allowance) -> None:
+        self._inner, self._allowances = inner, allowances
 
     def readable(self) -> bool:
         """It is."""
@@ -44,9 +57,8 @@ class Expanding(io.RawIOBase):
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise Dropped(BROKEN_ARCHIVE, str(error)) from error
-        self._left -= len(data)
-        if self._left < 0:
-            raise Dropped(BOMB, f"more than {EXPANSION} times")
+        for allowance in self._allowances:
+            allowance.take(len(data))
         buffer[: len(data)] = data
         return len(data)
 

@@ -38,7 +38,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO, NoReturn
 
 from gecko.config import CorpusConfig
-from gecko.corpus.bounds import BROKEN_ARCHIVE, LARGE, LONG_LINE, Dropped, Expanding, lines
+from gecko.corpus.bounds import BROKEN_ARCHIVE, LARGE, LONG_LINE, Allowance, Dropped, Expanding, lines
 from gecko.corpus.documents import Documents
 from gecko.corpus.markdown import HEADING, with_prose
 from gecko.errors import CorpusError
@@ -101,6 +101,7 @@ class _File:
         member: of the archive at ``path``; empty: the file itself.
         alone: whether the source is this file, so that nothing in it is an error.
         archive: that archive, open while its members are handed out.
+        allowance: what all its members together may expand to.
     """
 
     name: str
@@ -109,6 +110,7 @@ class _File:
     member: str = ""
     alone: bool = False
     archive: zipfile.ZipFile | None = None
+    allowance: Allowance | None = None
 
     @property
     def ending(self) -> str:
@@ -311,6 +313,7 @@ def _members(archive: _File, counts: Counts) -> Iterator[_File]:
         counts.drop(BROKEN_ARCHIVE, f"{archive.place} ({error})")
         return
     prefix = "" if archive.alone else f"{archive.name}/"
+    allowance = Allowance(archive.path.stat().st_size)
     with opened:
         for entry in sorted(opened.infolist(), key=lambda entry: entry.filename):
             parts = PurePosixPath(entry.filename).parts
@@ -324,7 +327,8 @@ def _members(archive: _File, counts: Counts) -> Iterator[_File]:
             elif ending_of(entry.filename) not in SUPPORTED:
                 counts.notes["archive members skipped: of another kind"] += 1
             else:
-                yield _File(prefix + entry.filename, place, archive.path, member=entry.filename, archive=opened)
+                name = prefix + entry.filename
+                yield _File(name, place, archive.path, entry.filename, archive=opened, allowance=allowance)
 
 
 # --- what is in them
@@ -335,25 +339,25 @@ def _opened(file: _File) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed within bounds."""
     with ExitStack() as stack:
         raw: BinaryIO
-        if file.archive is not None:
+        if file.archive is not None and file.allowance is not None:
             entry = file.archive.getinfo(file.member)
             packed = entry.compress_size
             try:
                 inner: Any = file.archive.open(entry)
             except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
                 raise Dropped(BROKEN_ARCHIVE, str(error)) from error
-            raw = stack.enter_context(io.BufferedReader(Expanding(inner, packed)))
+            raw = stack.enter_context(io.BufferedReader(Expanding(inner, Allowance(packed), file.allowance)))
         else:
             packed = file.path.stat().st_size
             raw = stack.enter_context(file.path.open("rb"))
         match PurePosixPath(file.name.lower()).suffix:
             case ".gz":
-                raw = stack.enter_context(io.BufferedReader(Expanding(gzip.GzipFile(fileobj=raw), packed)))
+                raw = stack.enter_context(io.BufferedReader(Expanding(gzip.GzipFile(fileobj=raw), Allowance(packed))))
             case ".zst":
                 import pyarrow as pa
 
                 stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
-                raw = stack.enter_context(io.BufferedReader(Expanding(stream, packed)))
+                raw = stack.enter_context(io.BufferedReader(Expanding(stream, Allowance(packed))))
         yield raw
 
 
