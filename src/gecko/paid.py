@@ -50,29 +50,28 @@ def paid_seeds(run: Run, parts: Mapping[str, str], passages: Mapping[str, Passag
         parts: what the new plan depends on.
         passages: the corpus by id.
     """
-    amounts = {key.removeprefix("generate.") for key in FREE}
-
-    def fixed(parts: Mapping[str, str]) -> dict[str, object]:
-        settings = {key: value for key, value in json.loads(parts["settings"]).items() if key not in amounts}
-        return {**parts, "passages": "", "budget": "", "settings": settings}
-
     best: list[list[Seed]] = []
     current = run.manifest("plan")
     for folder, manifest in [*([(run.path / "plan", current)] if current else []), *run.archived("plan")]:
-        if (
-            not manifest.done
-            or manifest.parts["passages"] == parts["passages"]
-            or fixed(manifest.parts) != fixed(parts)
-        ):
+        if manifest.parts["passages"] == parts["passages"] or not _is_alike(manifest.parts, parts):
             continue
-        if not (folder / PLAN).exists() or file_sha256(folder / PLAN) != manifest.shards[0].sha256:
+        path = folder / PLAN
+        if not (manifest.done and path.exists() and file_sha256(path) == manifest.shards[0].sha256):
             continue  # damaged: a plan costs nothing but its seeds' order
         same = unchanged(run, manifest.parts["passages"], passages)
-        blocks = [[Seed(**seed) for seed in block] for block in read_json(folder / PLAN)["blocks"]]
+        blocks = [[Seed(**seed) for seed in block] for block in read_json(path)["blocks"]]
         kept = [[seed for seed in block if not seed.round and seed.passage_id in same] for block in blocks]
         if sum(map(len, kept)) > sum(map(len, best)):
             best = kept
     return best
+
+
+def _is_alike(old: Mapping[str, str], new: Mapping[str, str]) -> bool:
+    """Whether two plans differ in nothing but the corpus, amounts, and settings that one of them did not know."""
+    besides = {"passages": "", "budget": "", "settings": ""}
+    one, other = json.loads(old["settings"]), json.loads(new["settings"])
+    known = (one.keys() & other.keys()) - {key.removeprefix("generate.") for key in FREE}
+    return {**old, **besides} == {**new, **besides} and all(one[key] == other[key] for key in known)
 
 
 @dataclass(frozen=True)
