@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from gecko.config import RunConfig, load_config
@@ -16,7 +17,7 @@ from gecko.errors import ConfigError, CorpusError, RunError, TeacherRefused
 from gecko.llm.fake import FakeLM
 from gecko.paid import REUSED
 from gecko.pipeline import Pipeline, distill
-from gecko.records import Candidate, Example, Passage, Query, Score
+from gecko.records import SCHEMAS, Candidate, Example, Passage, Query, Score
 from gecko.store import Run, read_json, write_json
 
 from .conftest import rewrite_shards, write_corpus
@@ -543,24 +544,24 @@ def test_an_edited_passage_is_paid_for_again(corpus: Path, tiny_model: Path, tmp
 
 
 def test_queries_of_an_older_version_stay_paid_for(
-    corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked
+    corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records of another form are taken over where they can be read, and else refused: they are not paid for again."""
     folder, config = tmp_path / "run", settings(corpus, tiny_model)
-    through_select(folder, config)
-    with Run(folder) as run:
-        identities = [run.finished(stage).identity for stage in ("generate", "relabel")]
-    rewrite_shards(folder / "generate", lambda table: table.select(table.column_names[::-1]))
-    asked.take()
-    through_select(folder, config)
+    with monkeypatch.context() as older:
+        for kind in (Query, Score):
+            older.setitem(SCHEMAS, kind, pa.schema(list(SCHEMAS[kind])[::-1]))
+        through_select(folder, config)
+    seeds, pairs = asked.take()
+    said: list[str] = []
+    through_select(folder, config, said)
     assert asked.take() == ([], [])
-    with Run(folder) as run:
-        assert [run.finished(stage).identity for stage in ("generate", "relabel")] == identities
-    shutil.rmtree(folder / "archive")
+    assert len(seeds) == 24 and sorted(pairs) == sorted(pairs_of(folder))
+    assert [line for line in said if "schema changed, what was paid for is used again" in line]
     rewrite_shards(
         folder / "generate", lambda table: table.rename_columns([f"old_{name}" for name in table.column_names])
     )
-    with pytest.raises(RunError, match=r"archive/generate-.*was written by another version of Gecko"):
+    with pytest.raises(RunError, match=r"part-00000\.parquet was written by another version of Gecko"):
         through_select(folder, config)
     assert asked.take() == ([], [])
 
