@@ -164,3 +164,26 @@ def test_the_example_in_the_documentation(tmp_path: Path) -> None:
     prompt = load_prompt(write(tmp_path, example))
     assert prompt.has_query
     assert dict(zip(prompt.labels, prompt.values, strict=True)) == {"0": 0.0, "1": 1.0, "2": 2.0, "3": 3.0}
+
+
+def test_shots_are_chosen_and_ordered_by_number(tmp_path: Path) -> None:
+    base = 'form = "completion"\nexample = "{passage}={query} "\ntemplate = "{examples}{passage}: {query}"\n'
+    examples = "".join(f'[[examples]]\npassage = "p{n}"\nquery = "q{n}"\n' for n in range(3))
+    (tmp_path / "all.toml").write_text(base + examples)
+    mine = write(tmp_path, base + 'examples_of = "all.toml"\nshots = [2, 0]\n')
+    assert load_prompt(mine).text == "p2=q2 p0=q0 {passage}: {query}"
+    assert [example["query"] for example in load_prompt(mine).examples] == ["q2", "q0"]
+    before = load_prompt(mine).hash
+    (tmp_path / "all.toml").write_text(base + examples + "# another\n")
+    assert load_prompt(mine).hash != before
+    assert load_prompt(write(tmp_path, base + 'examples_of = "all.toml"\nshots = []\n')).text == "{passage}: {query}"
+    with pytest.raises(ConfigError, match="shots names example 3; there are 0 to 2"):
+        load_prompt(write(tmp_path, base + 'examples_of = "all.toml"\nshots = [0, 3]\n'))
+
+
+def test_a_neutral_query_needs_labels(tmp_path: Path) -> None:
+    text = 'form = "completion"\ntemplate = "{passage} {query}"\nneutral = "N/A"\n'
+    assert load_prompt(write(tmp_path, text + 'labels = ["A", "B"]')).neutral == "N/A"
+    for more in ("", 'labels = ["A", "B"]'):
+        with pytest.raises(ConfigError, match="write a query in quotation marks, and labels"):
+            load_prompt(write(tmp_path, (text if not more else text.replace('"N/A"', "3")) + more))

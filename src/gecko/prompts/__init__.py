@@ -38,6 +38,8 @@ class Prompt:
         examples: the few-shot examples that it shows, for the check that none is copied.
         hash: of the file's content.
         values: the relevance that each label stands for, on any scale; none: 1 for the first label, 0 for the others.
+        neutral: a query that says nothing, such as ``N/A``: what a label's log-probability is with it for a passage is taken
+            off what it is with a real query (contextual calibration, Zhao et al. 2021); none: nothing is.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Prompt:
     examples: tuple[dict[str, str], ...]
     hash: str
     values: tuple[float, ...] = ()
+    neutral: str = ""
 
     @property
     def has_query(self) -> bool:
@@ -94,10 +97,15 @@ def load_prompt(name: str) -> Prompt:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompt {name}: not valid TOML: {error}") from error
     if "examples_of" in values:
-        shared = load_prompt(values["examples_of"])
+        shared = load_prompt(_beside(name, values["examples_of"]))
         values["examples"] = [dict(example) for example in shared.examples]
         return _build(name, values, digest(raw, shared.hash))
     return _build(name, values, digest(raw))
+
+
+def _beside(name: str, other: str) -> str:
+    """Another prompt as a prompt names it: a file's path is relative to the file that names it."""
+    return str(Path(name).parent / other) if name.endswith(".toml") and other.endswith(".toml") else other
 
 
 def shielded(prompt: Prompt, text: str) -> str:
@@ -123,6 +131,10 @@ def fill(prompt: Prompt, passage: str, query: str) -> tuple[str, tuple[tuple[str
 def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
     form = values.get("form")
     examples = values.get("examples", [])
+    if "shots" in values:
+        if wrong := [place for place in values["shots"] if place not in range(len(examples))]:
+            raise ConfigError(f"prompt {name}: shots names example {wrong[0]!r}; there are 0 to {len(examples) - 1}")
+        examples = [examples[place] for place in values["shots"]]
     text = ""
     messages: tuple[tuple[str, str], ...] = ()
     shown = "".join(_fill(values.get("example", "").lstrip("\n"), example) for example in examples)
@@ -152,6 +164,9 @@ def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
         raise ConfigError(
             f"prompt {name}: values = {grades!r} for labels = {labels!r}; give one number a label, not all the same"
         )
+    neutral = values.get("neutral", "")
+    if not isinstance(neutral, str) or (neutral and not labels):
+        raise ConfigError(f"prompt {name}: neutral = {neutral!r}; write a query in quotation marks, and labels")
     return Prompt(
         name=values.get("name", name),
         form=form,
@@ -162,6 +177,7 @@ def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
         examples=tuple(examples),
         hash=content_hash,
         values=tuple(map(float, grades)),
+        neutral=neutral,
     )
 
 

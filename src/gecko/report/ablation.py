@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gecko.report.plots import ACCENT, INK, SECOND, draw_svg
+from gecko.report.text import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,12 +89,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{result['seeds']} seeds. Numbers are hundredths; intervals are paired 95 % intervals over queries."
     )
     tables = [cell_rows(result), reranker_rows(result), dim_rows(result)]
-    return "\n\n".join([said, *(_table(rows) for rows in tables if len(rows) > 1)]) + "\n"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    return "\n\n".join([said, *(markdown_table(rows) for rows in tables if len(rows) > 1)]) + "\n"
 
 
 def plot(result: Mapping[str, Any]) -> str:

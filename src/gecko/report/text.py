@@ -5,6 +5,7 @@ escaping leaves alone: those that a terminal or a browser obeys instead of showi
 """
 
 import re
+from collections.abc import Sequence
 
 # Control characters, directional embeddings, overrides and isolates, and halves of surrogate pairs. Tab, newline and the
 # marks that scripts need for joining stay.
@@ -26,3 +27,9 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} minutes" if seconds < 5970 else f"{seconds / 3600:.1f} hours"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the header first, as a Markdown table."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
