@@ -104,7 +104,11 @@ class RelabelConfig(_Section):
         description="more LLMs that judge the same pairs; a candidate's rank is the mean of its ranks by each",
     )
     passage_tokens: int = Field(default=256, ge=16, description="the LLM reads at most so many tokens of a passage")
-    pack_tokens: int = Field(default=512, ge=64, description="tokens of one forward pass; bounds the memory")
+    pack_tokens: int | None = Field(
+        default=None,
+        ge=64,
+        description="tokens of one forward pass, which bound the memory; unset: 512 on a CPU, 2,048 on a GPU",
+    )
     precision: Literal["auto", "int8", "full"] = Field(
         default="auto",
         description="of the teacher's linear layers; auto: int8 where the CPU is fast at it; full: as loaded",
@@ -444,10 +448,17 @@ class RunConfig(_Section):
 # Where neither a budget nor a number of queries is given.
 DEFAULT_BUDGET = "20m"
 
-# May change at any time: the amount of work, since what the teacher was paid for is used again, and what
-# the cards say.
+# May change at any time: the amount of work, since what the teacher was paid for is used again; how the work is cut to
+# the machine; and what the cards say.
 FREE = frozenset(
-    {"generate.queries", "generate.rounds", "budget", *(f"card.{name}" for name in CardConfig.model_fields)}
+    {
+        "generate.queries",
+        "generate.rounds",
+        "budget",
+        "relabel.pack_tokens",
+        "relabel.requests",
+        *(f"card.{name}" for name in CardConfig.model_fields),
+    }
 )
 
 # What a preset changes against the fields' own defaults.

@@ -4,13 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gecko.report.plots import ACCENT, INK, SECOND, draw_svg
+from gecko.report.plots import ACCENT, INK, SECOND, draw_svg, standalone
 from gecko.report.text import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_ALONE = {"currentColor": "#222222", "var(--accent)": "#1a6e5c", "var(--second)": "#b0562a"}
 
 
 def cell_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -110,7 +108,7 @@ def plot(result: Mapping[str, Any]) -> str:
         axes.invert_yaxis()
         axes.set_xlabel(f"{_named(result)} against the start model, points")
 
-    return _alone(draw_svg("ablation", 1.0 + 0.28 * len(cells), draw))
+    return standalone(draw_svg("ablation", 1.0 + 0.28 * len(cells), draw))
 
 
 def dims_plot(result: Mapping[str, Any]) -> str | None:
@@ -132,15 +130,8 @@ def dims_plot(result: Mapping[str, Any]) -> str | None:
         axes.set_ylabel(f"{_named(result)}, points")
         axes.legend(frameon=False)
 
-    return _alone(draw_svg("dims", 3.0, draw))
+    return standalone(draw_svg("dims", 3.0, draw))
 
 
 def _named(result: Mapping[str, Any]) -> str:
     return str(result["headline"]).replace("ndcg", "nDCG")
-
-
-def _alone(svg: str) -> str:
-    """A plot made for a page with colours and a font of its own."""
-    for page, alone in _ALONE.items():
-        svg = svg.replace(page, alone)
-    return svg.replace("<svg ", '<svg font-family="sans-serif" style="background: white" ', 1)
