@@ -224,16 +224,10 @@ def _teacher_orders(sets: Sequence[RetrievalSet], run: Path, queries: int, ui: T
 class _Of:
     """One student on one set: (queries,) of all, and (sampled,) of those that the teacher ordered."""
 
-    name: str
     scores: SetScores
+    all: Array  # student − start
     sampled: Array  # student − start
     teacher: Array  # teacher's order − start
-
-    @property
-    def all(self) -> Array:
-        measured = self.scores.per_query
-        difference: Array = measured[STUDENT][HEADLINE] - measured[START][HEADLINE]
-        return difference
 
 
 def _measure(
@@ -276,11 +270,12 @@ def _measure(
 
 
 def _of(data: RetrievalSet, scores: SetScores, one: Measured, fusion: str) -> _Of:
-    difference = scores.per_query[STUDENT][HEADLINE] - scores.per_query[START][HEADLINE]
+    measured = scores.per_query
+    difference = measured[STUDENT][HEADLINE] - measured[START][HEADLINE]
     by_query = dict(zip(data.qrels, difference.tolist(), strict=True))
-    sampled = np.array([by_query[key] for key in one.data.qrels])
     order = fusion if fusion in one.orders else "rc"
-    return _Of(data.name, scores, sampled, one.orders[order] - one.orders["retriever"])
+    sampled = np.array([by_query[key] for key in one.data.qrels])
+    return _Of(scores, difference, sampled, one.orders[order] - one.orders["retriever"])
 
 
 def _numbers(found: Sequence[_Of]) -> dict[str, Any]:
