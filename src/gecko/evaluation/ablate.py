@@ -124,8 +124,8 @@ def all_cells(config: RunConfig, with_likelihood: bool = True) -> list[Cell]:
     for count in sorted({*(c for c in CANDIDATES if c < n), n}):
         cells.append(Cell("candidates", str(count), str(n), candidates=count))
     least = config.select.min_rc
-    for value in sorted({*LEAST_RC, least}, key=lambda one: -math.inf if one is None else one):
-        cells.append(Cell("filter", _filter(value), _filter(least), {"min_rc": value}))
+    for bar in sorted({*LEAST_RC, least}, key=lambda one: -math.inf if one is None else one):
+        cells.append(Cell("filter", _filter(bar), _filter(least), {"min_rc": bar}))
     own = config.select.negatives
     cells += [Cell("negatives", str(n), str(own), {"negatives": n}) for n in sorted({*NEGATIVES, own})]
     cells += [Cell("rows", f"{share:.0%}", "100%", share=share) for share in SHARES]
@@ -330,15 +330,26 @@ class Ablation:
 
     @cached_property
     def plan(self) -> "list[Training]":
-        """Every training, those of one cell together."""
+        """Every training, those of one cell together; a cell that the run is too small for is told and left out.
+
+        Raises:
+            TrainingError: the run is too small for all of them.
+        """
         found = []
         for cell in self.cells:
-            for seed in range(self.options.seeds):
-                rows = self.rows(cell, seed)
-                if len(rows) < 2:
-                    raise TrainingError(f"cell {cell.label} has {len(rows)} training rows; the run is too small for it")
-                found.append(Training(cell, seed, len(rows), self._key(cell, seed, rows)))
+            rows = [self.rows(cell, seed) for seed in range(self.options.seeds)]
+            if (fewest := min(map(len, rows))) < 2:
+                self.ui.say(f"cell {cell.label} is left out: it has {fewest} training rows")
+                continue
+            found += [Training(cell, seed, len(one), self._key(cell, seed, one)) for seed, one in enumerate(rows)]
+        if not found:
+            raise TrainingError(f"{self.run.path} has too few rows to train on")
         return found
+
+    @property
+    def planned(self) -> list[Cell]:
+        """The cells that are trained."""
+        return list({training.cell.label: training.cell for training in self.plan}.values())
 
     def _left(self) -> "list[Training]":
         """The trainings that are not there yet; of equal ones, the first."""
@@ -400,7 +411,7 @@ class Ablation:
         from gecko.encoder import resolve_model
         from gecko.training import train
 
-        config = self.settings(self.cells[0]).model_copy(update={"epochs": 1})
+        config = self.settings(self.planned[0]).model_copy(update={"epochs": 1})
         start, seconds = resolve_model(self.run.config.backbone), []
         sizes = (min(len(rows), config.batch), min(len(rows), 3 * config.batch))
         with tempfile.TemporaryDirectory() as folder:
@@ -474,7 +485,7 @@ class Ablation:
         A cell's value is the mean over its seeds; intervals resample queries, after each query's values were averaged over
         the seeds; ``seeds`` holds the value of each seed, from which the spread of training is seen.
         """
-        found = _table(self.cells, self.values(), self.sizes(), self.start_values, [data.name for data in self.sets])
+        found = _table(self.planned, self.values(), self.sizes(), self.start_values, [data.name for data in self.sets])
         return found | {
             "sets": {data.name: len(data.queries) for data in self.sets},
             "heldout": len(self.heldout),
@@ -636,29 +647,29 @@ def combined(ablations: Sequence[Ablation]) -> dict[str, Any]:
     """One table of the same cells over several runs, each with test sets of its own: the macro mean is over all sets.
 
     A cell's difference is then one that held on several corpora, each student against the start model on its own corpus.
+    Cells that one of the runs was too small for are left out.
 
     Raises:
-        RunError: a run has no test set, two have one of the same name, or they do not have the same cells and formats.
+        RunError: a run has no test set, two have one of the same name, or no cell is the same in all.
     """
     first = ablations[0]
     names = [data.name for ablation in ablations for data in ablation.sets]
     if any(not ablation.sets for ablation in ablations) or len(set(names)) < len(names):
         raise RunError(f"each run needs test sets of its own; there are: {', '.join(names) or 'none'}")
-    for other in ablations[1:]:
-        if (other.cells, other.form, other.options) != (first.cells, first.form, first.options):
-            raise RunError(
-                f"{first.run.path} and {other.run.path} differ in settings, so their cells are not the same; "
-                "name cells that both have with --cells, and the format with --format"
-            )
+    if len({(ablation.form, ablation.options.seeds, ablation.options.epochs) for ablation in ablations}) > 1:
+        raise RunError("the runs differ in format, seeds or epochs, so their cells are not the same; set them for all")
+    cells = [cell for cell in first.planned if all(cell in other.planned for other in ablations)]
+    if not cells:
+        raise RunError(f"no cell is trained in all of the {len(ablations)} runs; name some that are with --cells")
     found: list[dict[str, list[dict[str, list[float]]]]] = [ablation.values() for ablation in ablations]
     values = {
         label: [_merged([one[label][seed] for one in found]) for seed in range(first.options.seeds)]
-        for label in found[0]
+        for label in (cell.label for cell in cells)
     }
     sizes: Counter[str] = Counter()
     for ablation in ablations:
         sizes.update(ablation.sizes())
-    result = _table(first.cells, values, sizes, _merged([ablation.start_values for ablation in ablations]), names)
+    result = _table(cells, values, sizes, _merged([ablation.start_values for ablation in ablations]), names)
     return result | {
         "sets": {data.name: len(data.queries) for ablation in ablations for data in ablation.sets},
         "heldout": 0,

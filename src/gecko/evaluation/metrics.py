@@ -132,6 +132,7 @@ def share_ci(
     pairs = [np.stack(pair, axis=1) for pair in zip(parts, wholes, strict=True)]  # (queries, 2) of each set
     means = np.mean([resampled_means(values, resamples, generator) for values in pairs], axis=0)
     part, whole = np.mean([values.mean(axis=0) for values in pairs], axis=0)
+    means = means[means[:, 1] > 0]  # the few resamples without a whole have no share
     low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
     return float(part / whole), float(low), float(high)
 
