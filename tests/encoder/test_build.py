@@ -111,6 +111,23 @@ def test_every_architecture_reads_both_ways_and_not_its_padding(raw, kind):
     np.testing.assert_allclose(together, alone, atol=1e-5 * np.abs(together).max())
 
 
+@pytest.mark.parametrize("kind", [*ENCODERS, *CAUSAL])
+def test_once_saved_every_state_follows_from_every_token_and_from_no_padding(raw, kind, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    save_model(load_backbone(str(raw(kind))), tmp_path / kind, "unified")
+    inner = SentenceTransformer(str(tmp_path / kind), device="cpu").transformers_model.eval()
+    mask = torch.tensor([[1] * 7 + [0] * 2])
+    tokens = inner.get_input_embeddings()(torch.arange(4, 13)[None]).detach().requires_grad_()  # (1, 9, D)
+    states = inner(inputs_embeds=tokens, attention_mask=mask).last_hidden_state[0]  # (9, D)
+    # not the sum of a state's numbers: a norm keeps that the same
+    direction = torch.randn(states.shape[1], generator=torch.Generator().manual_seed(0))
+    for state in states[:7]:
+        (gradient,) = torch.autograd.grad(state @ direction, tokens, retain_graph=True)
+        assert (gradient[0, :7].abs().amax(dim=1) > 0).all()
+        assert not gradient[0, 7:].any()
+
+
 def test_pooling_is_the_mean_of_the_states(raw):
     model = load_backbone(str(raw("llama"))).eval()
     features = model.preprocess(TEXTS[:1])
