@@ -59,9 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--set", action="append", default=[], help="a setting, as for gecko; can be repeated")
     given = options.parse_args(arguments)
     chosen = {name: getattr(given, name) for name in Size.__dataclass_fields__ if getattr(given, name) is not None}
+    size = replace(SIZES[given.size], **chosen)
     given.out.mkdir(parents=True, exist_ok=True)
-    stages = train(given, replace(SIZES[given.size], **chosen))
-    table = measure(given, replace(SIZES[given.size], **chosen), stages)
+    sets = test_sets(given, size)  # first, so that a mistake in them shows before anything is trained
+    table = measure(given, size, sets, train(given, size))
     (given.out / "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
 
@@ -142,16 +143,19 @@ def drawn_corpus(folder: Path, count: int, out: Path) -> Path:
 # --- measuring
 
 
-def measure(given: argparse.Namespace, size: Size, stages: dict[str, Path]) -> str:
-    """All models on all sets, as a Markdown table; what was measured before is not measured again."""
+def test_sets(given: argparse.Namespace, size: Size) -> Any:
+    """What the models are measured on, cut to size."""
     from gecko.evaluation.sets import Sets
 
-    tokens = load_config(HERE / f"two-stage-{given.size}.toml", given.set).train.max_tokens
     sets = Sets(retrieval_sets(given.data / "retrieval", size), similarity_sets(given.data, given.out, size), [])
-    if not sets.retrieval and not sets.tasks:
-        raise ConfigError(
-            f"{given.data} holds neither retrieval/NAME nor tasks/{STS[0]}: there is nothing to measure on"
-        )
+    if not sets.retrieval:
+        raise ConfigError(f"{given.data}/retrieval holds no folder with a corpus.jsonl: there is nothing to measure on")
+    return sets
+
+
+def measure(given: argparse.Namespace, size: Size, sets: Any, stages: dict[str, Path]) -> str:
+    """All models on all sets, as a Markdown table; what was measured before is not measured again."""
+    tokens = load_config(HERE / f"two-stage-{given.size}.toml", given.set).train.max_tokens
     stage1, fret, both = (str(stages[name] / "model") for name in ("stage1", "fret", "gecko"))
     wanted = [  # label, model, width, and what it is held against
         ("MiniLM", "minilm", None, None),
@@ -163,23 +167,24 @@ def measure(given: argparse.Namespace, size: Size, stages: dict[str, Path]) -> s
         ("FRet and sets", both, None, fret),
         ("FRet and sets", both, WIDTH, both),
     ]
-    names = [*(data.name for data in sets.retrieval), *(data.name for data in sets.tasks)]
+    labels = {model: label for label, model, _, _ in wanted}
+    names = [data.name for data in (*sets.retrieval, *sets.tasks)]
     rows = [["model", "dims", *names[: len(sets.retrieval)], "mean", *names[len(sets.retrieval) :], "difference to"]]
     bm25: list[str] = []
     for label, model, width, against in wanted:
         found = measured(given.out / "measured", sets, tokens, size, model, width, against)
-        cells = [f"{row['ndcg@10']:.3f}" for row in found["sets"].values()]
-        macro = found.get("macro") or next(iter(found["sets"].values()), None)
-        similar = [f"{row['score']:.3f}" for row in found.get("tasks", {}).values()]
-        bm25 = bm25 or [f"{row['bm25']:.3f}" for row in [*found["sets"].values(), *([macro] if macro else [])]]
-        before = {None: "", given.model: "raw", stage1: "stage 1", fret: "FRet"}.get(against, "")
-        before = "its full width" if against == model else before
+        each = list(found["sets"].values())
+        each.append(found.get("macro", each[0]))  # a single set is its own mean
+        bm25 = [f"{row['bm25']:.3f}" for row in each]
+        cells = [f"{row['ndcg@10']:.3f}" for row in each] + [
+            f"{row['score']:.3f}" for row in found.get("tasks", {}).values()
+        ]
         change = ""
-        if macro and macro["delta"] is not None:
-            low, high = macro["ci95"]
-            change = f"{before}: {macro['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        mean = f"{macro['ndcg@10']:.3f}" if macro else ""
-        rows.append([label, str(found["width"]), *cells, mean, *similar, change])
+        if against:
+            low, high = each[-1]["ci95"]
+            before = "its full width" if against == model else labels[against]
+            change = f"{before}: {each[-1]['delta']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        rows.append([label, str(found["width"]), *cells, change])
     rows.insert(1, ["BM25", "", *bm25, *[""] * len(sets.tasks), ""])
     return "\n".join([*markdown(rows), "", *notes(given, size, stages)])
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -177,6 +178,26 @@ def test_sentence_transformers_alone_gives_the_same_vectors(raw, tmp_path):
         assert width == 48
         np.testing.assert_allclose(found, expected[folder], atol=1e-5 * np.abs(expected[folder]).max())
         assert load_encoder(folder).form == "unified"
+
+
+def test_the_chat_template_of_an_instruct_model_is_not_put_around_texts(raw, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoTokenizer
+
+    expected = vectors(load_backbone(str(raw("llama"))).eval(), TEXTS)
+    chat = tmp_path / "chat"
+    shutil.copytree(raw("llama"), chat)
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    tokenizer.chat_template = "{% for message in messages %}river stone {{ message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(chat)
+    model = load_backbone(str(chat)).eval()
+    np.testing.assert_array_equal(vectors(model, TEXTS), expected)
+    save_model(model, tmp_path / "saved", "unified")
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert again.tokenizer.chat_template  # it is still there, and still not used
+    np.testing.assert_allclose(vectors(again, TEXTS), expected, atol=1e-6)
+    templated = SentenceTransformer(str(chat), device="cpu")  # what is made without care: the test is not vacuous
+    assert "message" in templated[0].modality_config
 
 
 def test_a_projection_changes_no_cosine_before_it_is_trained(raw):

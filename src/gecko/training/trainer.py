@@ -47,7 +47,7 @@ from gecko.training.heldout import hold_out
 from gecko.training.loss import ABSENT, FIXED_COLUMNS, GeckoLoss, RowIds
 from gecko.training.rows import to_dataset
 
-VERSION = 2  # part of the fingerprint; raised when the same rows and settings give other weights
+VERSION = 3  # part of the fingerprint; raised when the same rows and settings give other weights
 FILES = "files.json"
 FINGERPRINT = "fingerprint.json"
 LORA = "lora.safetensors"
