@@ -115,10 +115,16 @@ def second_stage(recipe: str) -> str:
 
 
 def copied(run: Path, to: Path) -> None:
-    """Copy a run's folder, whole or not at all."""
-    if not to.exists():
+    """Copy a run's folder, whole or not at all; again, if it has other rows by now."""
+    theirs, ours = (folder / "select" / "manifest.json" for folder in (run, to))
+    if not theirs.exists():
+        raise ConfigError(
+            f"{run} has selected no rows yet; give the folder of a run that gecko distill has brought so far"
+        )
+    if not ours.exists() or ours.read_bytes() != theirs.read_bytes():
         aside = to.with_name(f"{to.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
+        for old in (to, aside):
+            shutil.rmtree(old, ignore_errors=True)
         shutil.copytree(run, aside)
         aside.rename(to)
 
