@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +49,43 @@ def test_faiss(saved: Path) -> None:
     distances, places = bits.search(model.embed(TEXTS, output="binary"), 1)
     assert places.ravel().tolist() == [0, 1, 2]
     assert distances.ravel().tolist() == [0, 0, 0]
+
+
+@pytest.mark.filterwarnings("ignore")  # mteb warns of every prompt that is not for it
+def test_mteb(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mteb finds the prompts of queries, documents and kinds of task in the folder by itself."""
+    mteb = pytest.importorskip("mteb", reason="pip install 'gecko-embed[mteb]'")
+    from datasets import Dataset
+
+    search = {
+        "corpus": Dataset.from_list([{"id": f"d{n}", "title": "", "text": text} for n, text in enumerate(TEXTS)]),
+        "queries": Dataset.from_list([{"id": "q", "text": "big fish"}]),
+        "relevant_docs": {"q": {"d1": 1}},
+        "top_ranked": None,
+    }
+    pairs = Dataset.from_dict({"sentence1": TEXTS, "sentence2": [*TEXTS[1:], "cat"], "score": [1.0, 2.0, 3.0]})
+    tasks = [mteb.get_task("SciFact"), mteb.get_task("STSBenchmark.v2", eval_splits=["test"])]
+    for task, data in zip(tasks, ({"default": {"test": search}}, {"test": pairs}), strict=True):
+        task.dataset, task.data_loaded = data, True
+        monkeypatch.setattr(task, "load_data", lambda **_: None)
+    model = SentenceTransformer(str(saved), device="cpu")
+    result = mteb.evaluate(model, tasks, cache=None, prediction_folder=tmp_path, show_progress_bar=False)
+    ours = gecko.load(str(saved), precision="float32")
+
+    cosines = ours.embed(TEXTS) @ ours.embed("big fish", task="RETRIEVAL_QUERY")
+    found = _predictions(tmp_path, "SciFact")["default"]["test"]["q"]
+    assert [found[f"d{n}"] for n in range(len(TEXTS))] == pytest.approx(cosines.tolist(), abs=1e-4)
+    rank = 1 + int((cosines > cosines[1]).sum())
+    score = next(part.get_score() for part in result if part.task_name == "SciFact")
+    assert score == pytest.approx(1 / np.log2(1 + rank), abs=1e-4)  # nDCG@10 of one right answer
+
+    left, right = (ours.embed(texts, task="SEMANTIC_SIMILARITY") for texts in (TEXTS, [*TEXTS[1:], "cat"]))
+    found = _predictions(tmp_path, "STSBenchmark.v2")["default"]["test"]["cosine_scores"]
+    assert found == pytest.approx((left * right).sum(axis=1).tolist(), abs=1e-4)
+
+
+def _predictions(folder: Path, task: str) -> Any:
+    return json.loads((folder / f"{task}_predictions.json").read_text())
 
 
 def test_the_files_that_inference_servers_read(saved: Path) -> None:
