@@ -181,20 +181,15 @@ def main() -> None:
     if options.child:
         what, name = options.child
         data = Synthetic(options.passages)
-        print(
-            json.dumps(
-                plain(data) if name == "plain" else {"build": build, "ask": ask}[what](name, options.folder, data)
-            )
-        )
+        work = {"build": build, "ask": ask}[what]
+        print(json.dumps(plain(data) if name == "plain" else work(name, options.folder, data)))
         return
     kinds = [kind for kind in options.kinds.split(",") if kind != "none"]
     if wrong := set(kinds) - set(KINDS):
         parser.error(f"--kinds {', '.join(sorted(wrong))}: give some of {', '.join(KINDS)}")
     rows: dict[str, dict[str, Any]] = {}
     print(f"{options.passages:,} passages; a query's milliseconds are the median of {QUERIES}, one at a time")
-    print(
-        f"{'':14}{'built, s':>10}{'index MB':>10}{'build MB':>10}{'ask MB':>8}{'dense ms':>10}{'hybrid ms':>11}{'recall@10':>11}"
-    )
+    print(f"{'':14}  built, s  index MB  build MB  ask MB  dense ms  hybrid ms  recall@10")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
 
         def child(what: str, name: str) -> dict[str, Any]:

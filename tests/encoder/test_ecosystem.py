@@ -97,10 +97,13 @@ def test_the_files_that_inference_servers_read(saved: Path) -> None:
     assert config["model_type"] == "bert"
     assert config["matryoshka_dimensions"] == [32, 8]
     modules = json.loads((saved / "modules.json").read_text())
-    assert [module["type"].rsplit(".", 1)[1] for module in modules] == ["Transformer", "Pooling"]
-    assert modules[0]["path"] == ""
-    pooling = json.loads((saved / modules[1]["path"] / "config.json").read_text())
-    assert pooling.get("pooling_mode") == "mean" or pooling.get("pooling_mode_mean_tokens") is True
+    kinds = ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
+    assert [(module["type"], module["path"]) for module in modules] == list(zip(kinds, ["", "1_Pooling"], strict=True))
+    pooling = json.loads((saved / "1_Pooling" / "config.json").read_text())
+    assert [name for name, value in pooling.items() if value is True] == ["pooling_mode_mean_tokens", "include_prompt"]
+    assert pooling["pooling_mode_cls_token"] is False
+    assert "pooling_mode" not in pooling
+    assert json.loads((saved / "sentence_bert_config.json").read_text())["max_seq_length"] == 48
     assert json.loads((saved / "tokenizer.json").read_text())["model"]["type"] == "WordPiece"
     prompts = json.loads((saved / "config_sentence_transformers.json").read_text())["prompts"]
     assert prompts["query"] == "task: search result | query: "
@@ -108,3 +111,24 @@ def test_the_files_that_inference_servers_read(saved: Path) -> None:
     with safe_open(saved / "model.safetensors", "pt") as weights:
         assert "embeddings.word_embeddings.weight" in weights.keys()  # noqa: SIM118 - it is no dict
     assert not list(saved.rglob("*.bin"))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", ("max", "mean")])
+def test_the_older_names_mean_the_same(tiny_model: Path, tmp_path: Path, pooling: Any) -> None:
+    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    first = SentenceTransformer(str(tiny_model), device="cpu")[0]
+    pool = Pooling(32, pooling_mode=pooling)
+    dense = Dense(pool.get_embedding_dimension(), 16, activation_function=None)
+    model = SentenceTransformer(modules=[first, pool, dense, Normalize()], device="cpu")
+    model.max_seq_length = 20
+    save_model(model, tmp_path, "unified")
+    again = SentenceTransformer(str(tmp_path), device="cpu")
+    assert (again.max_seq_length, again[1].pooling_mode) == (20, pooling)
+    texts = [*TEXTS, "fish " * 40]
+    np.testing.assert_allclose(again.encode(texts), model.encode(texts), atol=1e-6)
+    assert (
+        not {"module_input_name", "module_output_name"}
+        & json.loads((tmp_path / "2_Dense/config.json").read_text()).keys()
+    )
