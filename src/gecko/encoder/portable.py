@@ -1,7 +1,7 @@
 """A saved model in the names that every reader knows.
 
 Since 5.4, sentence-transformers writes ``"pooling_mode": "mean"`` and new module paths. Text Embeddings Inference refuses
-such a folder, vLLM before September 2026 pools it by the first token without a word, and older sentence-transformers
+such a folder, earlier vLLM pools it by the first token without a word, and older sentence-transformers
 cannot load it. All of them, the newest sentence-transformers too, read the names that were written before.
 """
 
