@@ -123,7 +123,8 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     _print(table)
-    seconds = sum(run.finished(stage).seconds for stage in ("generate", "relabel"))
+    stages = ("generate", "relabel", *(["rate"] if run.config.rate.llm else []))
+    seconds = sum(run.finished(stage).seconds for stage in stages)
     own, released = origins(run.finished("select"))
     print(verdict(result, own, seconds, released))
 
@@ -175,6 +176,17 @@ def relabel(run: RunArg, sets: Sets = None, force: Force = False) -> None:
     with _stage(run, sets, force) as pipeline:
         pipeline.through("relabel")
         _say_rows(pipeline.relabel())
+
+
+@app.command()
+def rate(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+    """Have rate.llm rate each judged query: --set rate.llm=teacher, or another model."""
+    with _stage(run, sets, force) as pipeline:
+        pipeline.through("rate")
+        manifest = pipeline.rate()
+        if manifest is None:
+            raise ConfigError("rate.llm is empty, so nobody rates; add --set rate.llm=teacher, or name another model")
+        _say_rows(manifest)
 
 
 @app.command()

@@ -31,7 +31,7 @@ from gecko.evaluation.result import load_set
 from gecko.formats import InputFormat
 from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
-from gecko.paid import all_scores
+from gecko.paid import all_ratings, all_scores
 from gecko.progress import Silent, Ui
 from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.store import Counts, Run, digest, read_json, write_json
@@ -221,6 +221,7 @@ class Ablation:
         config = run.config
         self.passages = {passage.id: passage for passage in run.read("ingest", Passage)}
         own = run.read("generate", Query), run.read("mine", Candidate), all_scores(run)
+        self.ratings = all_ratings(run)
         self._judged = [own, *(as_judged(one) for one in released)]
         self.queries = [query for queries, *_ in self._judged for query in queries]
         self.with_likelihood = all(score.ql_tokens > 0 for *_, scores in self._judged for score in scores)
@@ -251,6 +252,9 @@ class Ablation:
         from gecko.encoder import load_encoder
 
         return load_encoder(self.run.config.backbone)
+
+    def _embed_queries(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
+        return self.start.queries(texts, tasks)
 
     @cached_property
     def _sets_identity(self) -> str:
@@ -286,7 +290,9 @@ class Ablation:
         """The training rows of a cell, from the scores that the run paid for."""
         config = SelectConfig.model_validate({**self.run.config.select.model_dump(), **cell.select})
         labels = self._labels(config.fusion, cell.candidates)
-        rows = list(select(self.queries, labels, self.passages, config, seed, Counts()))
+        rows = list(
+            select(self.queries, labels, self.passages, config, seed, Counts(), self._embed_queries, self.ratings)
+        )
         if cell.share == 1:
             return rows
         return drawn(rows, math.ceil(cell.share * len(rows)), np.random.default_rng(seed), cell.draw)

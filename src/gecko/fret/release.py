@@ -168,10 +168,10 @@ def load_release(
         needed = {row["seed_id"], ranked[0].passage_id}
         if gone := needed - there:
             missing = any(identifier not in known for identifier in gone)
-            released.counts.drops[f"{spec}: seed or positive {'missing' if missing else 'changed'}"] += 1
+            released.counts.drop(f"{spec}: seed or positive {'missing' if missing else 'changed'}", row["query"])
             continue
         if row["split"] == "train" and needed & held:
-            released.counts.drops[f"{spec}: of a held-out neighbourhood"] += 1
+            released.counts.drop(f"{spec}: of a held-out neighbourhood", row["query"])
             continue
         released.counts.notes[f"{spec}: candidates missing or changed"] += len(content) - len(there)
         released.queries.append(

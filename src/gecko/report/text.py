@@ -11,6 +11,8 @@ from collections.abc import Sequence
 # marks that scripts need for joining stay.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_WORD = re.compile(r"\w+")
+
 
 def shown(text: str) -> str:
     """``text`` with each character that acts instead of being seen written as its code point, ``‹U+202E›``."""
@@ -33,3 +35,15 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the header first, as a Markdown table."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def known_words(text: str, query: str) -> list[tuple[str, bool]]:
+    """``text`` in pieces, each with whether it is a word that ``query`` has, too, of three letters or more."""
+    asked = {word for word in map(str.lower, _WORD.findall(query)) if len(word) >= 3}
+    pieces: list[tuple[str, bool]] = []
+    end = 0
+    for match in _WORD.finditer(text):
+        if match[0].lower() in asked:
+            pieces += [(text[end : match.start()], False), (match[0], True)]
+            end = match.end()
+    return [*pieces, (text[end:], False)]
