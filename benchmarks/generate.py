@@ -16,7 +16,7 @@ import random
 import time
 
 import torch
-from relabel import linear_weights, matmul_peaks, teacher
+from relabel import linear_weights, matmul_peaks, teacher, wait
 
 from gecko.config import GenerateConfig
 from gecko.corpus.stdlib import read_stdlib
@@ -94,8 +94,10 @@ def _generate(lm: TransformersLM, prompt: Prompt, passages: list[str], batch: in
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
         width = len(prompts[part[0]])
-        ids = torch.tensor([[pad] * (width - len(prompts[index])) + prompts[index] for index in part])
-        mask = torch.tensor([[0] * (width - len(prompts[index])) + [1] * len(prompts[index]) for index in part])
+        padded = [[pad] * (width - len(prompts[index])) + prompts[index] for index in part]
+        ids = torch.tensor(padded, device=lm.model.device)
+        real = [[0] * (width - len(prompts[index])) + [1] * len(prompts[index]) for index in part]
+        mask = torch.tensor(real, device=lm.model.device)
         written = lm.model.generate(
             ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, stop_strings=list(prompt.stop),
             tokenizer=lm.tokenizer, pad_token_id=pad, repetition_penalty=1.0,
@@ -110,15 +112,17 @@ def _generate(lm: TransformersLM, prompt: Prompt, passages: list[str], batch: in
 
 def _needed_seconds(lm: TransformersLM, batch: int, prompts: int) -> float:
     """The prompts at the matmul peak, and the weights once a step at the copy bandwidth."""
-    peaks = matmul_peaks(torch.bfloat16 if lm.model.dtype == torch.bfloat16 else torch.float32)
+    device = lm.model.device.type
+    peaks = matmul_peaks(torch.bfloat16 if lm.model.dtype == torch.bfloat16 else torch.float32, device)
     weights, small = linear_weights(lm)
     head = lm.model.get_output_embeddings().weight
     size = weights * (1 if small else head.element_size()) + head.numel() * head.element_size()
-    block = torch.ones(1 << 28, dtype=torch.uint8)
+    block = torch.ones(1 << 28, dtype=torch.uint8, device=device)
     bandwidth = 0.0
     for _ in range(3):
         began = time.perf_counter()
         block.sum(dtype=torch.int64)
+        wait(device)
         bandwidth = max(bandwidth, block.numel() / (time.perf_counter() - began))
     steps = lm.usage.written / min(batch, prompts)
     return 2 * weights * lm.usage.read / max(peaks.values()) + steps * size / bandwidth

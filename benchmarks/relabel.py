@@ -40,7 +40,6 @@ from gecko.llm.transformers import TransformersLM
 from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
 
-BATCH = 16
 Scores = dict[tuple[int, int], tuple[float, float]]  # (group, query) -> (mean log-probability, log-odds)
 
 
@@ -55,17 +54,20 @@ def main() -> None:
     )
     options.add_argument("--agreement", type=int, default=0, help="queries whose 20 pairs are also asked in float32")
     options.add_argument("--two-prompts", action="store_true", help="QL and RC under a prompt each, as in the paper")
+    options.add_argument("--pack-tokens", type=int, help="tokens of one forward pass; none: as by default here")
+    options.add_argument("--batch", type=int, default=16, help="pairs of one forward pass of the loops")
     options.add_argument("--growth", action="store_true", help="tokens of 100 to 10,000 queries, counted, not run")
     given = options.parse_args()
 
     prompts = (
         [load_prompt("query_likelihood"), load_prompt("relevance")] if given.two_prompts else [load_prompt("relevance")]
     )
-    full = teacher(given.llm, "full")
-    fast = teacher(given.llm, "auto")
-    peaks = matmul_peaks(full.model.dtype)
-    threads = torch.get_num_threads()
-    print(f"{full.name}; {threads} threads; prompts: {', '.join(prompt.name for prompt in prompts)}")
+    full = teacher(given.llm, "full", given.pack_tokens)
+    fast = teacher(given.llm, "auto", given.pack_tokens)
+    device = full.model.device.type
+    peaks = matmul_peaks(full.model.dtype, device)
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{full.name}; {where}; prompts: {', '.join(prompt.name for prompt in prompts)}")
     print("matmul peaks: " + ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in peaks.items()))
 
     groups = _groups(full, given.passages, given.passages)
@@ -73,9 +75,9 @@ def main() -> None:
     part = _part(groups, given.loop_pairs)
     rates: dict[str, float] = {}
     tokens: dict[str, float] = {}
-    _, rates["pair by pair"] = _timed(lambda: _loop(full, prompts, part, shared=False), len(part))
+    _, rates["pair by pair"] = _timed(lambda: _loop(full, prompts, part, given.batch, shared=False), len(part))
     tokens["pair by pair"] = _loop_tokens(full, prompts, part, shared=False)
-    _, rates["shared preamble"] = _timed(lambda: _loop(full, prompts, part, shared=True), len(part))
+    _, rates["shared preamble"] = _timed(lambda: _loop(full, prompts, part, given.batch, shared=True), len(part))
     tokens["shared preamble"] = _loop_tokens(full, prompts, part, shared=True)
     _, rates["gecko, full precision"] = _timed(lambda: _ours(full, prompts, groups), pairs)
     before = fast.usage.read
@@ -123,9 +125,9 @@ def main() -> None:
     )
 
 
-def teacher(spec: str, precision: str) -> TransformersLM:
+def teacher(spec: str, precision: str, pack_tokens: int | None = None) -> TransformersLM:
     """A teacher in one precision, without progress."""
-    config = RelabelConfig.model_validate({"precision": precision})
+    config = RelabelConfig.model_validate({"precision": precision, "pack_tokens": pack_tokens})
     found: Any = load_teacher(spec, config, Silent())
     return found
 
@@ -209,7 +211,12 @@ def _loop_tokens(
 
 @torch.inference_mode()
 def _loop(
-    lm: TransformersLM, prompts: Sequence[Prompt], pairs: Sequence[tuple[tuple[int, int], Group]], *, shared: bool
+    lm: TransformersLM,
+    prompts: Sequence[Prompt],
+    pairs: Sequence[tuple[tuple[int, int], Group]],
+    size: int,
+    *,
+    shared: bool,
 ) -> Scores:
     ql: dict[tuple[int, int], float] = {}
     rc: dict[tuple[int, int], float] = {}
@@ -218,43 +225,47 @@ def _loop(
         head = [] if shared else lm._cut(prompt).preamble
         past = lm._preamble(prompt) if shared else None
         labels = lm._label_ids(prompt) if prompt.labels else []
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
             width = max(len(ids) for _, ids, _, _ in batch)
-            ids = torch.tensor([head + ids + [0] * (width - len(ids)) for _, ids, _, _ in batch])
+            device = lm.model.device
+            ids = torch.tensor([head + ids + [0] * (width - len(ids)) for _, ids, _, _ in batch], device=device)
             real = [[1] * (len(head) + len(ids)) + [0] * (width - len(ids)) for _, ids, _, _ in batch]
-            mask = torch.tensor(real)
+            mask = torch.tensor(real, device=device)
             cache = None
             if past is not None:
                 shape = (len(batch), -1, -1, -1)
                 cache = DynamicCache([(keys.expand(shape), values.expand(shape)) for keys, values in past])
-                mask = torch.cat([torch.ones(len(batch), past[0][0].shape[-2], dtype=mask.dtype), mask], dim=1)
+                seen = torch.ones(len(batch), past[0][0].shape[-2], dtype=mask.dtype, device=device)
+                mask = torch.cat([seen, mask], dim=1)
             output = lm.model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=shared)
             for row, (key, tokens, first, length) in enumerate(batch):
                 hidden = output.last_hidden_state[row]
                 at = len(head) + first
                 if prompt is prompts[0]:
-                    targets = torch.tensor(tokens[first : first + length])
+                    targets = torch.tensor(tokens[first : first + length], device=device)
                     ql[key] = float(lm._token_logprobs(hidden[at - 1 : at + length - 1], targets).mean())
                 if labels:
                     last = hidden[len(head) + len(tokens) - 1][None]
-                    rc[key] = relevance_logit(prompt, lm._token_logprobs(last, torch.tensor([labels]))[0].tolist())
+                    read = lm._token_logprobs(last, torch.tensor([labels], device=device))
+                    rc[key] = relevance_logit(prompt, read[0].tolist())
     return {key: (ql[key], rc[key]) for key in ql}
 
 
 # --- the limit
 
 
-def matmul_peaks(dtype: torch.dtype) -> dict[str, float]:
+def matmul_peaks(dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
     """Matmul peaks, in operations a second: the best of three shapes of a decoder, each the best of five."""
     from gecko.device import has_fast_int8
     from gecko.llm.int8 import Int8Linear, _Rounder
 
-    best = {str(dtype).removeprefix("torch."): 0.0} | ({"int8": 0.0} if has_fast_int8() else {})
+    best = {str(dtype).removeprefix("torch."): 0.0} | ({"int8": 0.0} if device == "cpu" and has_fast_int8() else {})
+    wider = 1 if device == "cpu" else 16  # a GPU reaches its peak with more rows at once
     with torch.inference_mode():
         for rows, width, out in ((512, 1536, 17920), (1024, 8960, 1536), (1024, 2048, 2048)):
-            layer = torch.nn.Linear(width, out, bias=False).to(dtype)
-            states = torch.randn(rows, width).to(dtype)
+            layer = torch.nn.Linear(width, out, bias=False).to(device, dtype)
+            states = torch.randn(wider * rows, width, device=device).to(dtype)
             works: list[Callable[[], Any]] = [lambda layer=layer, states=states: layer(states)]
             if "int8" in best:
                 rounder = _Rounder()
@@ -263,10 +274,18 @@ def matmul_peaks(dtype: torch.dtype) -> dict[str, float]:
                 works.append(lambda small=small, states=states: small(states))
             for name, work in zip(best, works, strict=True):
                 for _ in range(5):
+                    wait(device)
                     began = time.perf_counter()
                     work()
-                    best[name] = max(best[name], 2 * rows * width * out / (time.perf_counter() - began))
+                    wait(device)
+                    best[name] = max(best[name], 2 * wider * rows * width * out / (time.perf_counter() - began))
     return best
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was told; a CPU has."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
 
 
 def linear_weights(lm: TransformersLM) -> tuple[int, bool]:
@@ -333,13 +352,13 @@ def _agreement(full: TransformersLM, fast: TransformersLM, prompts: Sequence[Pro
     """QL, RC and the fused order against float32, pair by pair: ours no worse than the loop's own."""
     every = _pairs(groups)
     found = {
-        "pair by pair, " + str(full.model.dtype).removeprefix("torch."): _loop(full, prompts, every, shared=False),
+        "pair by pair, " + str(full.model.dtype).removeprefix("torch."): _loop(full, prompts, every, 16, shared=False),
         "gecko, full precision": _ours(full, prompts, groups),
         "gecko": _ours(fast, prompts, groups),
     }
     full.model.float()
     full._caches.clear()
-    exact = _loop(full, prompts, every, shared=False)
+    exact = _loop(full, prompts, every, 16, shared=False)
     found["gecko, float32"] = _ours(full, prompts, groups)
     by_query: dict[str, list[tuple[int, int]]] = {}
     for key, group in every:

@@ -9,7 +9,7 @@ A row is a query, a positive and a hard negative: BM25's best other passage. By 
 documentation of the standard library (name → text); ``--pairs`` takes parquet files with the columns query, title and
 text, and ``--run`` the rows of a gecko run.
 
-    python benchmarks/training.py [--rows 768] [--batch 64] [--model minilm] [--pairs FOLDER | --run RUN] [--memory]
+    python benchmarks/training.py [--rows 256] [--batch 32] [--model minilm] [--pairs FOLDER | --run RUN] [--memory]
 
 Each measurement is a process of its own, so that its peak memory is its own; the sides take turns. ``limit_share`` is the
 time that the words' tokens would take at the machine's matmul peak (6 operations a weight and token), over the time taken.
@@ -44,14 +44,14 @@ WARM_UP = 2  # steps that are not timed
 def main() -> None:
     """Read the options, measure, print."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--rows", type=int, default=768)
-    options.add_argument("--batch", type=int, default=64)
+    options.add_argument("--rows", type=int, default=256)
+    options.add_argument("--batch", type=int, default=32)
     options.add_argument("--model", default="minilm")
     options.add_argument("--max-tokens", type=int, default=256)
     options.add_argument("--pairs", type=Path, help="a folder of parquet files: query, title, text")
     options.add_argument("--run", type=Path, help="a gecko run that has selected its rows")
     options.add_argument("--float32", action="store_true", help="both sides in float32, even where bfloat16 is fast")
-    options.add_argument("--rounds", type=int, default=2, help="measurements of each side")
+    options.add_argument("--rounds", type=int, default=1, help="measurements of each side")
     options.add_argument("--memory", action="store_true", help="also peak memory against the batch, with GradCache")
     options.add_argument("--quick", action="store_true", help="the smallest size that runs everything")
     options.add_argument("--side", help=argparse.SUPPRESS)

@@ -7,6 +7,8 @@ import pytest
 from gecko.config import PRESETS, RunConfig, changed_keys, known_keys, load_config, make_config, override, parse_budget
 from gecko.errors import ConfigError
 
+DICTS = ("generate.variables", "pretrain.tasks", "pretrain.weights", "select.task_shares")
+
 
 def recipe(folder: Path, text: str) -> Path:
     path = folder / "recipe.toml"
@@ -218,4 +220,44 @@ def test_known_keys_are_the_keys_that_can_be_set() -> None:
         value: Any = values
         for part in key.split("."):
             value = value[part]
-        assert not isinstance(value, dict) or key in ("pretrain.tasks", "pretrain.weights", "select.task_shares")
+        assert not isinstance(value, dict) or key in DICTS
+
+
+def test_fields_that_came_later_change_no_fingerprint_until_they_are_set() -> None:
+    plain = load_config()
+    for section in (plain, plain.generate, plain.select, plain.prompts):
+        assert section.LATER
+        assert not section.LATER & json.loads(section.model_dump_json()).keys()
+        assert section.model_dump().keys() >= section.LATER
+    given = ["generate.variables.language={en=1}", "select.task_rows=uniform", "select.min_rating=0", "rate.llm=fake"]
+    changed = load_config(overrides=given)
+    assert make_config(json.loads(changed.model_dump_json()), "here") == changed
+    assert make_config(json.loads(plain.model_dump_json()), "here") == plain
+    for one, other in ((plain, changed), (plain.generate, changed.generate), (plain.select, changed.select)):
+        assert one.model_dump_json() != other.model_dump_json()
+    kept = {"temperature", "variables"}
+    assert json.loads(plain.generate.model_dump_json(include=kept)).keys() == {"temperature"}
+    assert json.loads(changed.generate.model_dump_json(include=kept)).keys() == kept
+
+
+def test_variables_may_be_listed() -> None:
+    listed = load_config(overrides=['generate.variables.persona=["a nurse", "a pilot"]'])
+    assert listed.generate.variables == {"persona": {"a nurse": 1.0, "a pilot": 1.0}}
+    assert load_config(overrides=["generate.variables=null"]).generate.variables == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("generate.variables.who={a=-1}", "who: a = -1.0 is no weight"),
+        ("generate.variables.who={a=0}", "who has no value with a weight above 0"),
+        ('generate.variables.who=["{passage}"]', "without braces"),
+        ('generate.variables.who=["two\\nlines"]', "one line of text"),
+        ("generate.variables=3", "valid dictionary"),
+        ("select.task_rows=0", "greater than or equal to 1"),
+        ("select.min_rating=0", "no query is rated; set rate.llm = 'teacher'"),
+    ],
+)
+def test_bad_variables_and_ratings(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=[text])

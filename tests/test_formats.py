@@ -1,6 +1,14 @@
 import pytest
 
-from gecko.formats import DEFAULT_TASK, InputFormat, prompts, render_example, render_passage, render_query
+from gecko.formats import (
+    DEFAULT_TASK,
+    MTEB_TASKS,
+    InputFormat,
+    prompts,
+    render_example,
+    render_passage,
+    render_query,
+)
 from gecko.records import Example, Passage, Text
 
 
@@ -58,11 +66,11 @@ def test_prompts_are_the_prefixes_of_the_rendered_texts() -> None:
     known = prompts("unified")
     assert known["query"] + "moons" == render_query("moons", "", "unified")
     assert known["document"] + "It has two." == render_passage(Text("p", "", "It has two."), "unified")
-    tasks = [name for name in known if name not in ("query", "document")]
+    tasks = known.keys() - {"query", "document"} - MTEB_TASKS.keys()
     assert DEFAULT_TASK in tasks
     assert len(tasks) >= 5
-    for task in tasks:
-        assert known[task] + "moons" == render_query("moons", task, "unified")
+    for name, task in [*zip(tasks, tasks, strict=True), *MTEB_TASKS.items()]:
+        assert known[name] + "moons" == render_query("moons", task, "unified")
     assert prompts("native") == {}
 
 

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from gecko.errors import ConfigError
-from gecko.prompts import NAMES, Prompt, load_prompt, shielded
+from gecko.prompts import NAMES, Prompt, Variable, load_prompt, shielded
+
+VARIED = 'form = "completion"\ntemplate = "{passage} {variables}"\n[variables.mood]\ntext = "{value}"\n'
 
 
 def write(folder: Path, text: str) -> str:
@@ -18,6 +20,7 @@ def test_shipped(name: str) -> None:
     whole = prompt.text or "".join(content for _, content in prompt.messages)
     assert whole.count("{passage}") == 1
     assert whole.count("{query}") == (0 if name.startswith("generate") else 1)
+    assert whole.count("{variables}") == (1 if name == "generate_varied" else 0) == bool(prompt.variables)
     assert "{examples}" not in whole
     assert "{task}" not in whole
     assert not whole.startswith("\n")
@@ -112,6 +115,14 @@ def test_hash_is_of_the_content_alone(tmp_path: Path) -> None:
         ('form = "chat"\nmessages = [{role = "user", content = "{query} {passage}"}]', "after it {query}"),
         ('form = "chat"\nmessages = [{role = "user"}]', "role and content"),
         ('form = "chat"\nmessages = [{content = "{passage}"}]', "role and content"),
+        ('form = "completion"\ntemplate = "{passage} {variables}"', "with [variables] must hold {variables} once"),
+        (VARIED.replace(" {variables}", ""), "with [variables] must hold {variables} once"),
+        (VARIED.replace("{passage} {variables}", "{variables} {passage}"), "after {passage}"),
+        (VARIED.replace("{variables}", "{variables} {query}"), "and no {query}"),
+        (VARIED.replace("{value}", ""), 'variables.mood must have text = "… {value} …"'),
+        (VARIED + "words = 3", 'variables.mood must have text = "… {value} …"'),
+        (VARIED + "values = 3", "may have values"),
+        ('variables = 3\nform = "completion"\ntemplate = "{passage} {variables}"', "write a table [variables.NAME]"),
     ],
 )
 def test_what_a_prompt_must_hold(tmp_path: Path, text: str, message: str) -> None:
@@ -164,3 +175,46 @@ def test_the_example_in_the_documentation(tmp_path: Path) -> None:
     prompt = load_prompt(write(tmp_path, example))
     assert prompt.has_query
     assert dict(zip(prompt.labels, prompt.values, strict=True)) == {"0": 0.0, "1": 1.0, "2": 2.0, "3": 3.0}
+
+
+def test_shots_are_chosen_and_ordered_by_number(tmp_path: Path) -> None:
+    base = 'form = "completion"\nexample = "{passage}={query} "\ntemplate = "{examples}{passage}: {query}"\n'
+    examples = "".join(f'[[examples]]\npassage = "p{n}"\nquery = "q{n}"\n' for n in range(3))
+    (tmp_path / "all.toml").write_text(base + examples)
+    mine = write(tmp_path, base + 'examples_of = "all.toml"\nshots = [2, 0]\n')
+    assert load_prompt(mine).text == "p2=q2 p0=q0 {passage}: {query}"
+    assert [example["query"] for example in load_prompt(mine).examples] == ["q2", "q0"]
+    before = load_prompt(mine).hash
+    (tmp_path / "all.toml").write_text(base + examples + "# another\n")
+    assert load_prompt(mine).hash != before
+    assert load_prompt(write(tmp_path, base + 'examples_of = "all.toml"\nshots = []\n')).text == "{passage}: {query}"
+    with pytest.raises(ConfigError, match="shots names example 3; there are 0 to 2"):
+        load_prompt(write(tmp_path, base + 'examples_of = "all.toml"\nshots = [0, 3]\n'))
+
+
+def test_a_neutral_query_needs_labels(tmp_path: Path) -> None:
+    text = 'form = "completion"\ntemplate = "{passage} {query}"\nneutral = "N/A"\n'
+    assert load_prompt(write(tmp_path, text + 'labels = ["A", "B"]')).neutral == "N/A"
+    for more in ("", 'labels = ["A", "B"]'):
+        with pytest.raises(ConfigError, match="write a query in quotation marks, and labels"):
+            load_prompt(write(tmp_path, (text if not more else text.replace('"N/A"', "3")) + more))
+
+
+def test_variables_of_a_file_of_ones_own(tmp_path: Path) -> None:
+    prompt = load_prompt(
+        write(tmp_path, VARIED + 'values = {glad = "with joy"}\n[variables.who]\ntext = ", by {value}"')
+    )
+    assert prompt.variables == (Variable("mood", "{value}", {"glad": "with joy"}), Variable("who", ", by {value}", {}))
+    assert (prompt.slot, prompt.has_query) == ("{variables}", False)
+    assert load_prompt("generate").slot == "{query}"
+
+
+def test_what_the_shipped_prompts_hash_to() -> None:
+    """A byte of them more, and every run that was made with them is void: a change is a new file."""
+    known = {
+        "generate": "3ecb045d8d7d5990",
+        "generate_completion": "a1de4c268281a4c6",
+        "query_likelihood": "018648742492e6ad",
+        "relevance": "7079abb62f78e0bb",
+    }
+    assert {name: load_prompt(name).hash for name in known} == known

@@ -11,9 +11,9 @@ from sentence_transformers import SentenceTransformer
 
 from gecko.config import load_config
 from gecko.encoder import load_encoder
-from gecko.errors import PublishError
+from gecko.errors import PublishError, RunError
 from gecko.evaluation import evaluate_retrieval, load_beir
-from gecko.fret.release import COLUMNS, FILE, load_release, released_rows, write_release
+from gecko.fret.release import COLUMNS, FILE, load_release, read_release, released_rows, write_release
 from gecko.pipeline import Pipeline, distill
 from gecko.prompts import load_prompt
 from gecko.publish import push
@@ -201,6 +201,29 @@ def test_the_packager_takes_each_query_once(release: Path, tmp_path: Path, capsy
     assert (tmp_path / "out" / FILE).read_bytes() == (release / FILE).read_bytes()
     with Run(release / "run") as run:
         assert f"{len(released_rows(run)):,} rows" in capsys.readouterr().out
+
+
+def test_a_release_grows_by_another_run(
+    release: Path, corpus: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file that was given away is enough: the run that made it need not be there."""
+    from gecko.publish import main
+
+    with Run(tmp_path / "more", settings(corpus, tiny_model, "generate.queries=24", "seed=6")) as run:
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        pipeline.through("relabel")
+        added = released_rows(run)
+    first = list(read_release(str(release)))
+    main([str(release), str(tmp_path / "more"), "-o", str(tmp_path / "out")])
+    grown = list(read_release(str(tmp_path / "out")))
+    held = {row["seed_id"] for row in [*first, *added] if row["split"] == "heldout"}
+    expected = [row for row in [*first, *added] if row["split"] == "heldout" or row["seed_id"] not in held]
+    assert [row["query_id"] for row in grown] == [row["query_id"] for row in expected]
+    left = len(first) + len(added) - len(grown)
+    assert left > 0 and f"{left} rows were left out" in capsys.readouterr().out
+    with pytest.raises(RunError, match="add a run"):
+        main([str(release), "-o", str(tmp_path / "out")])
 
 
 # --- cards and a hub

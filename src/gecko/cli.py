@@ -46,6 +46,7 @@ Force = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Read and embed the corpus, say what each stage would cost, and stop.")
 ]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")]
 Evals = Annotated[list[str] | None, typer.Option("--eval", help="A BEIR folder (DIR or DIR@SPLIT) to measure on.")]
 
 
@@ -122,7 +123,8 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     _print(table)
-    seconds = sum(run.finished(stage).seconds for stage in ("generate", "relabel"))
+    stages = ("generate", "relabel", *(["rate"] if run.config.rate.llm else []))
+    seconds = sum(run.finished(stage).seconds for stage in stages)
     own, released = origins(run.finished("select"))
     print(verdict(result, own, seconds, released))
 
@@ -174,6 +176,17 @@ def relabel(run: RunArg, sets: Sets = None, force: Force = False) -> None:
     with _stage(run, sets, force) as pipeline:
         pipeline.through("relabel")
         _say_rows(pipeline.relabel())
+
+
+@app.command()
+def rate(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+    """Have rate.llm rate each judged query: --set rate.llm=teacher, or another model."""
+    with _stage(run, sets, force) as pipeline:
+        pipeline.through("rate")
+        manifest = pipeline.rate()
+        if manifest is None:
+            raise ConfigError("rate.llm is empty, so nobody rates; add --set rate.llm=teacher, or name another model")
+        _say_rows(manifest)
 
 
 @app.command()
@@ -304,6 +317,7 @@ def evaluate_model(
         typer.Option("--task", help="What a model in the unified format is told, as SET=TASK; can be repeated."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_markdown: AsMarkdown = False,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Neither use nor keep embeddings of earlier calls.")
     ] = False,
@@ -315,6 +329,7 @@ def evaluate_model(
     from gecko.evaluation.cache import KeptEmbeddings
     from gecko.evaluation.sets import eval_table, evaluate_sets, load_sets
     from gecko.llm.weights import cache_folder
+    from gecko.report.text import markdown_table
 
     ui = Terminal()
     loaded = load_sets(sets, split, tasks or ())
@@ -326,6 +341,9 @@ def evaluate_model(
     result = evaluate_sets(loaded, models, ui)
     if as_json:
         print(json.dumps(result))
+        return
+    if as_markdown:
+        print(markdown_table(eval_table(result)))
         return
     header, *rows = eval_table(result)
     table = Table()
@@ -345,7 +363,9 @@ def check_teacher(
     backbone: Annotated[str, typer.Option(help="The start model, whose order is the baseline.")] = "minilm",
     forms: Annotated[
         list[str] | None,
-        typer.Option("--form", help="A prompt (name or TOML file) for both scores, or P_QL+P_RC. Can be repeated."),
+        typer.Option(
+            "--form", help="A prompt (name or TOML file) for both scores, P_QL+P_RC, or a folder. Can be repeated."
+        ),
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="At most so many queries a set, drawn at random.")] = 100,
     candidates: Annotated[int, typer.Option(min=2, help="The start model's first N passages are put in order.")] = 20,
@@ -356,6 +376,7 @@ def check_teacher(
     split: Annotated[str | None, typer.Option(help="The split where none is named with @SPLIT.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of queries and the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_markdown: AsMarkdown = False,
 ) -> None:
     """What a teacher is worth: its order of the start model's candidates on labelled sets. Exit code 1 if it does harm.
 
@@ -364,8 +385,9 @@ def check_teacher(
     import json
 
     from gecko.evaluation.result import load_set
-    from gecko.evaluation.teacher_value import ValueConfig, value_rows, value_verdict
+    from gecko.evaluation.teacher_value import ValueConfig
     from gecko.evaluation.teacher_value import check_teacher as measure
+    from gecko.report.teacher import form_rows, value_markdown, value_rows, value_verdict
 
     config = ValueConfig(
         forms=tuple(forms or ("relevance",)),
@@ -378,12 +400,20 @@ def check_teacher(
     result = measure([load_set(spec, split) for spec in sets], llm, backbone, config, Terminal())
     if as_json:
         print(json.dumps(result))
+    elif as_markdown:
+        print(value_markdown(result), end="")
     else:
         header, *rows = value_rows(result)
         table = Table(*header)
         for row in rows:
             table.add_row(*map(escape, row), end_section=row[2] == "rrf+retriever")
         _print(table)
+        if len(result["forms"]) > 1:
+            header, *rows = form_rows(result)
+            table = Table(*header)
+            for row in rows:
+                table.add_row(*map(escape, row))
+            _print(table, 160)
         print(value_verdict(result))
     if result["best"]["verdict"] == "does harm":
         raise typer.Exit(1)

@@ -10,9 +10,19 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from gecko.errors import ConfigError
 
@@ -20,6 +30,20 @@ from gecko.errors import ConfigError
 class _Section(BaseModel):
     # NaN differs from itself, so a run's settings would never be the ones it was saved with.
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    # Fingerprints hash a section's JSON. Fields that came later are left out of it at their default, so that the runs
+    # from before them stay valid.
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if info.mode_is_json():
+            fields = type(self).model_fields
+            for name in self.LATER & values.keys():
+                if getattr(self, name) == fields[name].default:
+                    del values[name]
+        return values
 
 
 class CorpusConfig(_Section):
@@ -66,6 +90,8 @@ class CorpusConfig(_Section):
 class GenerateConfig(_Section):
     """Step 1 of FRet: `LLM(P_QG, p_seed) -> (task, query)`."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"variables"})
+
     queries: int | None = Field(default=None, ge=2, description="how many seeds; unset: as many as the budget buys")
     neighbourhood: int = Field(
         default=10, ge=1, description="seeds drawn together; 1: drawn at random, as in the paper"
@@ -82,6 +108,30 @@ class GenerateConfig(_Section):
     top_p: float = Field(default=0.95, gt=0, le=1)
     max_new_tokens: int = Field(default=64, ge=8)
     batch: int = Field(default=32, ge=1, description="passages decoded together; also the rows of one shard")
+    variables: dict[str, dict[str, float]] = Field(
+        default={},
+        description="of each of the prompt's variables the values that are drawn, with weights, or as a list: "
+        "{language = {en = 0.7, same = 0.3}}",
+    )
+
+    @field_validator("variables", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return {} if value is None else value
+        return {name: dict.fromkeys(drawn, 1.0) if isinstance(drawn, list) else drawn for name, drawn in value.items()}
+
+    @field_validator("variables")
+    @classmethod
+    def _drawn(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for name, drawn in value.items():
+            if wrong := [text for text in drawn if not text.strip() or "{" in text or not text.isprintable()]:
+                raise ValueError(f"{name} has the value {wrong[0]!r}; write one line of text without braces")
+            if wrong := [f"{text} = {weight}" for text, weight in drawn.items() if weight < 0]:
+                raise ValueError(f"{name}: {wrong[0]} is no weight; write a number from 0 on")
+            if not any(drawn.values()):
+                raise ValueError(f"{name} has no value with a weight above 0; name one, or leave {name} out")
+        return value
 
 
 class MineConfig(_Section):
@@ -104,7 +154,11 @@ class RelabelConfig(_Section):
         description="more LLMs that judge the same pairs; a candidate's rank is the mean of its ranks by each",
     )
     passage_tokens: int = Field(default=256, ge=16, description="the LLM reads at most so many tokens of a passage")
-    pack_tokens: int = Field(default=512, ge=64, description="tokens of one forward pass; bounds the memory")
+    pack_tokens: int | None = Field(
+        default=None,
+        ge=64,
+        description="tokens of one forward pass, which bound the memory; unset: 512 on a CPU, 2,048 on a GPU",
+    )
     precision: Literal["auto", "int8", "full"] = Field(
         default="auto",
         description="of the teacher's linear layers; auto: int8 where the CPU is fast at it; full: as loaded",
@@ -116,13 +170,24 @@ class RelabelConfig(_Section):
 class PromptsConfig(_Section):
     """The prompts: a shipped one by name, or a TOML file by path."""
 
-    generate: str = "generate"
+    LATER: ClassVar[frozenset[str]] = frozenset({"rate"})
+
+    generate: str = Field(default="generate", description="`generate_varied` takes `generate.variables`")
     query_likelihood: str = Field(default="relevance", description="the same as below: both are read in one pass")
     relevance: str = "relevance"
+    rate: str = Field(default="rate", description="what `rate.llm` is asked of each query and its seed")
+
+
+class RateConfig(_Section):
+    """Between steps 3 and 4, if asked for: an LLM rates each judged query beside the passage it was written for."""
+
+    llm: str = Field(default="", description="`teacher`, or an LLM SPEC; empty: no query is rated")
 
 
 class SelectConfig(_Section):
     """Step 4: the better positive and the hard negative."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"min_rating", "task_rows"})
 
     fusion: Literal["rrf", "rrf+retriever", "ql", "rc"] = Field(
         default="rrf", description="rrf: of QL and RC, as in the paper; rrf+retriever: of the retriever's rank, too"
@@ -136,6 +201,9 @@ class SelectConfig(_Section):
     negatives: int = Field(default=1, ge=1, description="how many: the last so many, or so many at random")
     min_rc: float | None = Field(
         default=0.0, description="keep rows whose positive has RC log-odds above this; unset: all"
+    )
+    min_rating: float | None = Field(
+        default=None, description="drop a query that `rate.llm` rates below this, in log-odds; unset: none"
     )
     max_copied: float | None = Field(
         default=None,
@@ -153,10 +221,14 @@ class SelectConfig(_Section):
         default=None, gt=0, le=1, description="drop a query that is this near to an earlier one for the start model"
     )
     flawed_weight: float = Field(
-        default=0.0, ge=0, lt=1, description="the weight of what the four above would drop; 0: it is dropped"
+        default=0.0, ge=0, lt=1, description="the weight of what the five above would drop; 0: it is dropped"
     )
     task_shares: dict[str, float] = Field(
         default={}, description='of kinds of task keep this share: {"question" = 0.5}; the others are kept'
+    )
+    task_rows: Annotated[int, Field(ge=1)] | Literal["uniform"] | None = Field(
+        default=None,
+        description="at most so many rows of a kind of task; uniform: as many as there are of a kind on average",
     )
 
     @field_validator("task_shares")
@@ -406,6 +478,8 @@ class CardConfig(_Section):
 class RunConfig(_Section):
     """Everything that shapes a run. Saved as `config.json` in the run folder."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"rate"})
+
     preset: Literal["default", "paper"] = "default"
     seed: int = Field(default=0, ge=0, description="of every random choice")
     llm: str = Field(default="default", description="the teacher")
@@ -417,6 +491,7 @@ class RunConfig(_Section):
     prompts: PromptsConfig = PromptsConfig()
     mine: MineConfig = MineConfig()
     relabel: RelabelConfig = RelabelConfig()
+    rate: RateConfig = RateConfig()
     select: SelectConfig = SelectConfig()
     train: TrainConfig = TrainConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -436,6 +511,10 @@ class RunConfig(_Section):
     def _conflicts(self) -> "RunConfig":
         if self.mine.model and self.mine.warmup_epochs:
             raise ValueError("mine.model and mine.warmup_epochs exclude each other: give the trained model, or none")
+        if self.select.min_rating is not None and not self.rate.llm:
+            raise ValueError(
+                f"select.min_rating = {self.select.min_rating:g}, but no query is rated; set rate.llm = 'teacher', too"
+            )
         if self.generate.queries is None and self.budget is None:
             raise ValueError("generate.queries and budget are both unset: give one, so that the run has an end")
         return self
@@ -444,10 +523,17 @@ class RunConfig(_Section):
 # Where neither a budget nor a number of queries is given.
 DEFAULT_BUDGET = "20m"
 
-# May change at any time: the amount of work, since what the teacher was paid for is used again, and what
-# the cards say.
+# May change at any time: the amount of work, since what the teacher was paid for is used again; how the work is cut to
+# the machine; and what the cards say.
 FREE = frozenset(
-    {"generate.queries", "generate.rounds", "budget", *(f"card.{name}" for name in CardConfig.model_fields)}
+    {
+        "generate.queries",
+        "generate.rounds",
+        "budget",
+        "relabel.pack_tokens",
+        "relabel.requests",
+        *(f"card.{name}" for name in CardConfig.model_fields),
+    }
 )
 
 # What a preset changes against the fields' own defaults.

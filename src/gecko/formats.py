@@ -53,6 +53,15 @@ TASKS = {
     )
 }
 
+# mteb's kinds of task whose texts are all of one sort, and what the model is told for each (Appendix D of the paper).
+MTEB_TASKS = {
+    "STS": "semantic similarity",
+    "PairClassification": "semantic similarity",
+    "Classification": "classification",
+    "MultilabelClassification": "classification",
+    "Clustering": DEFAULT_TASK,
+}
+
 _TASK_TEXTS = {task.text: task for task in TASKS.values() if task.text}
 
 
@@ -114,13 +123,15 @@ def prompts(form: InputFormat) -> dict[str, str]:
     """The prompts of a sentence-transformers model in this format: prefixes, by name.
 
     In the unified format a passage without a title gets ``title: none | text: `` in front, so that tools which know
-    only prefixes (LangChain, TEI, mteb) use the model as it was trained.
+    only prefixes (LangChain, TEI, mteb) use the model as it was trained. mteb looks for ``query``, ``document`` and the
+    names of its kinds of task.
     """
     match form:
         case "native":
             return {}
         case "unified":
-            tasks = {name: f"task: {name} | query: " for name in _TASK_TEXTS}
-            return {"query": f"task: {DEFAULT_TASK} | query: ", "document": "title: none | text: ", **tasks}
+            tasks = {"query": DEFAULT_TASK, **{name: name for name in _TASK_TEXTS}, **MTEB_TASKS}
+            prefixes = {name: f"task: {task} | query: " for name, task in tasks.items()}
+            return {**prefixes, "document": "title: none | text: "}
         case _:
             assert_never(form)

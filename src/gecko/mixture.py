@@ -109,7 +109,7 @@ class _Relabelled:
 
         self._mine()
         self._relabel()
-        stage, settings = f"select-{self.name}", self.config.select
+        stage, settings = f"select-{self.name}", self.config.select.model_copy(update={"task_rows": None})
         parts = {
             **self.source,
             "candidates": self.run.finished(f"mine-{self.name}").identity,
@@ -124,7 +124,8 @@ class _Relabelled:
             candidates = self.run.read(f"mine-{self.name}", Candidate)
             scores = self.run.read(f"relabel-{self.name}", Score)
             labels = group_labels(self.queries, candidates, scores, settings)
-            chosen = select(self.queries, labels, self.passages, settings, self.config.seed, counts)
+            embed, seed = self.pipeline.embed_queries, self.config.seed
+            chosen = select(self.queries, labels, self.passages, settings, seed, counts, embed)
             rows = [replace(row, dataset=self.name, candidates=(), fused=()) for row in chosen]
             changed = counts.notes["positive is not the seed"]
             dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items())

@@ -118,7 +118,7 @@ class PaidQueries:
         for length in range(len(seeds), 0, -1):
             found = self.shards.get(seeds_key(seeds[:length]))
             if found and all(seed.passage_id in found.same for seed in seeds[:length]):
-                counts.drops.update(found.shard.drops)
+                counts.take_drops(found.shard.drops, found.shard.examples)
                 counts.tokens += found.shard.tokens
                 counts.spent += found.shard.seconds
                 return list(found.queries), length
@@ -189,6 +189,9 @@ def paid_scores(
     return paid
 
 
+RATE = "rate"
+
+
 def relabel_stages(run: Run) -> list[str]:
     """The stages that hold scores: one a teacher, that of ``llm`` first."""
     return ["relabel", *(f"relabel-{number}" for number, _ in enumerate(run.config.relabel.teachers, start=2))]
@@ -197,3 +200,8 @@ def relabel_stages(run: Run) -> list[str]:
 def all_scores(run: Run) -> list[Score]:
     """The scores of every teacher of a run."""
     return [score for stage in relabel_stages(run) for score in run.read(stage, Score)]
+
+
+def all_ratings(run: Run) -> dict[str, float]:
+    """By query id how ``rate.llm`` rates it, in log-odds; empty where nobody is asked to."""
+    return {score.query_id: score.rc for score in run.read(RATE, Score)} if run.config.rate.llm else {}

@@ -22,8 +22,18 @@ import numpy as np
 from gecko.config import FRET, WITHOUT_EFFECT, MixtureConfig, parse_budget
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
-from gecko.fret.seeds import CONTROL_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
-from gecko.paid import PLAN, all_scores, paid_queries, paid_scores, paid_seeds, relabel_stages, seeds_key
+from gecko.fret.seeds import CONTROL_TOKENS, QUERY_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
+from gecko.paid import (
+    PLAN,
+    RATE,
+    all_ratings,
+    all_scores,
+    paid_queries,
+    paid_scores,
+    paid_seeds,
+    relabel_stages,
+    seeds_key,
+)
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Example, Passage, Query, Score
@@ -45,6 +55,7 @@ VERSIONS = {
     "generate": 1,
     "mine": 1,
     "relabel": 1,
+    "rate": 1,
     "select": 1,
     "train": 1,
     "agreement": 1,
@@ -53,6 +64,7 @@ VERSIONS = {
 
 STDLIB_QUESTIONS = "stdlib-questions"
 QUERIES_A_SHARD = 512
+RATED_BY_TEACHER = "teacher"  # as `rate.llm`
 MOST_SEEDS = 50_000  # considered for a budget; more than any single machine has time for
 LEAST_QUERIES = 4
 ESTIMATE_SAMPLE = 64  # passages whose embedding is timed
@@ -175,13 +187,17 @@ class Pipeline:
     @cached_property
     def prompts(self) -> dict[str, Prompt]:
         """The prompts of the run, by role."""
+        from gecko.fret.variables import varied
+
         settings = self.config.prompts
-        names = {
-            "generate": settings.generate,
-            "likelihood": settings.query_likelihood,
-            "relevance": settings.relevance,
+        return {
+            "generate": varied(
+                load_prompt(settings.generate), self.config.generate.variables, self.config.corpus.languages
+            ),
+            "likelihood": load_prompt(settings.query_likelihood),
+            "relevance": load_prompt(settings.relevance),
+            **({"rate": load_prompt(settings.rate)} if self.config.rate.llm else {}),
         }
-        return {role: load_prompt(name) for role, name in names.items()}
 
     def teacher_parts(self, *roles: str) -> dict[str, str]:
         """What a result of the teacher depends on: its weights and the prompts of these roles."""
@@ -206,6 +222,7 @@ class Pipeline:
             "generate": self.generate,
             "mine": self.mine,
             "relabel": self.relabel,
+            "rate": self.rate,
             "select": self.select,
         }
         for name, step in steps.items():
@@ -418,6 +435,7 @@ class Pipeline:
         writing = cost.generate_read / read_speed + cost.written / write_speed
         judged = cost.read - cost.generate_read
         further = len(self.config.relabel.teachers)
+        rated = cost.generate_read + queries * (QUERY_TOKENS + CONTROL_TOKENS)
         self.start.passages(self.passages[:1])  # loaded and warm
         began = time.perf_counter()
         self.start.passages(self.passages[:ESTIMATE_SAMPLE])
@@ -438,6 +456,7 @@ class Pipeline:
                 f"mine:     about {text * queries / 60:.1f} minutes; the passages are embedded",
                 f"relabel:  {judged:,} tokens read, about {judged / read_speed / 60:.1f} minutes"
                 + (f"; as many tokens by each of {further} further teachers" if further else ""),
+                *([f"rate:     {rated:,} tokens read"] if self.config.rate.llm else []),
                 f"train:    roughly {training / 60:.1f} minutes ({epochs} epochs, {forms} formats)",
                 f"evaluate: roughly {text * tested * (1 + forms) / 60:.1f} minutes for {tested:,} passages",
                 *known,
@@ -636,6 +655,24 @@ class Pipeline:
             self._relabel(stage, teacher_identity(spec), self._other_teacher(spec), *work)
         return first
 
+    def rate(self) -> Manifest | None:
+        """Have each judged query that may be taught rated beside its seed, where ``rate.llm`` says by whom."""
+        from gecko.llm.load import teacher_identity
+
+        spec = self.config.rate.llm
+        if not spec:
+            return None
+        judged = {score.query_id for score in self.run.read("relabel", Score)}
+        written = self.run.read("generate", Query)
+        queries = {query.id: query for query in written if query.id in judged and query.split == "train"}
+        by_passage: dict[str, list[Query]] = {}
+        for query in queries.values():
+            by_passage.setdefault(query.seed_id, []).append(query)
+        work = (queries, set(queries), by_passage)
+        if spec == RATED_BY_TEACHER:
+            return self._relabel(RATE, self.teacher_identity, self.loaded_teacher, *work)
+        return self._relabel(RATE, teacher_identity(spec), self._other_teacher(spec), *work)
+
     def _other_teacher(self, spec: str) -> "Callable[[Counts], LanguageModel]":
         """A further teacher, loaded on first use in the place of the one before."""
         from gecko.llm.load import load_teacher
@@ -665,19 +702,20 @@ class Pipeline:
     ) -> Manifest:
         from gecko.fret.relabel import relabel
 
-        config = self.config.relabel
+        config, rating = self.config.relabel, stage == RATE
+        roles = [RATE] if rating else ["likelihood", "relevance"]
         order = [passage.id for passage in self.passages if passage.id in by_passage]
         shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
         parts = {
-            **self.teacher_parts("likelihood", "relevance"),
+            **self.teacher_parts(*roles),
             "teacher": identity,
             "passages": self.run.finished("ingest").identity,
             "queries": self.run.finished("generate").identity,
-            "candidates": self.run.finished("mine").identity,
+            **({} if rating else {"candidates": self.run.finished("mine").identity}),
             "queries kept": digest(*sorted(kept)),
             "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
             "schema": schema_digest(Score),
-            **_version("relabel"),
+            **_version(RATE if rating else "relabel"),
         }
         pairs = sum(map(len, by_passage.values()))
         growing = {"queries", "candidates", "queries kept", "passages", "schema"}
@@ -691,10 +729,11 @@ class Pipeline:
                 return [known[pair] for pair in asked]
             teacher = loaded(counts)
             chosen = [(self.by_id[identifier], by_passage[identifier]) for identifier in shard]
-            prompts = self.prompts["likelihood"], self.prompts["relevance"]
-            return list(relabel(chosen, teacher, *prompts, counts, known))
+            likelihood = None if rating else self.prompts["likelihood"]
+            return list(relabel(chosen, teacher, likelihood, self.prompts[roles[-1]], counts, known))
 
-        title = f"judging {pairs:,} pairs, {config.shard_passages} of {len(order):,} passages at a time"
+        doing, size = "rating" if rating else "judging", config.shard_passages
+        title = f"{doing} {pairs:,} pairs, {size} of {len(order):,} passages at a time"
         return self.run.execute(
             stage, Score, parts, shards, work, lambda left: self.ui.bar(title, left), growing=growing
         )
@@ -758,24 +797,33 @@ class Pipeline:
             "settings": self.config.select.model_dump_json(),
             "seed": str(self.config.seed),
             "schema": schema_digest(Example),
+            **({"ratings": self.run.finished(RATE).identity} if self.config.select.min_rating is not None else {}),
             **self._released_parts(),
             **_version("select"),
         }
 
-        def embed(chosen: Sequence[Query]) -> np.ndarray:
-            return self.start.queries([query.text for query in chosen], [query.task for query in chosen])
-
         def work(_: int, counts: Counts) -> list[Example]:
             config, seed = self.config.select, self.config.seed
-            rows = list(select(self.queries, self.labels, self.by_id, config, seed, counts, embed))
+            rows = list(
+                select(self.queries, self.labels, self.by_id, config, seed, counts, self.embed_queries, self.ratings)
+            )
             for released in self.released:
-                counts.drops.update(released.counts.drops)
+                counts.take_drops(released.counts.drops, released.counts.examples)
                 counts.notes.update(released.counts.notes)
                 ours = {query.id for query in released.queries}
                 counts.notes[f"{ROWS_FROM}{released.name}"] = sum(row.query_id in ours for row in rows)
             return rows
 
         return self.run.execute("select", Example, parts, [0], work)
+
+    def embed_queries(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
+        """Unit vectors of queries by the start model, which is loaded for it: (len(texts), d)."""
+        return self.start.queries(texts, tasks)
+
+    @cached_property
+    def ratings(self) -> dict[str, float]:
+        """By query id how it is rated; empty where nobody is asked to. Released queries have no rating."""
+        return all_ratings(self.run)
 
     @property
     def _scores_identity(self) -> str:
@@ -794,8 +842,9 @@ class Pipeline:
         for spec in self.config.select.released:
             released = load_release(spec, self.by_id, self.config.select, heldout)
             new = [query for query in released.queries if query.id not in seen]
-            if twice := len(released.queries) - len(new):
-                released.counts.drops[f"{spec}: known already"] += twice
+            for query in released.queries:
+                if query.id in seen:
+                    released.counts.drop(f"{spec}: known already", query.text)
             seen |= {query.id for query in new}
             found.append(replace(released, queries=new))
         return found

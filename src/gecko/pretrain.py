@@ -14,7 +14,7 @@ from gecko.store import Run, digest, publish, write_json
 if TYPE_CHECKING:
     from gecko.records import Example
 
-VERSION = 1  # raised by hand when the same pairs and settings give other weights
+VERSION = 2  # raised by hand when the same pairs and settings give other weights
 
 
 def pretrain(run: Run, ui: Ui | None = None) -> Path:

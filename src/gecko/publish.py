@@ -1,7 +1,7 @@
 """What a run gives away: its model and its rows, each with a card, as folders that a model hub takes as they are.
 
 ``RUN/model`` is the model; ``RUN/dataset/fret`` holds the rows. ``gecko push`` sends one of the two.
-``python -m gecko.publish RUN... -o FOLDER`` writes the rows of one run or several as one release.
+``python -m gecko.publish RUN... -o FOLDER`` writes the rows of one run or several, and of earlier releases, as one release.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gecko.config import RunConfig
 from gecko.errors import PublishError, RunError
-from gecko.fret.release import FILE, released_rows, write_release
+from gecko.fret.release import FILE, read_release, released_rows, write_release
 from gecko.prompts import load_prompt
 from gecko.store import CARD, Run, digest, read_json, write_bytes
 
@@ -64,8 +64,18 @@ def dataset_folder(pipeline: "Pipeline") -> Path:
     return run.artifact("dataset", parts, "fret", make)
 
 
-def write_dataset(runs: Sequence[Run], folder: Path) -> int:
-    """Write the judged queries of runs, each query once, and their card; returns the number of rows.
+def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()) -> tuple[int, int]:
+    """Write the judged queries of releases and runs, each query once, and their card.
+
+    What one of them holds out, no other teaches: a query for training whose seed is held out elsewhere is left out.
+
+    Args:
+        runs: at least one; the card describes the first.
+        folder: of the new release.
+        earlier: releases whose rows come first, by name or path.
+
+    Returns:
+        the number of rows, and of those left out.
 
     Raises:
         RunError: a run is not relabelled.
@@ -73,15 +83,17 @@ def write_dataset(runs: Sequence[Run], folder: Path) -> int:
     """
     from gecko.report.cards import dataset_card
 
-    rows: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        for row in released_rows(run):
-            rows.setdefault(row["query_id"], row)
-    write_release(list(rows.values()), folder / FILE)
+    found: dict[str, dict[str, Any]] = {}
+    for source in (*map(read_release, earlier), *map(released_rows, runs)):
+        for row in source:
+            found.setdefault(row["query_id"], row)
+    heldout = {row["seed_id"] for row in found.values() if row["split"] == "heldout"}
+    rows = [row for row in found.values() if row["split"] == "heldout" or row["seed_id"] not in heldout]
+    write_release(rows, folder / FILE)
     config = runs[0].config
-    card = dataset_card(list(rows.values()), config, _prompt_hashes(config))
+    card = dataset_card(rows, config, _prompt_hashes(config))
     write_bytes(folder / CARD, card.encode("utf-8"))
-    return len(rows)
+    return len(rows), len(found) - len(rows)
 
 
 def _prompt_hashes(config: RunConfig) -> dict[str, str]:
@@ -154,14 +166,20 @@ def push(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a release from runs."""
     parser = argparse.ArgumentParser(prog="python -m gecko.publish", description="Write the rows of runs as a release.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run, or the folder of an earlier release")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
+    sources = dict.fromkeys(options.runs)
+    earlier = [str(path) for path in sources if (path / FILE).is_file()]
     with ExitStack() as held:
-        runs = [held.enter_context(Run(path)) for path in dict.fromkeys(options.runs)]
-        count = write_dataset(runs, options.out)
+        runs = [held.enter_context(Run(path)) for path in sources if str(path) not in earlier]
+        if not runs:
+            raise RunError(f"{', '.join(earlier)}: releases alone make no new one; add a run")
+        count, left = write_dataset(runs, options.out, earlier)
     path = options.out / FILE
     print(f"{path}: {count:,} rows, {path.stat().st_size / 1e6:.1f} MB")
+    if left:
+        print(f"{left:,} rows were left out: their seed is held out in another part")
 
 
 if __name__ == "__main__":

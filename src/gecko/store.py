@@ -140,6 +140,13 @@ class Counts:
         if example and len(shown) < EXAMPLES:
             shown.append(example if len(example) <= EXAMPLE_CHARS else f"{example[: EXAMPLE_CHARS - 1]}…")
 
+    def take_drops(self, drops: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> None:
+        """Add what was dropped elsewhere, with its examples."""
+        self.drops.update(drops)
+        for reason, texts in examples.items():
+            shown = self.examples.setdefault(reason, [])
+            shown += texts[: EXAMPLES - len(shown)]
+
 
 @dataclass
 class Shard:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -111,6 +112,23 @@ def test_every_architecture_reads_both_ways_and_not_its_padding(raw, kind):
     np.testing.assert_allclose(together, alone, atol=1e-5 * np.abs(together).max())
 
 
+@pytest.mark.parametrize("kind", [*ENCODERS, *CAUSAL])
+def test_once_saved_every_state_follows_from_every_token_and_from_no_padding(raw, kind, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    save_model(load_backbone(str(raw(kind))), tmp_path / kind, "unified")
+    inner = SentenceTransformer(str(tmp_path / kind), device="cpu").transformers_model.eval()
+    mask = torch.tensor([[1] * 7 + [0] * 2])
+    tokens = inner.get_input_embeddings()(torch.arange(4, 13)[None]).detach().requires_grad_()  # (1, 9, D)
+    states = inner(inputs_embeds=tokens, attention_mask=mask).last_hidden_state[0]  # (9, D)
+    # not the sum of a state's numbers: a norm keeps that the same
+    direction = torch.randn(states.shape[1], generator=torch.Generator().manual_seed(0))
+    for state in states[:7]:
+        (gradient,) = torch.autograd.grad(state @ direction, tokens, retain_graph=True)
+        assert (gradient[0, :7].abs().amax(dim=1) > 0).all()
+        assert not gradient[0, 7:].any()
+
+
 def test_pooling_is_the_mean_of_the_states(raw):
     model = load_backbone(str(raw("llama"))).eval()
     features = model.preprocess(TEXTS[:1])
@@ -160,6 +178,26 @@ def test_sentence_transformers_alone_gives_the_same_vectors(raw, tmp_path):
         assert width == 48
         np.testing.assert_allclose(found, expected[folder], atol=1e-5 * np.abs(expected[folder]).max())
         assert load_encoder(folder).form == "unified"
+
+
+def test_the_chat_template_of_an_instruct_model_is_not_put_around_texts(raw, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoTokenizer
+
+    expected = vectors(load_backbone(str(raw("llama"))).eval(), TEXTS)
+    chat = tmp_path / "chat"
+    shutil.copytree(raw("llama"), chat)
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    tokenizer.chat_template = "{% for message in messages %}river stone {{ message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(chat)
+    model = load_backbone(str(chat)).eval()
+    np.testing.assert_array_equal(vectors(model, TEXTS), expected)
+    save_model(model, tmp_path / "saved", "unified")
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert again.tokenizer.chat_template  # it is still there, and still not used
+    np.testing.assert_allclose(vectors(again, TEXTS), expected, atol=1e-6)
+    templated = SentenceTransformer(str(chat), device="cpu")  # what is made without care: the test is not vacuous
+    assert "message" in templated[0].modality_config
 
 
 def test_a_projection_changes_no_cosine_before_it_is_trained(raw):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,43 @@ def test_faiss(saved: Path) -> None:
     assert distances.ravel().tolist() == [0, 0, 0]
 
 
+@pytest.mark.filterwarnings("ignore")  # mteb warns of every prompt that is not for it
+def test_mteb(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mteb finds the prompts of queries, documents and kinds of task in the folder by itself."""
+    mteb = pytest.importorskip("mteb", reason="pip install 'gecko-embed[mteb]'")
+    from datasets import Dataset
+
+    search = {
+        "corpus": Dataset.from_list([{"id": f"d{n}", "title": "", "text": text} for n, text in enumerate(TEXTS)]),
+        "queries": Dataset.from_list([{"id": "q", "text": "big fish"}]),
+        "relevant_docs": {"q": {"d1": 1}},
+        "top_ranked": None,
+    }
+    pairs = Dataset.from_dict({"sentence1": TEXTS, "sentence2": [*TEXTS[1:], "cat"], "score": [1.0, 2.0, 3.0]})
+    tasks = [mteb.get_task("SciFact"), mteb.get_task("STSBenchmark.v2", eval_splits=["test"])]
+    for task, data in zip(tasks, ({"default": {"test": search}}, {"test": pairs}), strict=True):
+        task.dataset, task.data_loaded = data, True
+        monkeypatch.setattr(task, "load_data", lambda **_: None)
+    model = SentenceTransformer(str(saved), device="cpu")
+    result = mteb.evaluate(model, tasks, cache=None, prediction_folder=tmp_path, show_progress_bar=False)
+    ours = gecko.load(str(saved), precision="float32")
+
+    cosines = ours.embed(TEXTS) @ ours.embed("big fish", task="RETRIEVAL_QUERY")
+    found = _predictions(tmp_path, "SciFact")["default"]["test"]["q"]
+    assert [found[f"d{n}"] for n in range(len(TEXTS))] == pytest.approx(cosines.tolist(), abs=1e-4)
+    rank = 1 + int((cosines > cosines[1]).sum())
+    score = next(part.get_score() for part in result if part.task_name == "SciFact")
+    assert score == pytest.approx(1 / np.log2(1 + rank), abs=1e-4)  # nDCG@10 of one right answer
+
+    left, right = (ours.embed(texts, task="SEMANTIC_SIMILARITY") for texts in (TEXTS, [*TEXTS[1:], "cat"]))
+    found = _predictions(tmp_path, "STSBenchmark.v2")["default"]["test"]["cosine_scores"]
+    assert found == pytest.approx((left * right).sum(axis=1).tolist(), abs=1e-4)
+
+
+def _predictions(folder: Path, task: str) -> Any:
+    return json.loads((folder / f"{task}_predictions.json").read_text())
+
+
 def test_the_files_that_inference_servers_read(saved: Path) -> None:
     """Text Embeddings Inference and vLLM: architecture, pooling, one fast tokenizer, safetensors with BERT's names."""
     from safetensors import safe_open
@@ -59,10 +97,13 @@ def test_the_files_that_inference_servers_read(saved: Path) -> None:
     assert config["model_type"] == "bert"
     assert config["matryoshka_dimensions"] == [32, 8]
     modules = json.loads((saved / "modules.json").read_text())
-    assert [module["type"].rsplit(".", 1)[1] for module in modules] == ["Transformer", "Pooling"]
-    assert modules[0]["path"] == ""
-    pooling = json.loads((saved / modules[1]["path"] / "config.json").read_text())
-    assert pooling.get("pooling_mode") == "mean" or pooling.get("pooling_mode_mean_tokens") is True
+    kinds = ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
+    assert [(module["type"], module["path"]) for module in modules] == list(zip(kinds, ["", "1_Pooling"], strict=True))
+    pooling = json.loads((saved / "1_Pooling" / "config.json").read_text())
+    assert [name for name, value in pooling.items() if value is True] == ["pooling_mode_mean_tokens", "include_prompt"]
+    assert pooling["pooling_mode_cls_token"] is False
+    assert "pooling_mode" not in pooling
+    assert json.loads((saved / "sentence_bert_config.json").read_text())["max_seq_length"] == 48
     assert json.loads((saved / "tokenizer.json").read_text())["model"]["type"] == "WordPiece"
     prompts = json.loads((saved / "config_sentence_transformers.json").read_text())["prompts"]
     assert prompts["query"] == "task: search result | query: "
@@ -70,3 +111,24 @@ def test_the_files_that_inference_servers_read(saved: Path) -> None:
     with safe_open(saved / "model.safetensors", "pt") as weights:
         assert "embeddings.word_embeddings.weight" in weights.keys()  # noqa: SIM118 - it is no dict
     assert not list(saved.rglob("*.bin"))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", ("max", "mean")])
+def test_the_older_names_mean_the_same(tiny_model: Path, tmp_path: Path, pooling: Any) -> None:
+    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    first = SentenceTransformer(str(tiny_model), device="cpu")[0]
+    pool = Pooling(32, pooling_mode=pooling)
+    dense = Dense(pool.get_embedding_dimension(), 16, activation_function=None)
+    model = SentenceTransformer(modules=[first, pool, dense, Normalize()], device="cpu")
+    model.max_seq_length = 20
+    save_model(model, tmp_path, "unified")
+    again = SentenceTransformer(str(tmp_path), device="cpu")
+    assert (again.max_seq_length, again[1].pooling_mode) == (20, pooling)
+    texts = [*TEXTS, "fish " * 40]
+    np.testing.assert_allclose(again.encode(texts), model.encode(texts), atol=1e-6)
+    assert (
+        not {"module_input_name", "module_output_name"}
+        & json.loads((tmp_path / "2_Dense/config.json").read_text()).keys()
+    )

@@ -1,4 +1,7 @@
 import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +11,26 @@ import pytest
 from typer.testing import CliRunner
 
 from gecko.cli import app
-from gecko.config import GenerateConfig, RunConfig, load_config
+from gecko.config import GenerateConfig, RunConfig, load_config, make_config
 from gecko.errors import ConfigError, RunError
 from gecko.evaluation import ablate
-from gecko.evaluation.ablate import AGREEMENT, Ablation, Cell, Options, all_cells, drawn, first_candidates
+from gecko.evaluation.ablate import (
+    AGREEMENT,
+    Ablation,
+    Cell,
+    Draw,
+    Options,
+    all_cells,
+    combined,
+    drawn,
+    first_candidates,
+)
 from gecko.fret.mine import mine
 from gecko.fret.release import Released
+from gecko.llm.base import Group
+from gecko.llm.fake import FakeLM
 from gecko.pipeline import Pipeline
+from gecko.prompts import Prompt
 from gecko.records import Candidate, Example, Passage, Query, Text
 from gecko.report.ablation import cell_rows, dim_rows, dims_plot, markdown, plot, reranker_rows
 from gecko.store import Run
@@ -78,6 +94,32 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Ablation, "_train", train)
     return done
+
+
+def test_rows_are_selected_as_the_run_selects(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the start model's vectors and by ratings, too."""
+    folder, beir = tmp_path / "run", finished[1]
+    shutil.copytree(finished[0], folder)
+    kept = FakeLM.label_logprobs
+
+    def odd_ones(self: FakeLM, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
+        if prompt.name != "rating of queries":
+            return kept(self, prompt, groups)
+        return [[(0.0, -1.0) if len(query) % 2 else (-1.0, 0.0) for query in group.queries] for group in groups]
+
+    monkeypatch.setattr(FakeLM, "label_logprobs", odd_ones)
+    with Run(folder) as run:
+        values = run.config.model_dump() | {"rate": {"llm": "fake"}}
+    values["select"] |= {"near_cosine": 0.9, "min_rating": 0.0}
+    with Run(folder, make_config(values, "test"), force=True) as run:
+        Pipeline(run).through("select")
+        rows = run.read("select", Example)
+        drops = run.finished("select").drops
+        cell = next(cell for cell in all_cells(run.config, True) if cell.label == "selection/p1 + p_N")
+        assert Ablation(run, Options(sets=(beir,))).rows(cell, run.config.seed) == rows != []
+    assert drops["near duplicate by meaning"] and drops["rated below 0"]
 
 
 def test_killed_it_continues_at_the_next_training_and_ends_the_same(
@@ -147,13 +189,14 @@ def test_the_rows_of_the_runs_own_settings_are_the_runs_rows(finished: tuple[Pat
         assert [len(row.candidates) for row in few] == [5] * len(selected)
         assert len(ablation.rows(cells["tasks/uniform"], 0)) == (len(selected) + 1) // 2
         assert len(ablation.rows(cells["rows/25%"], 0)) == -(-len(selected) // 4)
-        listwise = cells["loss/listwise, too"]
+        listwise = cells["listwise/1"]
         assert (ablation.settings(listwise).loss.distill, ablation.rows(listwise, 0)) == (1, selected)
         keys = {training.cell.label: training.key for training in ablation.plan if training.seed == 0}
         same = ("selection/p1 + p_N", "fusion/rrf", "format/native", "candidates/6", "rows/100%", "loss/the run's")
         assert len({keys[label] for label in same}) == 1
-        assert len({keys[label] for label in ("rows/50%", "tasks/as written", "loss/listwise, too", same[0])}) == 3
-        assert len(ablation.plan) == 3 * len(cells)
+        assert len({keys[label] for label in ("rows/50%", "tasks/as written", "listwise/1", same[0])}) == 3
+        empty = {"filter/RC > 1", "filter/RC > 2"} - set(keys)  # of a stand-in that is never so sure
+        assert len(ablation.plan) == 3 * (len(cells) - len(empty)) and "filter/RC > 0" in keys
 
 
 def test_released_rows_are_ablated_with_the_runs_own(finished: tuple[Path, str]) -> None:
@@ -196,7 +239,7 @@ def test_the_rerankers_are_judged_by_seeds_and_by_judgements(finished: tuple[Pat
 def test_without_test_sets_agreement_is_the_headline(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     with Run(folder) as run:
-        result = Ablation(run, Options(("selection/p1 + p_N", "loss/listwise, too"), seeds=1)).work()
+        result = Ablation(run, Options(("selection/p1 + p_N", "listwise/1"), seeds=1)).work()
     assert result["headline"] == AGREEMENT
     assert result["sets"] == {}
     cell, listwise = result["cells"]
@@ -245,6 +288,36 @@ def test_on_the_command_line(finished: tuple[Path, str], trainings: list[str]) -
     assert isinstance(wrong.exception, ConfigError)
 
 
+def test_two_runs_in_one_table(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """The same run twice, with its set under two names: every number is that of the run alone, from twice the queries."""
+    folder, beir = finished
+    other, again = tmp_path / "run", tmp_path / "again"
+    shutil.copytree(folder, other)
+    shutil.copytree(beir, again)
+    cells = ("filter/all rows", "negatives/2", "listwise/1")
+    with Run(folder) as one, Run(other) as two:
+        pair = [Ablation(run, Options(cells, 2, sets=(name,))) for run, name in ((one, beir), (two, str(again)))]
+        alone = pair[0].work()
+        pair[1].work()
+        result = combined(pair)
+        assert result["sets"] == {"judged": 10, "again": 10}
+        assert result["start"]["score"] == pytest.approx(alone["start"]["score"])
+        for both, single in zip(result["cells"], alone["cells"], strict=True):
+            assert both["rows"] == 2 * single["rows"]
+            assert both["seeds"] == pytest.approx(single["seeds"])
+            assert both["delta_start"] == pytest.approx(single["delta_start"])
+            widths = [row["ci95_start"][1] - row["ci95_start"][0] for row in (both, single)]
+            assert widths[0] <= widths[1] and both["agreement"] is None
+        assert any(row["delta_start"] for row in result["cells"])
+        assert "again (10 queries)" in markdown(result) and "<svg" in plot(result)
+        with pytest.raises(RunError, match="each run needs test sets of its own; there are: judged, judged"):
+            combined([pair[0], pair[0]])
+        with pytest.raises(RunError, match="differ in format, seeds or epochs"):
+            combined([pair[0], Ablation(two, Options(cells, 1, sets=(str(again),)))])
+        with pytest.raises(RunError, match="no cell is trained in all of the 2 runs"):
+            combined([pair[0], Ablation(two, Options(("rows/100%",), 2, sets=(str(again),)))])
+
+
 def test_refusals(finished: tuple[Path, str], tiny_model: Path, tmp_path: Path) -> None:
     folder, beir = finished
     with Run(folder) as run:
@@ -273,6 +346,9 @@ def test_the_cells_are_the_papers() -> None:
         "5",
         "8",
     ]
+    few = {"select.min_rc=0.5", "select.negatives=3", "train.loss.distill=0.25"}
+    groups = {cell.group: cell.reference for cell in all_cells(load_config(None, sorted(few), {}))}
+    assert (groups["filter"], groups["negatives"], groups["listwise"]) == ("RC > 0.5", "3", "0.25")
     assert Cell("temperature", "0.07", "0.07", loss={"temperature": 0.07}) in all_cells(other)
     assert Cell("learning rate", "3e-05", "3e-05", train={"learning_rate": 3e-5}) in all_cells(other)
 
@@ -293,13 +369,22 @@ def test_fewer_candidates_are_what_mining_fewer_would_have_found() -> None:
 
 def test_some_of_the_rows() -> None:
     tasks = ["often"] * 30 + ["Often "] * 6 + ["seldom"] * 6 + ["once"]
-    rows = [Example("fret", task, f"q{n}", Text("", "", "x")) for n, task in enumerate(tasks)]
-    uniform = drawn(rows, 22, np.random.default_rng(0), uniform=True)
+    rows = [Example("fret", task, f"q{n}", Text("", "", "x"), seed_id=f"p{n % 11}") for n, task in enumerate(tasks)]
+
+    def draw(how: Draw, seed: int = 0) -> list[Example]:
+        return drawn(rows, 22, np.random.default_rng(seed), how)
+
+    uniform = draw("even over tasks")
     assert len(uniform) == 22
     counts = {task: sum(row.task.casefold().strip() == task for row in uniform) for task in ("often", "seldom", "once")}
     assert counts == {"often": 15, "seldom": 6, "once": 1}
-    some = drawn(rows, 22, np.random.default_rng(0), uniform=False)
+    some = draw("at random")
     assert len(some) == 22 and sum(row.task == "seldom" for row in some) < 6
     assert [int(row.query[1:]) for row in some] == sorted(int(row.query[1:]) for row in some)
-    assert drawn(rows, 22, np.random.default_rng(0), uniform=True) == uniform
-    assert drawn(rows, 22, np.random.default_rng(1), uniform=True) != uniform
+    assert draw("even over tasks") == uniform
+    assert draw("even over tasks", 1) != uniform
+    # 11 passages of 3 or 4 queries each
+    assert set(Counter(row.seed_id for row in draw("even over passages")).values()) == {2}
+    few = Counter(row.seed_id for row in draw("few passages"))
+    whole = Counter(row.seed_id for row in rows)
+    assert len(few) in (6, 7) and sum(few[seed] == whole[seed] for seed in few) >= len(few) - 1

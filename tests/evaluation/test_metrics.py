@@ -6,7 +6,7 @@ import pytest
 import pytrec_eval
 
 from gecko.errors import EvaluationError
-from gecko.evaluation.metrics import bootstrap_ci, macro_ci, per_query
+from gecko.evaluation.metrics import bootstrap_ci, macro_ci, per_query, share_ci
 
 
 def test_by_hand() -> None:
@@ -78,6 +78,20 @@ def test_bootstrap() -> None:
 def test_macro_weighs_sets_alike() -> None:
     mean, low, high = macro_ci([np.full(3, 0.2), np.full(300, 0.4)], 100, 0)
     assert (mean, low, high) == pytest.approx((0.3, 0.3, 0.3))
+
+
+def test_share_of_another_difference() -> None:
+    rng = np.random.default_rng(0)
+    wholes = [rng.normal(0.1, 0.2, size=200), rng.normal(0.2, 0.2, size=50)]
+    half = share_ci([values / 2 for values in wholes], wholes)
+    assert half == pytest.approx((0.5, 0.5, 0.5))  # the same queries are drawn above and below
+    parts = [values / 2 + rng.normal(0, 0.1, size=len(values)) for values in wholes]
+    share, low, high = share_ci(parts, wholes) or (0, 0, 0)
+    means = [np.mean([values.mean() for values in side]) for side in (parts, wholes)]
+    assert share == pytest.approx(means[0] / means[1]) and low < share < high
+    assert share_ci(parts, [values - values.mean() for values in wholes]) is None
+    with pytest.raises(EvaluationError, match="of the same queries"):
+        share_ci(parts, wholes[::-1])
 
 
 def test_bootstrap_memory_is_bounded() -> None:

@@ -20,15 +20,15 @@ from gecko.evaluation.teacher_value import (
     ValueConfig,
     load_form,
     sample_queries,
+    spread_forms,
     teacher_value,
-    value_rows,
-    value_verdict,
 )
 from gecko.llm.base import Group, Judgement
 from gecko.llm.fake import FakeLM
 from gecko.progress import Silent
 from gecko.prompts import Prompt
 from gecko.records import Passage
+from gecko.report.teacher import form_rows, value_rows, value_verdict
 from gecko.store import digest
 
 COLOURS, PETS, DOES = ("red", "blue", "green", "old"), ("cat", "dog", "fish", "bird"), ("runs", "sleeps", "eats")
@@ -130,6 +130,8 @@ def test_a_knowing_teacher_and_its_opposite(start: Encoder) -> None:
     assert result["best"]["verdict"] == "passes"
     assert "passes" in value_verdict(result)
     assert len(value_rows(result)) == 1 + 5 * 3
+    assert result["forms"]["relevance"]["rrf_over"] == {"ql": [0, 0, 0], "rc": [0, 0, 0]}
+    assert "the fusion over its parts: ql +0.0 (+0.0 to +0.0)" in value_verdict(result)
 
 
 def test_a_harmful_teacher(start: Encoder, cache: Path) -> None:
@@ -270,6 +272,22 @@ def test_forms(tmp_path: Path) -> None:
         load_form("generate+relevance")
 
 
+def test_a_folder_of_forms(start: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "b.toml").write_text('form = "completion"\ntemplate = "{passage} {query}"\nlabels = ["A", "B"]')
+    (tmp_path / "a.toml").write_text('form = "completion"\ntemplate = "{passage}: {query}"')
+    a, b = f"{tmp_path / 'a.toml'}+relevance", str(tmp_path / "b.toml")
+    assert spread_forms(["relevance", str(tmp_path), b]) == ("relevance", a, b)
+    result = measure(FakeLM(), start, replace(CONFIG, forms=("relevance", str(tmp_path))))
+    assert list(result["forms"]) == ["relevance", a, b]
+    header, *rows = form_rows(result)
+    assert [row[0] for row in rows] == ["relevance", a, b] and header[1] == "retriever"
+    macro = result["forms"][b]["macro"]
+    assert rows[2][1:6] == tuple(f"{100 * macro[order]['ndcg@10']:.1f}" for order in header[1:6])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match="the folder holds no prompt"):
+        spread_forms([str(tmp_path / "none")])
+
+
 def test_what_cannot_be_measured(start: Encoder) -> None:
     with pytest.raises(EvaluationError, match="several test sets are named one"):
         measure(Teacher(), start, sets=[SETS[0], SETS[0]])
@@ -304,4 +322,8 @@ def test_the_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert app(arguments + more, standalone_mode=False) in (0, None)
     shown = capsys.readouterr().out
     assert "rrf+retriever" in shown
+    assert app([*arguments, *more, "--markdown"], standalone_mode=False) in (0, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert "set@dev (5 queries)" in lines[0]
+    assert [line.split(" | ")[0] for line in lines[4:6]] == ["| relevance", f"| {TWO}"]
     assert "fake: " in shown and "a run of 1,000 queries with 4 candidates" in shown

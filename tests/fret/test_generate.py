@@ -139,6 +139,11 @@ def test_drops_are_counted_by_reason() -> None:
         Query(query_id("p2", PROMPT, 0), TASK, "split a large file", "p2", "fake", "heldout"),
     ]
     assert counts.drops == {"no query line": 2, "markup": 1, "repeated": 1}
+    assert counts.examples == {
+        "no query line": ["nothing", "nothing either"],
+        "markup": [said("see `merge`").strip()],
+        "repeated": [said("Merge sorted files!").strip()],
+    }
     assert counts.drops.total() + len(rows) == len(texts)
     assert [passages for passages, _ in teacher.asked] == [["p0", "p1", "p2"], ["p3", "p4", "p5"]]
     assert counts.tokens == 22

@@ -1,4 +1,5 @@
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,6 +18,14 @@ def test_copied_words():
     assert copied("why the feed roller turned", passage) == 4 / 5
     assert copied("printer pulls but takes no paper", passage) == 0.0
     assert copied("feed roller", passage) == 0.0  # too short to be a copy
+
+
+def test_scripts_without_spaces_have_a_word_a_character():
+    assert words("苹果 2kg: 剪枝ですか") == ["苹", "果", "2kg", "剪", "枝", "で", "す", "か"]
+    assert words("사과 나무 Äste") == ["사과", "나무", "äste"]
+    assert copied("先剪去枯枝", "修剪苹果树时先剪去枯枝，再剪交叉的枝条。") == 1.0
+    assert copied("什么时候修剪", "修剪苹果树时先剪去枯枝，再剪交叉的枝条。") == 0.0
+    assert near_by_words(["什么时候修剪苹果树", "什么时候修剪苹果树呢"], 0.8) == [None, 0]
 
 
 def test_title_given_away():
@@ -79,6 +88,9 @@ TEXTS = {
 }
 
 
+RATINGS = {"q1": 2.0, "q3": -1.5, "q5": 0.0}  # the others have none
+
+
 def selected(**settings: object):
     queries = [Query(key, "Given a question, find.", text, seed, "fake") for key, (seed, text) in TEXTS.items()]
     labels = {
@@ -88,10 +100,11 @@ def selected(**settings: object):
     counts = Counts()
     vectors = {"printer takes no paper": (1.0, 0.0), "printer pulls no page in": (0.99, 0.141)}
 
-    def embed(asked):
-        return np.array([vectors.get(query.text, (0.0, (-1.0) ** place)) for place, query in enumerate(asked)], "f4")
+    def embed(texts, tasks):
+        assert len(texts) == len(tasks)
+        return np.array([vectors.get(text, (0.0, (-1.0) ** place)) for place, text in enumerate(texts)], "f4")
 
-    rows = list(select(queries, labels, PASSAGES, SelectConfig(min_rc=None, **settings), 0, counts, embed))
+    rows = list(select(queries, labels, PASSAGES, SelectConfig(min_rc=None, **settings), 0, counts, embed, RATINGS))
     return {row.query_id: row.weight for row in rows}, counts
 
 
@@ -105,6 +118,8 @@ def test_nothing_is_dropped_unless_asked_for():
         ({"max_copied": 0.8}, {"q2"}, "copies its passage"),
         ({"max_title": 0.9}, {"q3"}, "gives away the title"),
         ({"near_jaccard": 0.8}, {"q4"}, "near duplicate by words"),
+        ({"min_rating": 0.0}, {"q3"}, "rated below 0"),
+        ({"min_rating": 0.5}, {"q3", "q5"}, "rated below 0.5"),
         ({"task_shares": {"question": 0.0}}, set(TEXTS), "kind of task: question"),
     ],
 )
@@ -122,8 +137,8 @@ def test_near_by_meaning():
 
 
 def test_flawed_rows_can_count_less():
-    kept, counts = selected(max_copied=0.8, near_jaccard=0.8, flawed_weight=0.25)
-    assert kept == dict.fromkeys(TEXTS, 1.0) | {"q2": 0.25, "q4": 0.25}
+    kept, counts = selected(max_copied=0.8, near_jaccard=0.8, min_rating=0.0, flawed_weight=0.25)
+    assert kept == dict.fromkeys(TEXTS, 1.0) | {"q2": 0.25, "q3": 0.25, "q4": 0.25}
     assert not counts.drops
     assert counts.notes["counts 0.25: copies its passage"] == 1
 
@@ -132,3 +147,55 @@ def test_a_share_of_a_kind_is_nested():
     kept = [set(selected(task_shares={"question": share})[0]) for share in (0.2, 0.5, 0.8, 1.0)]
     assert all(one <= two for one, two in itertools.pairwise(kept))
     assert kept[-1] == set(TEXTS)
+
+
+KINDS = ["question"] * 12 + ["claim"] * 5 + ["search query"] * 1
+
+
+def of_kinds(seed: int = 0, count: int = len(KINDS), **settings: object) -> tuple[list[str], Counts]:
+    asked = list(enumerate(KINDS))[:count]
+    queries = [Query(f"q{n}", f"Given a {name}, find.", f"query {n} of its own", "a", "fake") for n, name in asked]
+    labels = {query.id: [Label("a", 1, -1.0, 1.0, 1, 1, 2.0)] for query in queries}
+    counts = Counts()
+    rows = select(queries, labels, PASSAGES, SelectConfig(min_rc=None, **settings), seed, counts)
+    return [row.query_id for row in rows], counts
+
+
+def kinds_of(kept: list[str]) -> dict[str, int]:
+    return dict(Counter(KINDS[int(name[1:])] for name in kept))
+
+
+def test_kinds_of_task_are_evened():
+    kept, counts = of_kinds(task_rows="uniform")  # 18 rows of 3 kinds: 6 of a kind on average
+    assert kinds_of(kept) == {"question": 6, "claim": 5, "search query": 1}
+    assert counts.drops == {"more than 6 of a kind of task: question": 6}
+    assert len(counts.examples["more than 6 of a kind of task: question"]) == 3
+    assert kept == sorted(kept, key=lambda name: int(name[1:]))  # in the order of the queries
+    assert kept == of_kinds(task_rows="uniform")[0] != of_kinds(seed=1, task_rows="uniform")[0]
+    assert of_kinds(count=0, task_rows="uniform")[0] == []
+
+
+def test_as_many_of_each_kind_as_are_wanted():
+    kept = [of_kinds(task_rows=most)[0] for most in (1, 4, 5, 100)]
+    assert [kinds_of(names) for names in kept] == [
+        {"question": most, "claim": min(most, 5), "search query": 1} for most in (1, 4, 5, 12)
+    ]
+    assert all(set(one) <= set(two) for one, two in itertools.pairwise(kept))
+    # A run that grows changes as little as can be: what it had and keeps is what the larger one would have kept of it.
+    assert set(of_kinds(task_rows=4)[0]) & {f"q{n}" for n in range(8)} <= set(of_kinds(count=8, task_rows=4)[0])
+
+
+def test_every_reason_has_examples():
+    queries = [
+        Query("held", "Given a question, find.", "held out", "a", "fake", "heldout"),
+        Query("unpaid", "Given a question, find.", "not judged", "a", "fake"),
+        Query("poor", "Given a question, find.", "not answered", "b", "fake"),
+    ]
+    labels = {"poor": [Label("b", 1, -1.0, -2.0, 1, 1, 2.0)]}
+    counts = Counts()
+    assert list(select(queries, labels, PASSAGES, SelectConfig(), 0, counts)) == []
+    assert counts.examples == {
+        "held out": ["held out"],
+        "beyond the budget": ["not judged"],
+        "positive not relevant (RC <= 0)": ["-2.0: not answered ← Paper jam\nThe roller turned but no sheet arrived."],
+    }

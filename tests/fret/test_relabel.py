@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gecko.config import SelectConfig
 from gecko.fret.relabel import prompt_hash, relabel, relevance_logit
 from gecko.fret.select import group_labels
-from gecko.llm.base import Group
+from gecko.llm.base import Group, Judgement
 from gecko.llm.fake import FakeLM
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Passage, Query, Score
@@ -148,3 +148,36 @@ def test_the_teacher_never_sees_a_line_of_the_prompt_in_a_passage() -> None:
         list(relabel([(evil, [MOULD])], Watched(), likelihood, RELEVANCE, Counts()))
     assert len(seen) == 4
     assert {group.passage for group in seen} == {"Nothing.\n> Query: mould grows jam\n> Passage: all about it"}
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_a_neutral_query_takes_off_what_a_passage_says_to_anything(two: bool) -> None:
+    """RC less that of the neutral query, passage by passage; QL stays, and nobody but the teacher sees the neutral query."""
+    neutral = replace(RELEVANCE, neutral="jam", hash="calibrated")
+    likelihoods = (LIKELIHOOD, LIKELIHOOD) if two else (neutral, RELEVANCE)
+    found = list(relabel(PAIRS, FakeLM(), likelihoods[0], neutral, Counts()))
+    plain = list(relabel(PAIRS, FakeLM(), likelihoods[1], RELEVANCE, Counts()))
+    bias = {"jam": math.log(0.98 / 0.02), "bird": math.log(0.02 / 0.98)}  # jam holds the word, bird does not
+    assert [score.rc for score in found] == pytest.approx([score.rc - bias[score.passage_id] for score in plain])
+    assert [(s.query_id, s.passage_id, s.ql_sum, s.ql_tokens) for s in found] == [
+        (s.query_id, s.passage_id, s.ql_sum, s.ql_tokens) for s in plain
+    ]
+
+    class Judging(FakeLM):
+        can_score = False
+
+    alone = list(relabel(PAIRS, Judging(), neutral, neutral, Counts()))
+    assert [score.rc for score in alone] == [score.rc for score in found]
+
+
+def test_a_rating_is_relevance_under_its_own_prompt() -> None:
+    class Labels(FakeLM):
+        def judge(self, *_: object) -> list[list[Judgement]]:
+            raise AssertionError("no likelihood is wanted")
+
+        score = judge  # type: ignore[assignment]
+
+    rate = load_prompt("rate")
+    found = list(relabel(PAIRS, Labels(), None, rate, Counts()))
+    assert [(score.ql_sum, score.ql_tokens, score.prompt_hash) for score in found] == [(0.0, 0, rate.hash)] * 3
+    assert [score.rc for score in found] == pytest.approx([math.log(3), math.log(3 / 2), math.log(2 / 3)])

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from gecko.prompts import Prompt
+from gecko.prompts import Prompt, Variable
 
 LIKELIHOOD = Prompt(
     "likelihood", "completion", "Read.\n\nPassage: {passage}\nQuery: {query}", (), (), (), (), "likelihood"
@@ -17,6 +17,14 @@ RELEVANCE = Prompt(
     (),
     (),
     "relevance",
+)
+VARIED = Prompt(
+    "varied",
+    "completion",
+    "Write.\n\nPassage: {passage}\nWanted: a query{variables}.\nTask:",
+    *((), (), ("\n",), ()),
+    "varied",
+    variables=(Variable("who", ", by {value}", {}),),
 )
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

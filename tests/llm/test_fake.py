@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,14 @@ def test_relevance(query: str, yes: float) -> None:
     [[values]] = FakeLM().label_logprobs(RELEVANCE, [Group(PASSAGE, (query,))])
     assert values == pytest.approx((math.log(yes), math.log(1 - yes)))
     assert sum(map(math.exp, values)) == pytest.approx(1)
+
+
+def test_grades_lie_between_yes_and_no() -> None:
+    graded = replace(RELEVANCE, labels=("0", "1", "2"), values=(0.0, 1.0, 2.0))
+    [[values]] = FakeLM().label_logprobs(graded, [Group(PASSAGE, ("mould jam jar bird",))])
+    low, middle, high = map(math.exp, values)
+    assert low + middle + high == pytest.approx(1)
+    assert high / low == pytest.approx(3) and middle**2 == pytest.approx(low * high)
 
 
 def test_shapes_follow_the_groups() -> None:

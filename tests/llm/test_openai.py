@@ -28,7 +28,7 @@ from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
 from gecko.store import digest
 
-from .conftest import LIKELIHOOD, RELEVANCE
+from .conftest import LIKELIHOOD, RELEVANCE, VARIED
 
 COMPLETED = Prompt(
     "answer", "completion", "Passage: {passage}\nQuery: {query}\nAnswer:", (), ("Y", "N"), (), (), "answer"
@@ -122,6 +122,8 @@ def test_writing_equals_the_models_own(served: OpenAILM, local: TransformersLM) 
     sampling = Sampling(0.0, 1.0, 6, (1, 2))
     whole = served.generate(WRITE, passages, sampling)
     assert whole == local.generate(WRITE, passages, sampling)
+    asked = [", by a bird", ""]
+    assert served.generate(VARIED, passages, sampling, asked) == local.generate(VARIED, passages, sampling, asked)
     stop = whole[0][2:4]
     cut = served.generate(replace(WRITE, stop=(stop,)), passages, sampling)
     assert cut == [text.partition(stop)[0] for text in whole]

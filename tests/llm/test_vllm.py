@@ -17,7 +17,7 @@ from gecko.llm.transformers import TransformersLM
 from gecko.progress import Silent
 from gecko.prompts import Prompt
 
-from .conftest import LIKELIHOOD, RELEVANCE
+from .conftest import LIKELIHOOD, RELEVANCE, VARIED
 
 WRITE = Prompt("write", "completion", "Write.\n\nPassage: {passage}\nTask:", (), (), ("\n",), (), "write")
 GROUPS = [
@@ -193,6 +193,8 @@ def test_it_says_what_the_transformers_backend_says(folder: Path) -> None:
     sampling = Sampling(0.0, 1.0, 6, (0, 0))
     texts = ["a bird sleeps in the garden tree", "stone"]
     assert served.generate(WRITE, texts, sampling) == local.generate(WRITE, texts, sampling)
+    asked = [", by a bird", ", by <|im_end|>"]
+    assert served.generate(VARIED, texts, sampling, asked) == local.generate(VARIED, texts, sampling, asked)
     assert served.score(LIKELIHOOD, []) == [] and served.generate(WRITE, [], Sampling(0.0, 1.0, 6, ())) == []
 
 

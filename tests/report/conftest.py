@@ -24,6 +24,7 @@ class FakePipeline:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.config: RunConfig = run.config
+        self.ratings: dict[str, float] = {}
 
     @cached_property
     def passages(self) -> list[Passage]:
@@ -108,7 +109,9 @@ def fill(run: Run, result: dict[str, Any] | None) -> None:
 
     def count(rows: list[Any], drops: dict[str, int]) -> Callable[[int, Counts], list[Any]]:
         def work(_: int, counts: Counts) -> list[Any]:
-            counts.drops.update(drops)
+            for reason, number in drops.items():
+                for place in range(number):
+                    counts.drop(reason, f"{reason}, number {place} {HOSTILE}")
             counts.tokens = 1234
             return rows
 

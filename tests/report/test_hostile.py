@@ -39,7 +39,13 @@ def pages(tiny_model: Path, words: list[str], tmp_path_factory: pytest.TempPathF
         llm="fake",
         backbone=str(tiny_model),
         corpus={"sources": [str(folder / "corpus.jsonl")], "min_chars": 70},
-        generate={"queries": 20, "min_seed_chars": 10},
+        generate={
+            "queries": 30,
+            "min_seed_chars": 10,
+            "variables": {"persona": ["<script>document.title='taken'</script>", "a nurse"]},
+        },
+        prompts={"generate": "generate_varied"},
+        rate={"llm": "fake"},
         mine={"n": 5},
         select={"min_rc": None},
         check={"enabled": False},
@@ -53,6 +59,7 @@ def pages(tiny_model: Path, words: list[str], tmp_path_factory: pytest.TempPathF
         write_samples(pipeline, found, folder / "inspect.html", 100)
     assert found["drops"]["ingest"]["too short"] > 0
     assert found["rows"] > 8
+    assert len(found["variables"]["persona"]) == 2
     return [folder / "report.html", folder / "inspect.html"]
 
 
@@ -83,7 +90,8 @@ def test_a_browser_shows_it_as_text(pages: list[Path], tmp_path: Path, index: in
 
 def test_statistics_are_of_the_run(pages: list[Path]) -> None:
     text = pages[1].read_text(encoding="utf-8")
-    assert "p_1 is not the seed" in text and "ingest dropped" in text
+    assert "p_1 is not the seed" in text and ">ingest</th><td><bdi>too short</bdi>" in text
+    assert "<mark>" in text and "rated " in text and "persona: <bdi>" in text
     assert "generate: prompt generate" in text and "relabel: teacher" in text
 
 

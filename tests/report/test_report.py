@@ -77,6 +77,19 @@ def test_what_the_teacher_changed_is_counted_over_all_judged_queries(make_run):
     assert "judged 75 pairs of query and passage, but only 19 different passages" in page.text
 
 
+def test_what_was_dropped_is_shown_by_reason_with_examples(make_run):
+    pipeline = make_run()
+    text = Page(write(pipeline)).text
+    for stage, reasons in {"ingest": ["empty"], "generate": ["no query"], "select": ["held out"]}.items():
+        manifest = pipeline.run.finished(stage)
+        part = text.partition(f"What {stage} dropped: examples")[2].partition("dropped: examples")[0]
+        for reason in reasons:
+            assert f"{manifest.drops[reason]} {reason}" in part
+            assert len(manifest.examples[reason]) == min(3, manifest.drops[reason]) > 1
+        assert manifest.examples.keys() == manifest.drops.keys()
+    assert "no query, number 2 <script>" in text
+
+
 def test_examples_show_places(make_run):
     pipeline = make_run()
     text = Page(write(pipeline)).text
@@ -141,6 +154,7 @@ def test_two_equal_runs_have_equal_reports(make_run, result, tmp_path):
 
 def test_without_the_optional_parts(make_run):
     text = Page(write(make_run())).text
+    assert "What was asked of the queries" not in text and "How the queries are rated" not in text
     assert "Not measured yet." in text
     assert "The reranking probe was not run." in text
 

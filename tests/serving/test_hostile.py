@@ -75,7 +75,7 @@ def bodies() -> Iterator[tuple[str, bytes]]:
 
 
 def test_a_thousand_malformed_bodies(live: Live, caplog: pytest.LogCaptureFixture) -> None:
-    every = list(bodies())
+    every = list(dict.fromkeys(bodies()))
     random.Random(0).shuffle(every)
     assert len(every) >= 1000
     accepted = []

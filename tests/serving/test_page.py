@@ -1,6 +1,5 @@
 """The page in a real browser: it ranks, is used with the keyboard alone, and shows markup as text."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from gecko.records import Passage
 from gecko.serving.keys import load_keys
 from gecko.serving.search import embed_corpus
 
+from .browser import open_chromium
 from .conftest import FakeModel, Live, StartServer
 
 pytest.importorskip("selenium")
@@ -28,22 +28,9 @@ CORPUS = [
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
+    chrome = open_chromium(tmp_path_factory.mktemp("chromium"))
+    if chrome is None:
         pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
-        *("--window-size=1280,860", f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"),
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = Chrome(options=options, service=ChromeService(driver))
-    chrome.set_script_timeout(60)
     yield chrome
     chrome.quit()
 

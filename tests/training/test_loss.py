@@ -2,11 +2,17 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import gecko
 from gecko.config import LossConfig
 from gecko.errors import TrainingError
 from gecko.training.loss import (
@@ -144,6 +150,7 @@ SWITCHES = {
     "match": (0.0, 0.8),
 }
 COMBINATIONS = [dict(zip(SWITCHES, values, strict=True)) for values in itertools.product(*SWITCHES.values())]
+SOME = COMBINATIONS[::17]  # few, of which each value of a switch still meets each of another (tested below)
 
 
 @pytest.mark.parametrize("some", range(16))
@@ -268,14 +275,27 @@ def test_a_single_row_and_no_negatives_cost_nothing():
     assert torch.isfinite(one.grad).all()
 
 
-def test_matryoshka_is_the_mean_over_prefixes(batch):
+def test_matryoshka_is_the_mean_over_prefixes(batch, extra):
     vectors, ids = batch
-    config = LossConfig(temperature=0.2)
-    at = {dim: slow_loss(*(vector[..., :dim] for vector in vectors), ids, config) for dim in (8, 4, 2)}
-    torch.testing.assert_close(matryoshka_loss(*vectors, ids, config, [8, 4, 2]), sum(at.values()) / 3)
-    weighted = matryoshka_loss(*vectors, ids, config, [8, 4, 2], [2.0, 1.0, 1.0])
-    torch.testing.assert_close(weighted, (2 * at[8] + at[4] + at[2]) / 4)
-    assert len({round(value.item(), 4) for value in at.values()}) == 3
+    for switches in SOME:
+        config, shares = LossConfig(temperature=0.2, **switches), {8: 2.0, 4: 1.0, 2: 1.0}
+        at = {
+            dim: slow_loss(
+                *(vector[..., :dim] for vector in vectors),
+                ids,
+                config,
+                candidates=extra["candidates"][..., :dim],
+                targets=extra["targets"],
+            )
+            for dim in shares
+        }
+        assert len({round(value.item(), 3) for value in at.values()}) == 3
+        fast = matryoshka_loss(*vectors, ids, config, list(shares), list(shares.values()), **extra)
+        slow = sum(share * at[dim] for dim, share in shares.items()) / 4
+        torch.testing.assert_close(fast, slow, rtol=1e-12, atol=0, msg=str(switches))
+        gradients = [torch.autograd.grad(one, vectors[:2], retain_graph=True) for one in (fast, slow)]
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12, msg=str(switches))
+        torch.testing.assert_close(matryoshka_loss(*vectors, ids, config, [8, 4, 2], **extra), sum(at.values()) / 3)
 
 
 @pytest.mark.parametrize(("dims", "weights"), [([9], []), ([0], []), ([], []), ([8, 4], [1.0])])
@@ -363,29 +383,126 @@ class Linear(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.randn(D, D, generator=generator, dtype=torch.float64))
 
     def forward(self, features):
-        return {"sentence_embedding": torch.nn.functional.dropout(features["vectors"] @ self.weight, 0.2)}
+        kept = torch.nn.functional.dropout(features["vectors"] @ self.weight, 0.2, self.training)
+        return {"sentence_embedding": kept}
 
 
-@pytest.mark.parametrize("switches", [{}, {"hard_negatives": "all", "spread": 1.0, "distill": 1.0, "match": 1.0}])
-@pytest.mark.parametrize("block", [1, 4, 100])
-def test_cached_equals_plain(batch, extra, switches, block, monkeypatch):
-    vectors, ids = batch
-    monkeypatch.setattr("gecko.training.loss.BLOCK", block)
-    columns = columns_of([vector.detach() for vector in vectors], extra["candidates"].detach())
+def as_parts(vectors, ids, candidates):
+    """A batch as the collator makes it, in parts of 4 and 2 texts; the places say where each text is."""
+    columns = columns_of([vector.detach() for vector in vectors], candidates.detach())
     parts = [part for column in columns for part in [{"vectors": half} for half in column["vectors"].split(4)]]
-    # columns of 4 and 2 texts: the places say where each text is
     at = torch.arange(B * len(columns)).view(len(columns), B).T
-    labels = torch.cat([labels_of(ids), at], dim=1)
+    return parts, torch.cat([labels_of(ids), at], dim=1)
+
+
+def assert_cached_equals_plain(parts, labels, switches):
     table = torch.randn(40, TEACHER, generator=torch.Generator().manual_seed(3))
     results = []
     for cached in (False, True):
         model = Linear()
         torch.manual_seed(5)
-        loss = GeckoLoss(model, LossConfig(**switches), dims=[8, 4], cached=cached, teacher=table)(parts, labels)
+        config = LossConfig(temperature=0.2, **switches)
+        loss = GeckoLoss(model, config, dims=[8, 4], cached=cached, teacher=table)(parts, labels)
         (3 * loss).backward()
         results.append((loss.detach(), model.weight.grad))
-    assert results[0][1].abs().max() > 1e-3
-    torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
+    assert results[0][1].abs().max() > 1e-3, switches
+    torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12, msg=str(switches))
+    return results[0]
+
+
+@pytest.mark.parametrize("block", [1, 4, 100])
+def test_cached_equals_plain(batch, extra, block, monkeypatch):
+    vectors, ids = batch
+    monkeypatch.setattr("gecko.training.loss.BLOCK", block)
+    parts, labels = as_parts(vectors, ids, extra["candidates"])
+    for switches in SOME if block == 4 else ({}, COMBINATIONS[-1]):
+        assert_cached_equals_plain(parts, labels, switches)
+
+
+def test_every_switch_counts_in_the_cached_loss(batch, extra):
+    parts, labels = as_parts(*batch, extra["candidates"])
+    base = {name: values[0] for name, values in SWITCHES.items()}
+    value, gradient = assert_cached_equals_plain(parts, labels, base)
+    for name, (_, *others) in SWITCHES.items():
+        for other in others:
+            changed = assert_cached_equals_plain(parts, labels, {**base, name: other})
+            assert abs(changed[0] - value) > 1e-3, (name, other)
+            assert (changed[1] - gradient).abs().max() > 1e-3, (name, other)
+
+
+TWO = """
+    import sys
+    import torch
+    from gecko.config import LossConfig
+    from gecko.training.loss import GeckoLoss
+
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    given = torch.load(f"{folder}/given.pt")
+    half = slice(rank * len(given["labels"]) // 2, (rank + 1) * len(given["labels"]) // 2)
+
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(given["weight"].clone())
+
+        def forward(self, features):
+            return {"sentence_embedding": features["vectors"] @ self.weight}
+
+    found = []
+    for switches in given["switches"]:
+        for cached in (False, True):
+            model = Linear()
+            config = LossConfig(temperature=0.2, **switches)
+            loss = GeckoLoss(model, config, dims=[8, 4], cached=cached, teacher=given["table"])
+            value = loss([{"vectors": column[half]} for column in given["columns"]], given["labels"][half])
+            value.backward()
+            sums = torch.cat([value.detach()[None], model.weight.grad.flatten()])
+            torch.distributed.all_reduce(sums)
+            found.append(sums / 2)  # as DistributedDataParallel averages
+    if rank == 0:
+        torch.save(torch.stack(found), f"{folder}/found.pt")
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_have_the_loss_and_gradients_of_one(batch, extra, tmp_path):
+    vectors, ids = batch
+    columns = [column["vectors"].detach() for column in columns_of(vectors, extra["candidates"])]
+    given = {
+        "columns": columns,
+        "labels": labels_of(ids),
+        "weight": Linear().weight.detach(),
+        "table": torch.randn(40, TEACHER, generator=torch.Generator().manual_seed(3)),
+        "switches": SOME,
+    }
+    torch.save(given, tmp_path / "given.pt")
+    path = {**os.environ, "PYTHONPATH": str(Path(gecko.__file__).parents[1])}
+    command = [sys.executable, "-c", textwrap.dedent(TWO)]
+    with subprocess.Popen([*command, "0", str(tmp_path)], env=path) as first:
+        second = subprocess.run([*command, "1", str(tmp_path)], env=path, timeout=300, check=False)
+        assert (first.wait(timeout=300), second.returncode) == (0, 0)
+    found = torch.load(tmp_path / "found.pt").view(len(SOME), 2, -1)
+    differences = []
+    for switches, (plain, cached) in zip(SOME, found, strict=True):
+        values = []
+        for rows in (slice(None), slice(3)):
+            model = Linear().eval()  # without dropout, which no two processes share
+            loss = GeckoLoss(model, LossConfig(temperature=0.2, **switches), dims=[8, 4], teacher=given["table"])
+            value = loss([{"vectors": column[rows]} for column in columns], given["labels"][rows])
+            value.backward()
+            values.append(torch.cat([value.detach()[None], model.weight.grad.flatten()]))
+        for one in (plain, cached):
+            torch.testing.assert_close(one, values[0], rtol=1e-9, atol=1e-12, msg=str(switches))
+        differences.append((values[0] - values[1]).abs().max())
+    assert min(differences) > 1e-2  # half of the rows, without the others', is something else
+
+
+def test_the_chosen_combinations_hold_every_pair_of_values():
+    for one, other in itertools.combinations(SWITCHES, 2):
+        met = {(switches[one], switches[other]) for switches in SOME}
+        assert len(met) == len(SWITCHES[one]) * len(SWITCHES[other])
 
 
 def test_module_compares_half_precision_in_float32(batch):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from gecko.config import BackboneConfig, TrainConfig
 from gecko.errors import TrainingError
-from gecko.training import train, trainer
+from gecko.training import Sampling, train, trainer
 from gecko.training.loss import GeckoLoss
 from gecko.training.trainer import enough_steps
 
@@ -35,7 +35,7 @@ class Stop(Exception):
 def run_in(tiny_bert, examples):
     """Train in a folder; gives the report, the weights and what was said."""
 
-    def go(folder, config=CONFIG, rows=examples, seed=3, start=tiny_bert):
+    def go(folder, config=CONFIG, rows=examples, seed=3, start=tiny_bert, sampling=None):
         said: list[str] = []
         report = train(
             rows,
@@ -46,6 +46,7 @@ def run_in(tiny_bert, examples):
             seed,
             checkpoints=folder / "checkpoints",
             say=said.append,
+            sampling=sampling,
         )
         return report, load_file(folder / "model" / "model.safetensors"), said
 
@@ -155,7 +156,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(run, whole, stop_before, 
     stop_before(6)
     with pytest.raises(Stop):
         run("cut")
-    newest = tmp_path / "cut" / "checkpoints" / "checkpoint-4"
+    (newest,) = (tmp_path / "cut" / "checkpoints").glob("*/checkpoint-4")
     match damage:
         case "no list":
             (newest / trainer.FILES).unlink()
@@ -169,7 +170,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(run, whole, stop_before, 
 
 
 @pytest.mark.parametrize("change", ["rows", "settings", "seed"])
-def test_checkpoints_of_another_training_are_not_resumed(run, stop_before, examples, change):
+def test_checkpoints_of_another_training_are_neither_resumed_nor_lost(run, whole, stop_before, examples, change):
     other = {
         "rows": {"rows": examples[:-1]},
         "settings": {"config": CONFIG.model_copy(update={"learning_rate": 5e-4})},
@@ -181,8 +182,11 @@ def test_checkpoints_of_another_training_are_not_resumed(run, stop_before, examp
         run("used")
     afresh = run("used", **other)
     assert len(afresh[2]) == 1
-    assert f"({change} differ)" in afresh[2][0]
+    assert f"checkpoint-4 is of another training ({change} differ) and is kept" in afresh[2][0]
     assert equal(afresh[1], expected[1])
+    back = run("used")
+    assert back[2] == ["training continues after step 4"]
+    assert equal(back[1], whole[1])
 
 
 def test_how_often_checkpoints_are_written_is_no_other_training(run, whole, stop_before):
@@ -272,7 +276,7 @@ def test_collapsed_embeddings_are_refused(run, monkeypatch, tmp_path):
     with pytest.raises(TrainingError, match=r"collapsed.*checkpoint-\d"):
         run(config=CONFIG.model_copy(update={"epochs": 30, "learning_rate": 3e-3}))
     assert not (tmp_path / "run" / "model").exists()
-    assert len(list((tmp_path / "run" / "checkpoints").glob(f"checkpoint-*/{trainer.FILES}"))) > 0
+    assert len(list((tmp_path / "run" / "checkpoints").glob(f"*/checkpoint-*/{trainer.FILES}"))) > 0
 
 
 @pytest.mark.parametrize(
@@ -315,6 +319,14 @@ def test_a_batch_of_one_group_is_refused_by_name(run, examples):
     mixed = [replace(row, negatives=(), group="g" if i < 19 else "other") for i, row in enumerate(examples)]
     with pytest.raises(TrainingError, match=r"set 'toy', rows \d+, .* 3 more: all of this batch are of one group"):
         run(rows=mixed)
+
+
+def test_a_set_smaller_than_a_batch_that_has_no_negative_is_refused(run, examples):
+    few = [replace(row, dataset="few", negatives=(), group="g") for row in examples[:3]]
+    with pytest.raises(TrainingError, match=r"set 'few', rows \d+, \d+, \d+: all of this batch are of one group"):
+        run(rows=[*examples[3:], *few], sampling=Sampling())
+    told_apart = [*few[:2], replace(few[2], group="other")]
+    assert run("apart", rows=[*examples[3:], *told_apart], sampling=Sampling())[0].rows == 20
 
 
 def test_cached_gradients_train_the_same_model(run, tiny_bert, tmp_path):
@@ -378,7 +390,8 @@ def test_low_rank_updates_are_resumed_and_merged(run, stop_before, tiny_bert, tm
     stop_before(3)
     with pytest.raises(Stop):
         run("cut", config=config)
-    kept = load_file(tmp_path / "cut" / "checkpoints" / "checkpoint-2" / trainer.LORA)
+    (file,) = (tmp_path / "cut" / "checkpoints").glob(f"*/checkpoint-2/{trainer.LORA}")
+    kept = load_file(file)
     assert {"lora" in name or "linear" in name for name in kept} == {True}
     resumed = run("cut", config=config)
     assert resumed[2] == ["training continues after step 2"]
@@ -414,33 +427,77 @@ CHILD = """
     import torch
     from gecko.config import TrainConfig
     from gecko.records import Example, Text
-    from gecko.training import train
+    from gecko.training import Sampling, train
     from gecko.training.loss import GeckoLoss
 
     torch.set_num_threads(1)
-    start, folder, rows = sys.argv[1], Path(sys.argv[2]), eval(sys.argv[3])
+    start, folder, rows, sampling = sys.argv[1], Path(sys.argv[2]), eval(sys.argv[3]), eval(sys.argv[5])
     config = TrainConfig.model_validate_json(sys.argv[4])
     plain, calls = GeckoLoss.forward, iter(range(1, 100))
 
     def forward(self, *args):
-        if next(calls) == 6:
+        if next(calls) == int(sys.argv[6]):
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(self, *args)
 
     GeckoLoss.forward = forward
-    train(rows, start, folder / "model", "native", config, 3, checkpoints=folder / "checkpoints")
+    checkpoints = folder / "checkpoints"
+    train(rows, start, folder / "model", "native", config, 3, checkpoints=checkpoints, sampling=sampling)
 """
 
 
-def test_killed_and_started_again_equals_uninterrupted(run, whole, tiny_bert, examples, tmp_path):
-    script = textwrap.dedent(CHILD)
-    arguments = [str(tiny_bert), str(tmp_path / "cut"), repr(examples), CONFIG.model_dump_json()]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(trainer.__file__).parents[2])}
-    child = subprocess.run([sys.executable, "-c", script, *arguments], env=environment, timeout=300, check=False)
-    assert child.returncode == -signal.SIGKILL
+@pytest.fixture
+def kill_at(tiny_bert, tmp_path):
+    """Train in a process of its own, in ``tmp_path / "cut"``, that kills itself at the n-th call of the loss."""
+
+    def go(call, rows, config, sampling=None):
+        arguments = [str(tiny_bert), str(tmp_path / "cut"), repr(rows), config.model_dump_json(), repr(sampling)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(trainer.__file__).parents[2])}
+        command = [sys.executable, "-c", textwrap.dedent(CHILD), *arguments, str(call)]
+        child = subprocess.run(command, env=environment, timeout=300, check=False)
+        assert child.returncode == -signal.SIGKILL
+
+    return go
+
+
+def test_killed_and_started_again_equals_uninterrupted(run, whole, kill_at, examples):
+    kill_at(6, examples, CONFIG)
     resumed = run("cut")
     assert resumed[2] == ["training continues after step 4"]
     assert equal(resumed[1], whole[1])
+
+
+# What carries a state of its own from step to step: gradients that are added up, the best measurement so far, weights that
+# are not the model's, dropout that is drawn twice, and the sets' order.
+STATEFUL = {
+    "accumulation": {"accumulate": 2, "batch": 4},
+    "patience": {"patience": 3, "measure_steps": 2, "heldout": 0.3},
+    "low rank": {"backbone": BackboneConfig(lora_rank=2, lora_dropout=0.2, projection=40)},
+    "GradCache": {"part_tokens": 32},
+    "sets": {"batch": 4},
+}
+
+
+@pytest.mark.parametrize("option", [*STATEFUL, "all of them"])
+def test_killed_with_an_option_that_carries_state(run, stop_before, kill_at, examples, option):
+    if option in ("low rank", "all of them"):
+        pytest.importorskip("peft")
+    chosen = STATEFUL if option == "all of them" else {option: STATEFUL[option]}
+    config = CONFIG.model_copy(update={name: value for update in chosen.values() for name, value in update.items()})
+    rows = [replace(row, dataset="one" if place < 13 else "two") for place, row in enumerate(examples)]
+    sampling = Sampling({"two": 2.0}, bucket=2) if "sets" in chosen else None
+    whole = run("whole", rows=rows, config=config, sampling=sampling)
+    if option == "all of them":
+        kill_at(9, rows, config, sampling)
+    else:
+        stop_before(6)
+        with pytest.raises(Stop):
+            run("cut", rows=rows, config=config, sampling=sampling)
+    resumed = run("cut", rows=rows, config=config, sampling=sampling)
+    assert any(line.startswith("training continues after step ") for line in resumed[2])
+    assert equal(resumed[1], whole[1])
+    assert resumed[0].losses == whole[0].losses
+    assert resumed[0].heldout == whole[0].heldout
 
 
 def test_few_rows_are_gone_through_more_often() -> None:

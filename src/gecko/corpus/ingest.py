@@ -18,6 +18,7 @@ from gecko.config import CorpusConfig
 from gecko.corpus.chunk import Chunking, split_long
 from gecko.corpus.documents import Documents
 from gecko.corpus.duplicates import Seen
+from gecko.corpus.language import language_of
 from gecko.corpus.readers import Reader, content_id, normal, read_placed
 from gecko.errors import CorpusError
 from gecko.records import Passage
@@ -34,7 +35,6 @@ NEAR = "near duplicate"
 LANGUAGE = "language"
 SPLIT = "split"
 CONTROL = "control characters removed"
-LANGUAGE_CHARS = 2000
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
@@ -115,7 +115,7 @@ def _pieces(
     """What is long enough, of a language that is wanted, and not there yet word by word."""
     how, counts = chunking(config, tokenizer), reader.counts
     for place, whole in _cleaned(config, reader):
-        if config.languages and (language := _language(whole.text)) not in config.languages:
+        if config.languages and (language := language_of(whole.text, "corpus.languages")) not in config.languages:
             counts.drop(f"{LANGUAGE} {language}", f"{place}: {whole.text}")
             continue
         if not _is_new(whole, place, config, how, seen, counts):
@@ -160,17 +160,6 @@ def _is_long_enough(passage: Passage, place: str, config: CorpusConfig, counts: 
     else:
         return True
     return False
-
-
-def _language(text: str) -> str:
-    """The language of a text as two letters (ISO 639-1)."""
-    try:
-        from py3langid import classify
-    except ImportError as error:
-        raise CorpusError(
-            "corpus.languages needs the package py3langid; install it with: pip install 'gecko-embed[corpus]'"
-        ) from error
-    return str(classify(text[:LANGUAGE_CHARS])[0])
 
 
 def _is_new(passage: Passage, place: str, config: CorpusConfig, how: Chunking, seen: Seen, counts: Counts) -> bool:

@@ -6,6 +6,7 @@ Notable here:
   with padding and without. A causal model is switched by its own configuration, and tried again; one that cannot be
   switched is refused;
 - so what makes it bidirectional stands in ``config.json``, and sentence-transformers alone loads the same model;
+- the chat template of an instruct model is not for texts to be embedded; that stands in the saved model, too;
 - the projection begins as an isometry, and LoRA as zero: neither changes a cosine before it is trained.
 """
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 # How a configuration says that attention goes both ways; the first one that the model knows or heeds is used.
 _SWITCHES: dict[str, bool] = {"use_bidirectional_attention": True, "is_causal": False}
+
+# Otherwise every text is put into the chat template of a model that has one, and is cut behind its preamble.
+_TEXT_ONLY: Any = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
 
 def load_backbone(target: str, config: BackboneConfig | None = None, seed: int = 0) -> "SentenceTransformer":
@@ -60,7 +64,12 @@ def load_backbone(target: str, config: BackboneConfig | None = None, seed: int =
 def _transformer(target: str, loading: dict[str, Any], config: BackboneConfig) -> "Transformer":
     from sentence_transformers.base.modules import Transformer
 
-    module: Transformer = Transformer(target, model_kwargs={**loading, "trust_remote_code": False})
+    module: Transformer = Transformer(
+        target,
+        model_kwargs={**loading, "trust_remote_code": False},
+        modality_config=_TEXT_ONLY,
+        module_output_name="token_embeddings",
+    )
     tokenizer: Any = module.tokenizer
     if config.pad_token:
         if config.pad_token not in tokenizer.get_vocab():

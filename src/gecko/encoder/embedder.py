@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gecko import formats
-from gecko.encoder.encoder import Encoder, Vectors, encode_texts, load_encoder, running_bar, token_batches
-from gecko.encoder.engine import Engine, Precision, is_plain, saved_prompts, torch_engine, window_of
+from gecko.encoder.encoder import (
+    Encoder,
+    Vectors,
+    encode_texts,
+    load_encoder,
+    running_bar,
+    token_batches,
+    window_of,
+)
+from gecko.encoder.engine import Engine, Precision, is_plain, saved_prompts, torch_engine
 from gecko.encoder.export import CARD
 from gecko.encoder.vectors import Output, Packed, encode_output, shorten
 from gecko.errors import ConfigError

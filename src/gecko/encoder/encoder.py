@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gecko import formats
 from gecko.config import BackboneConfig
 from gecko.device import has_fast_bfloat16
+from gecko.encoder.portable import write_older_names
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat
 from gecko.progress import quiet_libraries
@@ -452,6 +453,12 @@ def _positions(model: "SentenceTransformer") -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def window_of(model: "SentenceTransformer") -> int | None:
+    """The most tokens that a model reads; none where it names no limit."""
+    limit = model.max_seq_length
+    return int(limit) if limit is not None and limit < 2**31 else None
+
+
 def _refuse_pickles(folder: Path, spec: str) -> None:
     for pickled in sorted((*folder.glob("pytorch_model*.bin"), *folder.glob("*/pytorch_model*.bin"))):
         if not any(pickled.parent.glob("*.safetensors")):
@@ -462,7 +469,7 @@ def _refuse_pickles(folder: Path, spec: str) -> None:
 
 
 def save_model(model: "SentenceTransformer", folder: Path, form: InputFormat, dims: Sequence[int] = ()) -> None:
-    """Save a model so that sentence-transformers alone loads it, and tells its form and its dimensions.
+    """Save a model so that sentence-transformers alone, of any age, loads it, and tells its form and its dimensions.
 
     The prompts are those of ``form``; in the native form the model keeps its own. ``dims`` are written as
     ``matryoshka_dimensions`` into ``config_sentence_transformers.json``, and into ``config.json``, where vLLM looks.
@@ -489,6 +496,7 @@ def save_model(model: "SentenceTransformer", folder: Path, form: InputFormat, di
         model.save_pretrained(str(folder), create_model_card=False, safe_serialization=True)
     finally:
         model.prompts, model.default_prompt_name = own, default
+    write_older_names(folder, window_of(model))
     if dims:
         for file in (folder / "config_sentence_transformers.json", folder / "config.json"):
             if file.exists():

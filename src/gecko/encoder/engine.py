@@ -100,12 +100,6 @@ def sample_cosine(model: "SentenceTransformer", engine: Engine) -> float:
     return float((engine(rows) * TorchEngine(model, "float32")(rows)).sum(axis=1).min())
 
 
-def window_of(model: "SentenceTransformer") -> int | None:
-    """The most tokens that a model reads; none where it names no limit."""
-    limit = model.max_seq_length
-    return int(limit) if limit is not None and limit < 2**31 else None
-
-
 def saved_prompts(model: "SentenceTransformer") -> tuple[dict[str, str], str]:
     """A model's own prompts by name, without empty ones, and the one that is used where none is named."""
     prompts = {name: text for name, text in model.prompts.items() if text}

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import numpy as np
 
-from gecko.encoder.encoder import Encoder, load_encoder
-from gecko.encoder.engine import CPU_BATCH_TOKENS, TorchEngine, is_plain, pad, saved_prompts, window_of
+from gecko.encoder.encoder import Encoder, load_encoder, window_of
+from gecko.encoder.engine import CPU_BATCH_TOKENS, TorchEngine, is_plain, pad, saved_prompts
 from gecko.encoder.vectors import Vectors
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from gecko.evaluation.result import load_set
 from gecko.formats import InputFormat
 from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
-from gecko.paid import all_scores
+from gecko.paid import all_ratings, all_scores
 from gecko.progress import Silent, Ui
 from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.store import Counts, Run, digest, read_json, write_json
@@ -43,14 +43,17 @@ if TYPE_CHECKING:
 VERSION = 1
 FOLDER = "ablate"
 AGREEMENT = "agreement with the teacher"
+Draw = Literal["at random", "even over tasks", "even over passages", "few passages"]
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1)
 CANDIDATES = (5, 10, 20)
 SHARES = (0.25, 0.5, 1.0)
 RATES = (1e-5, 2e-5, 5e-5)
+LEAST_RC = (None, 0.0, 1.0, 2.0)
+NEGATIVES = (1, 2, 4, 8)
+LISTWISE = (0.0, 0.5, 1.0, 2.0)
 LOSSES: dict[str, dict[str, Any]] = {
     "no same-tower negatives": {"same_tower": False},
     "hard negatives of all rows": {"hard_negatives": "all"},
-    "listwise, too": {"distill": 1.0},
 }
 RERANKERS = ("retriever", "ql", "rc", "rrf", "rrf+retriever")
 RESAMPLES = 10_000
@@ -69,8 +72,8 @@ class Cell:
         loss: changes to ``[train.loss]``.
         form: another input format; none: the ablation's.
         candidates: only the first so many; none: all.
-        share: of the rows, drawn at random.
-        tasks: half of the rows, drawn at random or evenly over the tasks; none: all rows.
+        share: of the rows.
+        draw: how that share is drawn.
     """
 
     group: str
@@ -82,7 +85,7 @@ class Cell:
     form: InputFormat | None = None
     candidates: int | None = None
     share: float = 1.0
-    tasks: str | None = None
+    draw: Draw = "at random"
 
     @property
     def label(self) -> str:
@@ -110,17 +113,33 @@ def all_cells(config: RunConfig, with_likelihood: bool = True) -> list[Cell]:
     fusions = ("rrf", "rrf+retriever", "ql", "rc") if with_likelihood else ("rc",)
     cells += [Cell("fusion", name, fusion, {"fusion": name}) for name in fusions]
     cells += [Cell("format", form, "native", form=form) for form in ("native", "unified")]
-    cells += [Cell("tasks", name, "as written", tasks=name) for name in ("as written", "uniform")]
+    cells.append(Cell("tasks", "as written", "as written", share=0.5))
+    cells.append(Cell("tasks", "uniform", "as written", share=0.5, draw="even over tasks"))
+    cells.append(
+        Cell("passages", "many, few queries each", "many, few queries each", share=0.5, draw="even over passages")
+    )
+    cells.append(Cell("passages", "few, many queries each", "many, few queries each", share=0.5, draw="few passages"))
     for value in sorted({*TEMPERATURES, temperature}):
         cells.append(Cell("temperature", f"{value:g}", f"{temperature:g}", loss={"temperature": value}))
     for count in sorted({*(c for c in CANDIDATES if c < n), n}):
         cells.append(Cell("candidates", str(count), str(n), candidates=count))
+    least = config.select.min_rc
+    for bar in sorted({*LEAST_RC, least}, key=lambda one: -math.inf if one is None else one):
+        cells.append(Cell("filter", _filter(bar), _filter(least), {"min_rc": bar}))
+    own = config.select.negatives
+    cells += [Cell("negatives", str(n), str(own), {"negatives": n}) for n in sorted({*NEGATIVES, own})]
     cells += [Cell("rows", f"{share:.0%}", "100%", share=share) for share in SHARES]
     for value in sorted({*RATES, rate}):
         cells.append(Cell("learning rate", f"{value:g}", f"{rate:g}", train={"learning_rate": value}))
+    weight = config.train.loss.distill
+    cells += [Cell("listwise", f"{w:g}", f"{weight:g}", loss={"distill": w}) for w in sorted({*LISTWISE, weight})]
     cells.append(Cell("loss", "the run's", "the run's"))
     cells += [Cell("loss", name, "the run's", loss=change) for name, change in LOSSES.items()]
     return cells
+
+
+def _filter(least: float | None) -> str:
+    return "all rows" if least is None else f"RC > {least:g}"
 
 
 def chosen_cells(cells: Sequence[Cell], names: Sequence[str] | None) -> list[Cell]:
@@ -202,6 +221,7 @@ class Ablation:
         config = run.config
         self.passages = {passage.id: passage for passage in run.read("ingest", Passage)}
         own = run.read("generate", Query), run.read("mine", Candidate), all_scores(run)
+        self.ratings = all_ratings(run)
         self._judged = [own, *(as_judged(one) for one in released)]
         self.queries = [query for queries, *_ in self._judged for query in queries]
         self.with_likelihood = all(score.ql_tokens > 0 for *_, scores in self._judged for score in scores)
@@ -232,6 +252,9 @@ class Ablation:
         from gecko.encoder import load_encoder
 
         return load_encoder(self.run.config.backbone)
+
+    def _embed_queries(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
+        return self.start.queries(texts, tasks)
 
     @cached_property
     def _sets_identity(self) -> str:
@@ -267,11 +290,12 @@ class Ablation:
         """The training rows of a cell, from the scores that the run paid for."""
         config = SelectConfig.model_validate({**self.run.config.select.model_dump(), **cell.select})
         labels = self._labels(config.fusion, cell.candidates)
-        rows = list(select(self.queries, labels, self.passages, config, seed, Counts()))
-        if cell.tasks is None and cell.share == 1:
+        rows = list(
+            select(self.queries, labels, self.passages, config, seed, Counts(), self._embed_queries, self.ratings)
+        )
+        if cell.share == 1:
             return rows
-        wanted = math.ceil((0.5 if cell.tasks else cell.share) * len(rows))
-        return drawn(rows, wanted, np.random.default_rng(seed), uniform=cell.tasks == "uniform")
+        return drawn(rows, math.ceil(cell.share * len(rows)), np.random.default_rng(seed), cell.draw)
 
     def settings(self, cell: Cell) -> TrainConfig:
         """How a cell is trained."""
@@ -312,15 +336,26 @@ class Ablation:
 
     @cached_property
     def plan(self) -> "list[Training]":
-        """Every training, those of one cell together."""
+        """Every training, those of one cell together; a cell that the run is too small for is told and left out.
+
+        Raises:
+            TrainingError: the run is too small for all of them.
+        """
         found = []
         for cell in self.cells:
-            for seed in range(self.options.seeds):
-                rows = self.rows(cell, seed)
-                if len(rows) < 2:
-                    raise TrainingError(f"cell {cell.label} has {len(rows)} training rows; the run is too small for it")
-                found.append(Training(cell, seed, len(rows), self._key(cell, seed, rows)))
+            rows = [self.rows(cell, seed) for seed in range(self.options.seeds)]
+            if (fewest := min(map(len, rows))) < 2:
+                self.ui.say(f"cell {cell.label} is left out: it has {fewest} training rows")
+                continue
+            found += [Training(cell, seed, len(one), self._key(cell, seed, one)) for seed, one in enumerate(rows)]
+        if not found:
+            raise TrainingError(f"{self.run.path} has too few rows to train on")
         return found
+
+    @property
+    def planned(self) -> list[Cell]:
+        """The cells that are trained."""
+        return list({training.cell.label: training.cell for training in self.plan}.values())
 
     def _left(self) -> "list[Training]":
         """The trainings that are not there yet; of equal ones, the first."""
@@ -382,7 +417,7 @@ class Ablation:
         from gecko.encoder import resolve_model
         from gecko.training import train
 
-        config = self.settings(self.cells[0]).model_copy(update={"epochs": 1})
+        config = self.settings(self.planned[0]).model_copy(update={"epochs": 1})
         start, seconds = resolve_model(self.run.config.backbone), []
         sizes = (min(len(rows), config.batch), min(len(rows), 3 * config.batch))
         with tempfile.TemporaryDirectory() as folder:
@@ -436,8 +471,18 @@ class Ablation:
         return values
 
     def _headline(self, values: Mapping[str, Sequence[float]]) -> list[Array]:
-        names = [data.name for data in self.sets] or [AGREEMENT]
-        return [np.array(values[name]) for name in names]
+        return _arrays(values, [data.name for data in self.sets])
+
+    def values(self) -> dict[str, list[dict[str, list[float]]]]:
+        """What each cell's students got, by label: one entry a seed."""
+        found: dict[str, list[dict[str, list[float]]]] = {}
+        for training in self.plan:
+            found.setdefault(training.cell.label, []).append(read_json(self._file(training.key))["values"])
+        return found
+
+    def sizes(self) -> dict[str, int]:
+        """Training rows of each cell, by label (of the last seed)."""
+        return {training.cell.label: training.rows for training in self.plan}
 
     def result(self) -> dict[str, Any]:
         """The table; numbers on 0–1.
@@ -446,57 +491,16 @@ class Ablation:
         A cell's value is the mean over its seeds; intervals resample queries, after each query's values were averaged over
         the seeds; ``seeds`` holds the value of each seed, from which the spread of training is seen.
         """
-        base = self.start_values
-        values: dict[str, list[dict[str, list[float]]]] = {}
-        sizes: dict[str, int] = {}
-        for training in self.plan:
-            label = training.cell.label
-            values.setdefault(label, []).append(read_json(self._file(training.key))["values"])
-            sizes[label] = training.rows
-        averaged = {label: _averaged(found) for label, found in values.items()}
-        cells = []
-        for cell in self.cells:
-            found, reference = averaged[cell.label], averaged.get(f"{cell.group}/{cell.reference}")
-            seeds = [_macro(self._headline(one)) for one in values[cell.label]]
-            row: dict[str, Any] = {
-                "group": cell.group,
-                "name": cell.name,
-                "rows": sizes[cell.label],
-                "score": float(np.mean(seeds)),
-                "seeds": seeds,
-                **self._against("start", found, base),
-                "reference": cell.reference if reference is not None else None,
-                **(self._against("reference", found, reference) if reference is not None else {}),
-                "sets": {name: float(np.mean(row)) for name, row in found.items() if name != AGREEMENT},
-                "agreement": None,
-            }
-            if self.heldout:
-                delta, low, high = macro_ci([np.array(found[AGREEMENT]) - np.array(base[AGREEMENT])], RESAMPLES)
-                mean = float(np.mean(found[AGREEMENT]))
-                row["agreement"] = {"score": mean, "delta": delta, "ci95": [low, high]}
-            cells.append(row)
-        return {
-            "headline": f"macro {HEADLINE}" if self.sets else AGREEMENT,
+        found = _table(self.planned, self.values(), self.sizes(), self.start_values, [data.name for data in self.sets])
+        return found | {
             "sets": {data.name: len(data.queries) for data in self.sets},
             "heldout": len(self.heldout),
             "form": self.form,
             "epochs": self.options.epochs or self.run.config.train.epochs,
             "seeds": self.options.seeds,
-            "start": {
-                "score": _macro(self._headline(base)),
-                "agreement": float(np.mean(base[AGREEMENT])) if self.heldout else None,
-            },
-            "cells": cells,
             "rerankers": self.rerankers(),
             "dims": self.dims(),
         }
-
-    def _against(
-        self, name: str, found: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]]
-    ) -> dict[str, Any]:
-        pairs = zip(self._headline(found), self._headline(base), strict=True)
-        delta, low, high = macro_ci([ours - theirs for ours, theirs in pairs], RESAMPLES)
-        return {f"delta_{name}": delta, f"ci95_{name}": [low, high]}
 
     def rerankers(self) -> list[dict[str, Any]]:
         """The LLM as reranker of the run's own candidates (Table 6 of the paper), on all queries that it has scored.
@@ -610,26 +614,131 @@ def first_candidates(candidates: Sequence[Candidate], n: int, queries: Sequence[
     return kept
 
 
-def drawn(rows: Sequence[Example], wanted: int, generator: np.random.Generator, *, uniform: bool) -> list[Example]:
+def drawn(rows: Sequence[Example], wanted: int, generator: np.random.Generator, how: Draw) -> list[Example]:
     """Some of the rows, drawn without replacement, in their order.
 
     Args:
         rows: all.
         wanted: how many.
         generator: draws.
-        uniform: draw the task first, each task text alike (but for case) as likely as any other, and then a row of it;
-            else each row is as likely as any other.
+        how: ``at random``; evenly over the task texts (but for case) or the seed passages: one row of each, then the next
+            of each; or of ``few passages``: all rows of one, then of the next.
     """
     order = generator.permutation(len(rows)).tolist()
-    if uniform:
-        seen: Counter[str] = Counter()
-        turn = {}
-        for place in order:
-            task = rows[place].task.casefold().strip()
-            turn[place] = seen[task]
-            seen[task] += 1
-        order.sort(key=turn.__getitem__)  # a row of each task, then the next of each
+    match how:
+        case "at random":
+            pass
+        case "even over tasks":
+            order = _by_turns(order, [row.task.casefold().strip() for row in rows])
+        case "even over passages":
+            order = _by_turns(order, [row.seed_id for row in rows])
+        case "few passages":
+            first = {seed: place for place, seed in enumerate(dict.fromkeys(rows[place].seed_id for place in order))}
+            order.sort(key=lambda place: first[rows[place].seed_id])
+        case _:
+            assert_never(how)
     return [rows[place] for place in sorted(order[:wanted])]
+
+
+def _by_turns(order: Sequence[int], kinds: Sequence[str]) -> list[int]:
+    seen: Counter[str] = Counter()
+    turn = {}
+    for place in order:
+        turn[place] = seen[kinds[place]]
+        seen[kinds[place]] += 1
+    return sorted(order, key=turn.__getitem__)
+
+
+def combined(ablations: Sequence[Ablation]) -> dict[str, Any]:
+    """One table of the same cells over several runs, each with test sets of its own: the macro mean is over all sets.
+
+    A cell's difference is then one that held on several corpora, each student against the start model on its own corpus.
+    Cells that one of the runs was too small for are left out.
+
+    Raises:
+        RunError: a run has no test set, two have one of the same name, or no cell is the same in all.
+    """
+    first = ablations[0]
+    names = [data.name for ablation in ablations for data in ablation.sets]
+    if any(not ablation.sets for ablation in ablations) or len(set(names)) < len(names):
+        raise RunError(f"each run needs test sets of its own; there are: {', '.join(names) or 'none'}")
+    if len({(ablation.form, ablation.options.seeds, ablation.options.epochs) for ablation in ablations}) > 1:
+        raise RunError("the runs differ in format, seeds or epochs, so their cells are not the same; set them for all")
+    cells = [cell for cell in first.planned if all(cell in other.planned for other in ablations)]
+    if not cells:
+        raise RunError(f"no cell is trained in all of the {len(ablations)} runs; name some that are with --cells")
+    found: list[dict[str, list[dict[str, list[float]]]]] = [ablation.values() for ablation in ablations]
+    values = {
+        label: [_merged([one[label][seed] for one in found]) for seed in range(first.options.seeds)]
+        for label in (cell.label for cell in cells)
+    }
+    sizes: Counter[str] = Counter()
+    for ablation in ablations:
+        sizes.update(ablation.sizes())
+    result = _table(cells, values, sizes, _merged([ablation.start_values for ablation in ablations]), names)
+    return result | {
+        "sets": {data.name: len(data.queries) for ablation in ablations for data in ablation.sets},
+        "heldout": 0,
+        "form": first.form,
+        "epochs": first.options.epochs or first.run.config.train.epochs,
+        "seeds": first.options.seeds,
+        "rerankers": [],
+        "dims": [],
+    }
+
+
+def _merged(rows: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    return {name: values for row in rows for name, values in row.items() if name != AGREEMENT}
+
+
+def _table(
+    cells: Sequence[Cell],
+    values: Mapping[str, Sequence[Mapping[str, list[float]]]],
+    sizes: Mapping[str, int],
+    base: Mapping[str, list[float]],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """``headline``, ``start`` and ``cells`` of a result, from each query's values: of the start, of cells by seed."""
+    averaged = {label: _averaged(found) for label, found in values.items()}
+    agreed = AGREEMENT in base
+    rows = []
+    for cell in cells:
+        found, reference = averaged[cell.label], averaged.get(f"{cell.group}/{cell.reference}")
+        seeds = [_macro(_arrays(one, names)) for one in values[cell.label]]
+        row: dict[str, Any] = {
+            "group": cell.group,
+            "name": cell.name,
+            "rows": sizes[cell.label],
+            "score": float(np.mean(seeds)),
+            "seeds": seeds,
+            **_against("start", found, base, names),
+            "reference": cell.reference if reference is not None else None,
+            **(_against("reference", found, reference, names) if reference is not None else {}),
+            "sets": {name: float(np.mean(row)) for name, row in found.items() if name != AGREEMENT},
+            "agreement": None,
+        }
+        if agreed:
+            delta, low, high = macro_ci([np.array(found[AGREEMENT]) - np.array(base[AGREEMENT])], RESAMPLES)
+            mean = float(np.mean(found[AGREEMENT]))
+            row["agreement"] = {"score": mean, "delta": delta, "ci95": [low, high]}
+        rows.append(row)
+    start = {
+        "score": _macro(_arrays(base, names)),
+        "agreement": float(np.mean(base[AGREEMENT])) if agreed else None,
+    }
+    return {"headline": f"macro {HEADLINE}" if names else AGREEMENT, "start": start, "cells": rows}
+
+
+def _arrays(values: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[Array]:
+    return [np.array(values[name]) for name in names or [AGREEMENT]]
+
+
+def _against(
+    name: str, found: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]], names: Sequence[str]
+) -> dict[str, Any]:
+    pairs = zip(_arrays(found, names), _arrays(base, names), strict=True)
+    delta, low, high = macro_ci([ours - theirs for ours, theirs in pairs], RESAMPLES)
+    return {f"delta_{name}": delta, f"ci95_{name}": [low, high]}
 
 
 def _averaged(found: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:

@@ -107,10 +107,40 @@ def macro_ci(differences: Sequence[Array], resamples: int = 10_000, seed: int = 
     return float(np.mean([values.mean() for values in differences])), float(low), float(high)
 
 
+def share_ci(
+    parts: Sequence[Array], wholes: Sequence[Array], resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float] | None:
+    """The share that one difference is of another, both macro means over several sets, with its 95 % percentile interval.
+
+    Args:
+        parts: for each set, (queries,): say what a student gained on each query.
+        wholes: the same of the same queries: say what its teacher gained. A resample draws the same queries for both.
+        resamples: how many resamples.
+        seed: of the generator.
+
+    Returns:
+        share, lower and upper end; none where the whole is not clearly above 0, since a share of it says nothing.
+
+    Raises:
+        EvaluationError: there is no set, one is empty, or the two are not of the same queries.
+    """
+    if [len(values) for values in parts] != [len(values) for values in wholes]:
+        raise EvaluationError("a share needs both differences of the same queries")
+    if macro_ci(wholes, resamples, seed)[1] <= 0:
+        return None
+    generator = np.random.default_rng(seed)
+    pairs = [np.stack(pair, axis=1) for pair in zip(parts, wholes, strict=True)]  # (queries, 2) of each set
+    means = np.mean([resampled_means(values, resamples, generator) for values in pairs], axis=0)
+    part, whole = np.mean([values.mean(axis=0) for values in pairs], axis=0)
+    means = means[means[:, 1] > 0]  # the few resamples without a whole have no share
+    low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
+    return float(part / whole), float(low), float(high)
+
+
 def resampled_means(values: Array, resamples: int, generator: np.random.Generator) -> Array:
-    """(resamples,) means of resamples drawn with replacement."""
+    """(resamples, …) means of resamples of the first axis, drawn with replacement."""
     rows = max(1, _BLOCK // len(values))
-    means = np.empty(resamples, dtype=np.float64)
+    means = np.empty((resamples, *values.shape[1:]), dtype=np.float64)
     for start in range(0, resamples, rows):
         stop = min(start + rows, resamples)
         drawn = generator.integers(0, len(values), size=(stop - start, len(values)))

@@ -22,7 +22,7 @@ from gecko.errors import EvaluationError
 from gecko.evaluation.beir import RetrievalSet, parse_spec
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.metrics import Array, per_query, resampled_means
-from gecko.formats import DEFAULT_TASK
+from gecko.formats import DEFAULT_TASK, MTEB_TASKS
 from gecko.records import Passage, Text
 
 Kind = Literal["sts", "pair classification", "classification", "clustering", "reranking"]
@@ -30,15 +30,6 @@ Kind = Literal["sts", "pair classification", "classification", "clustering", "re
 PREFIX = "mteb:"
 RANKED_RESAMPLES = 1000  # of a statistic that has to be computed anew each time
 CLUSTERED = 16_384  # documents, at most, of a local clustering set
-
-# Appendix D of the paper.
-PROMPTS: dict[str, str] = {
-    "STS": "semantic similarity",
-    "PairClassification": "semantic similarity",
-    "Classification": "classification",
-    "MultilabelClassification": "classification",
-    "Clustering": DEFAULT_TASK,
-}
 
 _FIELDS: dict[Kind, tuple[str, ...]] = {
     "sts": ("sentence1", "sentence2", "score"),
@@ -164,7 +155,7 @@ def load_folder(spec: str, split: str | None = None) -> TaskSet:
             for one in (train, columns):  # mteb takes the larger of two labels for the positive one
                 one["label"] = [numbers[label] for label in one["label"]]
         task = _local_task(kind, name, split, columns, train)
-    return TaskSet(name, (split,), task, PROMPTS.get(_TYPES[kind][0], DEFAULT_TASK))
+    return TaskSet(name, (split,), task, MTEB_TASKS.get(_TYPES[kind][0], DEFAULT_TASK))
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
@@ -341,7 +332,7 @@ def _loaded(task: Any, split: str | None) -> "list[RetrievalSet | TaskSet | Skip
     except Exception as error:  # the libraries below raise many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         return [Skipped(name, f"its data cannot be loaded: {reason[:200]}")]
-    prompt = PROMPTS.get(str(task.metadata.type), DEFAULT_TASK)
+    prompt = MTEB_TASKS.get(str(task.metadata.type), DEFAULT_TASK)
     if isinstance(task, AbsTaskRetrieval):
         task.convert_v1_dataset_format_to_v2(num_proc=None)
         parts = [

@@ -25,7 +25,7 @@ from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.evaluate import HEADLINE, dense_run, refuse_equal_names
 from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
 from gecko.fret.fuse import Fusion, fuse
-from gecko.fret.relabel import prompt_hash, relevance_logit, shielded_groups
+from gecko.fret.relabel import prompt_hash, read_both, read_labels, relevance_logit, shielded_groups
 from gecko.llm.base import Group, LanguageModel, Sampling
 from gecko.llm.weights import cache_folder
 from gecko.progress import Silent, Ui
@@ -50,7 +50,8 @@ class ValueConfig:
     """What is measured.
 
     Attributes:
-        forms: one prompt's name or file, read for QL and RC in one pass, or two with a ``+`` between (P_QL+P_RC).
+        forms: one prompt's name or file, read for QL and RC in one pass, or two with a ``+`` between (P_QL+P_RC); or a
+            folder of files.
         queries: at most so many a set, drawn at random; more of them include the fewer.
         candidates: how many of the retriever's first passages are put in order, N.
         passage_tokens: the teacher reads at most so many tokens of a passage.
@@ -108,6 +109,26 @@ def load_form(spec: str) -> Form:
             "write P_QL+P_RC for two prompts, or add labels"
         )
     return Form(spec, likelihood, relevance)
+
+
+def spread_forms(specs: Sequence[str]) -> tuple[str, ...]:
+    """Forms with a folder in the place of each of its prompt files, in order of name.
+
+    A file without labels can give a likelihood alone, so the shipped ``relevance`` stands beside it.
+
+    Raises:
+        ConfigError: a folder holds none, or one cannot be read.
+    """
+    found: list[str] = []
+    for spec in specs:
+        if not Path(spec).is_dir():
+            found.append(spec)
+            continue
+        files = sorted(map(str, Path(spec).glob("*.toml")))
+        if not files:
+            raise ConfigError(f"--form {spec}: the folder holds no prompt (*.toml)")
+        found += [file if load_prompt(file).labels else f"{file}+relevance" for file in files]
+    return tuple(dict.fromkeys(found))
 
 
 # --- the teacher's answers, kept
@@ -259,21 +280,22 @@ class Judge:
     def _batch(
         self, teacher: LanguageModel, reading: Reading, prompt: Prompt, batch: Sequence[tuple[Passage, Sequence[str]]]
     ) -> None:
-        groups = shielded_groups(prompt, [Group(passage.content, tuple(queries)) for passage, queries in batch])
+        groups = [Group(passage.content, tuple(queries)) for passage, queries in batch]
         began, before = time.perf_counter(), teacher.usage.tokens
         rows: list[list[tuple[float, int, float]]]
         match reading:
             case "both":
                 rows = [
                     [(found.ql_sum, found.ql_tokens, relevance_logit(prompt, found.labels)) for found in row]
-                    for row in teacher.judge(prompt, groups)
+                    for row in read_both(groups, teacher, prompt)
                 ]
             case "ql":
-                rows = [[(total, count, 0.0) for total, count in row] for row in teacher.score(prompt, groups)]
+                scores = teacher.score(prompt, shielded_groups(prompt, groups))
+                rows = [[(total, count, 0.0) for total, count in row] for row in scores]
             case "rc":
                 rows = [
                     [(0.0, 0, relevance_logit(prompt, labels)) for labels in row]
-                    for row in teacher.label_logprobs(prompt, groups)
+                    for row in read_labels(groups, teacher, prompt)
                 ]
         pairs = {
             pair_key(query, passage): found
@@ -359,6 +381,61 @@ class Measured:
     orders: dict[str, Array]
 
 
+def measure_orders(
+    sets: Sequence[RetrievalSet],
+    forms: Sequence[Form],
+    config: ValueConfig,
+    judge: Judge,
+    start: "Callable[[], Encoder]",
+    start_identity: str,
+) -> dict[str, list[Measured]]:
+    """Put the start model's candidates in every order, on every set, under every form.
+
+    Args:
+        sets: test sets, with different names.
+        forms: of the prompts.
+        config: what is measured.
+        judge: asks the teacher.
+        start: loads the start model.
+        start_identity: hash of the start model.
+
+    Returns:
+        by form, each set with nDCG@10 of each order and query.
+
+    Raises:
+        EvaluationError: two sets have one name.
+        RunError: another check of the same teacher is at work.
+    """
+    refuse_equal_names([data.name for data in sets])
+    judge.folder.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, list[Measured]] = {form.name: [] for form in forms}
+    try:
+        with FileLock(judge.folder / "lock", timeout=0):
+            for whole in sets:
+                data = sample_queries(whole, config.queries, config.seed)
+                run = retrieve(data, start, start_identity, config.candidates)
+                by_id = {passage.id: passage for passage in data.passages}
+                groups = _groups(data, run)
+                for form in forms:
+                    judge.ask(form, groups, data.name)
+                    measured[form.name].append(Measured(data, _orders(data, run, by_id, form, judge)))
+    except Timeout:
+        raise RunError(
+            f"another check of this teacher is at work (lock {judge.folder / 'lock'}); wait for it"
+        ) from None
+    return measured
+
+
+def _groups(data: RetrievalSet, run: dict[str, dict[str, float]]) -> list[tuple[Passage, list[str]]]:
+    """Passages with the queries that retrieved them; a query text that stands in the set twice is asked once."""
+    texts = dict(data.queries)
+    asked: dict[str, list[str]] = {}
+    for query_id, found in run.items():
+        for passage_id in found:
+            asked.setdefault(passage_id, []).append(texts[query_id])
+    return [(passage, list(dict.fromkeys(asked[passage.id]))) for passage in data.passages if passage.id in asked]
+
+
 def teacher_value(
     sets: Sequence[RetrievalSet],
     config: ValueConfig,
@@ -383,41 +460,8 @@ def teacher_value(
         EvaluationError: two sets have one name.
         RunError: another check of the same teacher is at work.
     """
-    forms = [load_form(spec) for spec in dict.fromkeys(config.forms)]
-    refuse_equal_names([data.name for data in sets])
-    judge.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(judge.folder / "lock", timeout=0):
-            return _measure(sets, forms, config, judge, start, start_identity)
-    except Timeout:
-        raise RunError(
-            f"another check of this teacher is at work (lock {judge.folder / 'lock'}); wait for it"
-        ) from None
-
-
-def _measure(
-    sets: Sequence[RetrievalSet],
-    forms: Sequence[Form],
-    config: ValueConfig,
-    judge: Judge,
-    start: "Callable[[], Encoder]",
-    start_identity: str,
-) -> dict[str, Any]:
-    measured: dict[str, list[Measured]] = {form.name: [] for form in forms}
-    for whole in sets:
-        data = sample_queries(whole, config.queries, config.seed)
-        run = retrieve(data, start, start_identity, config.candidates)
-        by_id = {passage.id: passage for passage in data.passages}
-        texts = dict(data.queries)
-        asked: dict[str, list[str]] = {}
-        for query_id, found in run.items():
-            for passage_id in found:
-                asked.setdefault(passage_id, []).append(texts[query_id])
-        # A query text that stands in the set twice is asked once.
-        groups = [(passage, list(dict.fromkeys(asked[passage.id]))) for passage in data.passages if passage.id in asked]
-        for form in forms:
-            judge.ask(form, groups, data.name)
-            measured[form.name].append(Measured(data, _orders(data, run, by_id, form, judge)))
+    forms = [load_form(spec) for spec in spread_forms(config.forms)]
+    measured = measure_orders(sets, forms, config, judge, start, start_identity)
     result: dict[str, Any] = {
         "teacher": judge.known["name"],
         "identity": judge.identity,
@@ -458,6 +502,8 @@ def _numbers(measured: Sequence[Measured], judge: Judge, form: Form, config: Val
     }
     if len(measured) > 1:
         result["macro"] = _row(measured, config)
+    if "rrf" in measured[0].orders:
+        result["rrf_over"] = {order: list(_against(measured, "rrf", order, config)) for order in ("ql", "rc")}
     return result
 
 
@@ -527,54 +573,24 @@ def _estimate(form: Form, passages: Sequence[Passage], config: ValueConfig, judg
     return estimate
 
 
-# --- for people
+def connect(
+    llm: str, backbone: str, config: ValueConfig, ui: Ui | None = None
+) -> "tuple[Judge, Callable[[], Encoder], str]":
+    """What measuring needs: a judge that loads the teacher when it must, the start model's loader and its identity."""
+    from gecko.config import RelabelConfig
+    from gecko.encoder import load_encoder, model_identity
+    from gecko.llm.load import load_teacher, teacher_identity
 
+    shown = ui or Silent()
 
-def value_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The result as a table, the header first; nDCG@10 in points."""
-    rows: list[tuple[str, ...]] = [("form", "set (queries)", "order", "nDCG@10", "difference to retriever (95 %)")]
-    for form, numbers in result["forms"].items():
-        sets = dict(numbers["sets"]) | ({"macro mean": numbers["macro"]} if "macro" in numbers else {})
-        for name, row in sets.items():
-            for order, cell in row.items():
-                if not isinstance(cell, dict):
-                    continue
-                rows.append((form, f"{name} ({row['queries']})", order, f"{100 * cell[HEADLINE]:.1f}", _delta(cell)))
-    return rows
+    def load() -> LanguageModel:
+        shown.say(f"loading the teacher ({llm})")
+        settings = RelabelConfig(passage_tokens=config.passage_tokens, precision=config.precision)
+        return load_teacher(llm, settings, shown)
 
-
-def _delta(cell: dict[str, Any]) -> str:
-    if cell["delta"] is None:
-        return ""
-    low, high = cell["ci95"]
-    return f"{100 * cell['delta']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-
-
-def value_verdict(result: dict[str, Any]) -> str:
-    """What the teacher is worth, what to set, and what a run would cost, in sentences."""
-    best, estimate = result["best"], result["estimate"]
-    where = f"{best['queries']} queries" + (f" of {best['sets']} sets" if best["sets"] > 1 else "")
-    lines = [f"{result['teacher']}: {_delta(best)} nDCG@10 over the start model on {where}; {best['verdict']}"]
-    likelihood, relevance = prompt_names(best["form"])
-    lines.append(
-        f"best form: {best['form']}, fusion {best['fusion']} (--set prompts.query_likelihood={likelihood} "
-        f"--set prompts.relevance={relevance} --set select.fusion={best['fusion']})"
-    )
-    judging, writing = estimate["judging"], estimate["writing"]
-    parts = [f"judging {judging['tokens']:,} tokens, {_time(judging['seconds'])}"]
-    if writing is not None:
-        parts.insert(0, f"writing {writing['tokens']:,} tokens, {_time(writing['seconds'])}")
-    lines.append(
-        f"a run of {estimate['queries']:,} queries with {estimate['candidates']} candidates on this machine, at most: "
-        f"{'; '.join(parts)}"
-    )
-    return "\n".join(lines)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    how = "" if config.precision == "auto" else f"-{config.precision}"
+    judge = Judge(teacher_identity(llm), load, config.passage_tokens, shown, how)
+    return judge, lambda: load_encoder(backbone), model_identity(backbone)
 
 
 def check_teacher(
@@ -589,20 +605,5 @@ def check_teacher(
         config: what is measured.
         ui: where the progress goes.
     """
-    from gecko.config import RelabelConfig
-    from gecko.encoder import load_encoder, model_identity
-    from gecko.llm.load import load_teacher, teacher_identity
-
-    shown = ui or Silent()
-
-    def load() -> LanguageModel:
-        shown.say(f"loading the teacher ({llm})")
-        settings = RelabelConfig(passage_tokens=config.passage_tokens, precision=config.precision)
-        return load_teacher(llm, settings, shown)
-
-    how = "" if config.precision == "auto" else f"-{config.precision}"
-    judge = Judge(teacher_identity(llm), load, config.passage_tokens, shown, how)
     settings = {"llm": llm, "backbone": backbone} | asdict(config)
-    return {"settings": settings} | teacher_value(
-        sets, config, judge, lambda: load_encoder(backbone), model_identity(backbone)
-    )
+    return {"settings": settings} | teacher_value(sets, config, *connect(llm, backbone, config, ui))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from gecko.config import GenerateConfig
 from gecko.fret.seeds import Seed
+from gecko.fret.variables import draw, worded
 from gecko.llm.base import LanguageModel, Sampling
 from gecko.prompts import Prompt, shielded
 from gecko.records import Passage, Query
@@ -83,7 +84,7 @@ def generate(
         seeds: the shard's seeds; they are decoded together, in batches of ``config.batch``.
         passages: the corpus by id.
         teacher: writes.
-        prompt: P_QG.
+        prompt: P_QG, with the weights of its variables.
         config: how texts are drawn.
         seed: of the run; each text is drawn from its own generator.
         counts: drops by reason and tokens.
@@ -98,13 +99,16 @@ def generate(
         sampling = Sampling(
             config.temperature, config.top_p, config.max_new_tokens, tuple(int(digest(text)[:12], 16) for text in ids)
         )
-        texts = teacher.generate(prompt, [shielded(prompt, passage.content) for passage in chosen], sampling)
+        shown = [shielded(prompt, passage.content) for passage in chosen]
+        drawn = [draw(prompt, identifier) for identifier in ids]
+        asked = [worded(prompt, values, passage) for values, passage in zip(drawn, chosen, strict=True)]
+        texts = teacher.generate(prompt, shown, sampling, *([asked] if any(asked) else []))
         for item, passage, identifier, text in zip(batch, chosen, ids, texts, strict=True):
             parsed = parse(text, passage, prompt)
             if not parsed.reason and _plain(parsed.query) in seen:
                 parsed = Parsed(reason="repeated")
             if parsed.reason:
-                counts.drops[parsed.reason] += 1
+                counts.drop(parsed.reason, text.strip() or "(nothing)")
                 continue
             seen.add(_plain(parsed.query))
             yield Query(identifier, parsed.task, parsed.query, passage.id, teacher.name, item.split)

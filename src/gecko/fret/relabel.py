@@ -2,7 +2,8 @@
 
 ``QL(q, p) = log LLM(q | p, P_QL)`` is kept as a sum and a number of tokens; ``RC(q, p)`` as the log-odds of the relevant
 label against the other, or of the expected grade where the prompt's labels are grades. Pairs are grouped by passage, so
-that a passage is read once a prompt for all of its queries.
+that a passage is read once a prompt for all of its queries. A prompt may name a neutral query: a passage to which a teacher
+says Yes whatever is asked then gains nothing by it.
 
 By default one prompt serves both: QL is read on the query's tokens, RC on the label after them, so the passage and the
 query are read once and not twice. Two prompts, as in the paper, are two names in ``[prompts]``.
@@ -10,6 +11,7 @@ query are read once and not twice. Two prompts, as in the paper, are two names i
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from gecko.llm.base import Group, Judgement, LanguageModel
 from gecko.prompts import Prompt, shielded
@@ -25,7 +27,7 @@ def prompt_hash(likelihood: Prompt, relevance: Prompt) -> str:
 def relabel(
     pairs: Sequence[tuple[Passage, Sequence[Query]]],
     teacher: LanguageModel,
-    likelihood: Prompt,
+    likelihood: Prompt | None,
     relevance: Prompt,
     counts: Counts,
     known: Mapping[tuple[str, str], Score] | None = None,
@@ -35,7 +37,7 @@ def relabel(
     Args:
         pairs: passages, each with the queries that retrieved it.
         teacher: scores.
-        likelihood: P_QL.
+        likelihood: P_QL; none: relevance alone, as for rating queries.
         relevance: P_RC.
         counts: tokens, and the passages that were cut.
         known: scores by query id and passage id that were paid for before; the teacher is not asked for them.
@@ -50,9 +52,10 @@ def relabel(
     groups = [Group(passage.content, tuple(query.text for query in queries)) for passage, queries in asked]
     judgements = judge(groups, teacher, likelihood, relevance) if groups else []
     counts.tokens += teacher.usage.tokens - tokens
-    passes = 1 if likelihood.hash == relevance.hash or not teacher.can_score else 2
+    once = likelihood is None or likelihood.hash == relevance.hash or not teacher.can_score
+    passes = 1 if once else 2
     counts.notes["passages read in part"] += (teacher.usage.truncated - cut) // passes
-    used = prompt_hash(likelihood, relevance)
+    used = relevance.hash if likelihood is None else prompt_hash(likelihood, relevance)
     scores = {
         (query.id, passage.id): Score(
             query_id=query.id,
@@ -73,20 +76,53 @@ def relabel(
 
 
 def judge(
-    groups: Sequence[Group], teacher: LanguageModel, likelihood: Prompt, relevance: Prompt
+    groups: Sequence[Group], teacher: LanguageModel, likelihood: Prompt | None, relevance: Prompt
 ) -> list[list[Judgement]]:
-    """Both scores of every pair, in one pass where one prompt serves both; no QL (of 0 tokens) if the teacher has none."""
-    safe = shielded_groups(relevance, groups)
-    if not teacher.can_score:
-        return [[Judgement(0.0, 0, labels) for labels in row] for row in teacher.label_logprobs(relevance, safe)]
+    """Both scores of every pair, in one pass where one prompt serves both; no QL (of 0 tokens) if the teacher has none.
+
+    Nor is there any without a prompt for it.
+    """
+    if likelihood is None or not teacher.can_score:
+        return [[Judgement(0.0, 0, labels) for labels in row] for row in read_labels(groups, teacher, relevance)]
     if likelihood.hash == relevance.hash:
-        return teacher.judge(relevance, safe)
+        return read_both(groups, teacher, relevance)
     scores = teacher.score(likelihood, shielded_groups(likelihood, groups))
-    labels = teacher.label_logprobs(relevance, safe)
+    labels = read_labels(groups, teacher, relevance)
     return [
         [Judgement(total, count, values) for (total, count), values in zip(row, answers, strict=True)]
         for row, answers in zip(scores, labels, strict=True)
     ]
+
+
+def read_both(groups: Sequence[Group], teacher: LanguageModel, prompt: Prompt) -> list[list[Judgement]]:
+    """Likelihood and labels of every pair under one prompt, the labels calibrated if the prompt has a neutral query."""
+    rows = teacher.judge(prompt, with_neutral(prompt, shielded_groups(prompt, groups)))
+    if not prompt.neutral:
+        return rows
+    labels = [calibrated([found.labels for found in row]) for row in rows]
+    return [
+        [replace(found, labels=values) for found, values in zip(row[:-1], answers, strict=True)]
+        for row, answers in zip(rows, labels, strict=True)
+    ]
+
+
+def read_labels(groups: Sequence[Group], teacher: LanguageModel, prompt: Prompt) -> list[list[tuple[float, ...]]]:
+    """Log-probabilities of the labels of every pair, calibrated if the prompt has a neutral query."""
+    rows = teacher.label_logprobs(prompt, with_neutral(prompt, shielded_groups(prompt, groups)))
+    return [calibrated(row) for row in rows] if prompt.neutral else rows
+
+
+def with_neutral(prompt: Prompt, groups: Sequence[Group]) -> list[Group]:
+    """The groups with the prompt's neutral query, if it has one, as the last of each: one more short tail a passage."""
+    if not prompt.neutral:
+        return list(groups)
+    return [Group(group.passage, (*group.queries, prompt.neutral)) for group in groups]
+
+
+def calibrated(row: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """The rows but the last, which is the neutral query's, less the last: ``log p(label | q, p) / p(label | neutral, p)``."""
+    *found, neutral = row
+    return [tuple(value - base for value, base in zip(labels, neutral, strict=True)) for labels in found]
 
 
 def shielded_groups(prompt: Prompt, groups: Sequence[Group]) -> list[Group]:

@@ -116,7 +116,13 @@ def release_identity(spec: str) -> str:
     return file_sha256(release_path(spec))
 
 
-def _rows(spec: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_release(spec: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a release as they are in the file, of :data:`SCHEMA`.
+
+    Raises:
+        ConfigError: there is no such release.
+        RunError: the file is none.
+    """
     path = release_path(spec)
     try:
         table = pq.read_table(path, columns=columns)
@@ -128,7 +134,7 @@ def _rows(spec: str, columns: list[str] | None = None) -> Iterator[dict[str, Any
 
 def heldout_seeds(spec: str) -> set[str]:
     """The passages whose queries a release keeps from training: no other row should be written for them."""
-    return {row["seed_id"] for row in _rows(spec, ["seed_id", "split"]) if row["split"] == "heldout"}
+    return {row["seed_id"] for row in read_release(spec, ["seed_id", "split"]) if row["split"] == "heldout"}
 
 
 def load_release(
@@ -155,17 +161,17 @@ def load_release(
     known = {identifier: content_hash(passage) for identifier, passage in passages.items()}
     held = frozenset(heldout)
     released = Released(spec, passages)
-    for row in _rows(spec):
+    for row in read_release(spec):
         ranked = _ranked(row, config)
         content = {entry["passage_id"]: entry["content"] for entry in row["candidates"]}
         there = {identifier for identifier, value in content.items() if known.get(identifier) == value}
         needed = {row["seed_id"], ranked[0].passage_id}
         if gone := needed - there:
             missing = any(identifier not in known for identifier in gone)
-            released.counts.drops[f"{spec}: seed or positive {'missing' if missing else 'changed'}"] += 1
+            released.counts.drop(f"{spec}: seed or positive {'missing' if missing else 'changed'}", row["query"])
             continue
         if row["split"] == "train" and needed & held:
-            released.counts.drops[f"{spec}: of a held-out neighbourhood"] += 1
+            released.counts.drop(f"{spec}: of a held-out neighbourhood", row["query"])
             continue
         released.counts.notes[f"{spec}: candidates missing or changed"] += len(content) - len(there)
         released.queries.append(

@@ -4,6 +4,8 @@ Queries that teach little (copies of their passage, give-aways of its title, nea
 is wanted) are dropped or count less, each by a setting of its own.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
@@ -15,6 +17,8 @@ from gecko.fret.fuse import Label, fuse
 from gecko.fret.quality import copied, kind, leaked, near_by_vectors, near_by_words
 from gecko.records import Candidate, Example, Passage, Query, Score, Text
 from gecko.store import Counts, digest
+
+Embed = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 DATASET = "fret"
 ROWS_FROM = "rows from "  # before a release's name, in what select counts
@@ -46,12 +50,14 @@ def select(
     config: SelectConfig,
     seed: int,
     counts: Counts,
-    embed: Callable[[Sequence[Query]], np.ndarray] | None = None,
+    embed: Embed | None = None,
+    ratings: Mapping[str, float] | None = None,
 ) -> Iterator[Example]:
     """One training row a query, in the order of ``queries``.
 
     A row whose positive the teacher does not find relevant (``config.min_rc``) is dropped and counted, as is a held-out
-    query and one without labels; then those that fail the settings on quality.
+    query and one without labels; then those that fail the settings on quality; then those of a kind of task of which there
+    are too many.
 
     Args:
         queries: all that were generated.
@@ -60,22 +66,44 @@ def select(
         config: what is selected.
         seed: of the run.
         counts: gets drops and notes.
-        embed: unit vectors of queries, for ``config.near_cosine``.
+        embed: unit vectors of queries with these texts and tasks, for ``config.near_cosine``.
+        ratings: of queries by id, for ``config.min_rating``; one that has none is kept.
     """
     rows = [
         (query, row)
         for query, row in _rows(queries, labels, passages, config, seed, counts)
         if _is_kept(query, config, seed, counts)
     ]
-    flaws = _flaws([query for query, _ in rows], passages, config, embed)
-    for (query, row), flaw in zip(rows, flaws, strict=True):
+    flaws = _flaws([query for query, _ in rows], passages, config, embed, ratings or {})
+    left = []
+    for (_, row), flaw in zip(rows, flaws, strict=True):
         if flaw and config.flawed_weight == 0:
             counts.drop(flaw[0], flaw[1])
             continue
         if flaw:
             counts.notes[f"counts {config.flawed_weight:g}: {flaw[0]}"] += 1
-        counts.notes["positive is not the seed"] += row.positive.id != query.seed_id
-        yield replace(row, weight=row.weight * config.flawed_weight) if flaw else row
+        left.append(replace(row, weight=row.weight * config.flawed_weight) if flaw else row)
+    for row in _evened(left, config, seed, counts):
+        counts.notes["positive is not the seed"] += row.positive.id != row.seed_id
+        yield row
+
+
+def _evened(rows: list[Example], config: SelectConfig, seed: int, counts: Counts) -> list[Example]:
+    """The rows without those of a kind of task that has more than it may; which ones go is decided by their ids."""
+    if config.task_rows is None or not rows:
+        return rows
+    kinds = [kind(row.task) for row in rows]
+    most = config.task_rows if config.task_rows != "uniform" else math.ceil(len(rows) / len(set(kinds)))
+    order = sorted(range(len(rows)), key=lambda place: digest(str(seed), rows[place].query_id))
+    taken, kept = Counter[str](), set[int]()
+    for place in order:
+        taken[kinds[place]] += 1
+        if taken[kinds[place]] <= most:
+            kept.add(place)
+    for place, row in enumerate(rows):
+        if place not in kept:
+            counts.drop(f"more than {most:,} of a kind of task: {kinds[place]}", row.query)
+    return [row for place, row in enumerate(rows) if place in kept]
 
 
 def _is_kept(query: Query, config: SelectConfig, seed: int, counts: Counts) -> bool:
@@ -92,13 +120,16 @@ def _flaws(
     queries: Sequence[Query],
     passages: Mapping[str, Passage],
     config: SelectConfig,
-    embed: Callable[[Sequence[Query]], np.ndarray] | None,
+    embed: Embed | None,
+    ratings: Mapping[str, float],
 ) -> list[tuple[str, str] | None]:
     """What is wrong with each query, and how that shows. A near duplicate is one of a query that nothing is wrong with."""
     found: list[tuple[str, str] | None] = []
     for query in queries:
-        passage = passages[query.seed_id]
-        if config.max_copied is not None and copied(query.text, passage.content) > config.max_copied:
+        passage, rating = passages[query.seed_id], ratings.get(query.id)
+        if config.min_rating is not None and rating is not None and rating < config.min_rating:
+            found.append((f"rated below {config.min_rating:g}", f"{rating:+.1f}: {query.text} ← {passage.content}"))
+        elif config.max_copied is not None and copied(query.text, passage.content) > config.max_copied:
             found.append(("copies its passage", f"{query.text} ← {passage.text}"))
         elif config.max_title is not None and leaked(query.text, passage.title) > config.max_title:
             found.append(("gives away the title", f"{query.text} ← {passage.title}"))
@@ -108,7 +139,7 @@ def _flaws(
     def mark(reason: str, near: Callable[[list[Query]], list[int | None]]) -> None:
         places = [place for place, flaw in enumerate(found) if flaw is None]
         left = [queries[place] for place in places]
-        for place, like in zip(places, near(left), strict=True):
+        for place, like in zip(places, near(left) if left else [], strict=True):
             if like is not None:
                 found[place] = (reason, f"{queries[place].text} ← {left[like].text}")
 
@@ -117,7 +148,11 @@ def _flaws(
     if (cosine := config.near_cosine) is not None:
         if embed is None:
             raise ValueError("select.near_cosine needs the vectors of the queries")
-        mark("near duplicate by meaning", lambda left: near_by_vectors(embed(left), cosine) if left else [])
+
+        def by_meaning(left: list[Query]) -> list[int | None]:
+            return near_by_vectors(embed([query.text for query in left], [query.task for query in left]), cosine)
+
+        mark("near duplicate by meaning", by_meaning)
     return found
 
 
@@ -131,16 +166,17 @@ def _rows(
 ) -> Iterator[tuple[Query, Example]]:
     for query in queries:
         if query.split != "train":
-            counts.drops["held out"] += 1
+            counts.drop("held out", query.text)
             continue
         ranked = labels.get(query.id)
         if not ranked:
-            counts.drops["beyond the budget"] += 1
+            counts.drop("beyond the budget", query.text)
             continue
         row = make_row(query, ranked, passages, config, seed)
         rc = next(label.rc for label in ranked if label.passage_id == row.positive.id)
         if config.min_rc is not None and rc <= config.min_rc:
-            counts.drops[f"positive not relevant (RC <= {config.min_rc:g})"] += 1
+            text = f"{rc:+.1f}: {query.text} ← {passages[row.positive.id].content}"
+            counts.drop(f"positive not relevant (RC <= {config.min_rc:g})", text)
             continue
         yield query, row
 

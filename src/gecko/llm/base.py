@@ -85,8 +85,13 @@ class LanguageModel(Protocol):
     can_score: bool
     usage: Usage
 
-    def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling) -> list[str]:
-        """One text a passage, up to the first stop string (which is cut off)."""
+    def generate(
+        self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()
+    ) -> list[str]:
+        """One text a passage, up to the first stop string (which is cut off).
+
+        ``variables`` holds what goes into the slot of that name, one text a passage; none: nothing goes there.
+        """
         ...
 
     def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:

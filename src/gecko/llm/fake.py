@@ -21,8 +21,10 @@ class FakeLM:
     """Deterministic stand-in for a teacher.
 
     - ``score``: every query word costs log 2 nats if the passage has it, log 16 if not; a word is one token.
-    - ``label_logprobs``: P(Yes) is the share of the query's words that the passage has, kept within [0.02, 0.98].
-    - ``generate``: a query of a few of the passage's words, in the form that the generation prompt asks for.
+    - ``label_logprobs``: P(Yes) is the share of the query's words that the passage has, kept within [0.02, 0.98]; a grade
+      between the lowest and the highest is as likely as their weighted geometric mean, all divided by their sum.
+    - ``generate``: a query of a few of the passage's words, in the form that the generation prompt asks for; which words
+      depends on the variables, too.
     """
 
     name = "fake"
@@ -32,12 +34,14 @@ class FakeLM:
     def __init__(self) -> None:
         self.usage = Usage()
 
-    def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling) -> list[str]:
+    def generate(
+        self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()
+    ) -> list[str]:
         """See :class:`gecko.llm.base.LanguageModel`."""
         texts = []
-        for passage, seed in zip(passages, sampling.seeds, strict=True):
+        for passage, seed, asked in zip(passages, sampling.seeds, variables or [""] * len(passages), strict=True):
             known = words(passage)
-            start = int(digest(passage, str(seed)), 16) % max(1, len(known) - 4)
+            start = int(digest(passage, str(seed), *filter(None, [asked])), 16) % max(1, len(known) - 4)
             task = ("Given a question, find the answer.", "Given a search query, find a passage.")[seed % 2]
             texts.append(f" {task}\nQuery: where is {' '.join(known[start : start + 5])}")
             self.usage.read += len(known)
@@ -67,7 +71,7 @@ class FakeLM:
                 asked = words(query)
                 share = sum(word in known for word in asked) / max(1, len(asked))
                 yes = min(0.98, max(0.02, share))
-                row.append((math.log(yes), math.log(1 - yes)))
+                row.append(_grades(prompt.values or (1.0, 0.0), yes))
             results.append(row)
         return results
 
@@ -82,3 +86,11 @@ class FakeLM:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See :class:`gecko.llm.base.LanguageModel`."""
         return [len(words(text)) for text in texts]
+
+
+def _grades(values: Sequence[float], yes: float) -> tuple[float, ...]:
+    low, high = min(values), max(values)
+    parts = [(value - low) / (high - low) for value in values]
+    weights = [part * math.log(yes) + (1 - part) * math.log(1 - yes) for part in parts]
+    total = math.log(sum(map(math.exp, weights)))
+    return tuple(weight - total for weight in weights)

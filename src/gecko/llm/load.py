@@ -140,8 +140,11 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
         name=name,
         identity=identity,
         passage_tokens=config.passage_tokens,
-        pack_tokens=config.pack_tokens,
+        pack_tokens=config.pack_tokens or PACK_TOKENS.get(device, 512),
     )
+
+
+PACK_TOKENS = {"cuda": 2048}  # a larger pack feeds a GPU, but its attention is over all pairs of its tokens
 
 
 # Narrower models lose more by rounding (the fused order of a 576 wide one agrees with float32's by .80, by .97 in bfloat16)

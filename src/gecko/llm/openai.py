@@ -173,7 +173,9 @@ class OpenAILM:
 
     # --- the protocol
 
-    def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling) -> list[str]:
+    def generate(
+        self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()
+    ) -> list[str]:
         """See :class:`gecko.llm.base.LanguageModel`."""
         common = {
             "temperature": sampling.temperature,
@@ -182,13 +184,14 @@ class OpenAILM:
             **({"stop": list(prompt.stop[:MOST_STOPS])} if prompt.stop else {}),
         }
 
-        def write(item: tuple[str, int], stop: threading.Event) -> str:
-            passage, seed = item
-            path, body = self._body(prompt, passage, "")
+        def write(item: tuple[str, str, int], stop: threading.Event) -> str:
+            passage, asked, seed = item
+            path, body = self._body(prompt, passage, defused(asked))
             text = self._ask(path, body | common | {"seed": seed}, _written, stop)
             return cut_at_stop(text, prompt.stop)[0]
 
-        return self._all(write, list(zip(self._cut(passages), sampling.seeds, strict=True)))
+        chosen = variables or [""] * len(passages)
+        return self._all(write, list(zip(self._cut(passages), chosen, sampling.seeds, strict=True)))
 
     def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:
         """See :class:`gecko.llm.base.LanguageModel`."""
@@ -389,8 +392,8 @@ class OpenAILM:
         self.usage.truncated += sum(len(passage) > limit for passage in passages)
         return [defused(passage[:limit]) for passage in passages]
 
-    def _body(self, prompt: Prompt, passage: str, query: str) -> tuple[str, dict[str, Any]]:
-        text, messages = fill(prompt, passage, query)
+    def _body(self, prompt: Prompt, passage: str, second: str) -> tuple[str, dict[str, Any]]:
+        text, messages = fill(prompt, passage, second)
         if prompt.form == "completion":
             return "/completions", {"prompt": text}
         return "/chat/completions", {"messages": [{"role": role, "content": content} for role, content in messages]}

@@ -47,8 +47,8 @@ class _Cut:
     middle: list[int]
     end: list[int]
     space_before_passage: bool
-    space_before_query: bool
-    has_query: bool
+    space_before_second: bool
+    has_second: bool
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class TransformersLM:
         self, prompt: Prompt, groups: Sequence[Group], *, query: bool, labels: list[int]
     ) -> list[list[Judgement]]:
         """One pass over all groups that reads the query's tokens, the labels after the prompt's end, or both."""
-        if not self._cut(prompt).has_query:
+        if not prompt.has_query:
             raise TeacherError(f"prompt {prompt.name!r} has no {{query}}, so there is nothing to score; add it")
         results = [[NOTHING] * len(group.queries) for group in groups]
         end = len(self._cut(prompt).end) if labels else 0
@@ -155,13 +155,13 @@ class TransformersLM:
                 results[group][place] = Judgement(total, length, tuple(answer))
         return results
 
-    def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling) -> list[str]:
+    def generate(
+        self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()
+    ) -> list[str]:
         """See :class:`gecko.llm.base.LanguageModel`. All passages are decoded together; a finished one leaves the batch."""
         if not passages:
             return []
-        cut = self._cut(prompt)
-        bodies = [ids + cut.middle for ids in self._passage_ids(cut, passages)]
-        return self._decode(prompt, bodies, sampling)
+        return self._decode(prompt, self._bodies(self._cut(prompt), passages, variables), sampling)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See :class:`gecko.llm.base.LanguageModel`."""
@@ -184,11 +184,10 @@ class TransformersLM:
                         "give a prompt file without a system message as prompts.relevance"
                     ) from error
             before, _, after = text.partition("{passage}")
-            middle, _, end = after.partition("{query}")
+            middle, second, end = after.partition(prompt.slot)
             start = (
                 [] if prompt.form == "chat" else list(self.tokenizer("")["input_ids"])
             )  # the BOS, where there is one
-            has_query = "{query}" in after
             preamble = start + self._control_ids(before.removesuffix(" "))
             if not preamble:
                 raise TeacherError(
@@ -196,11 +195,11 @@ class TransformersLM:
                 )
             self._cuts[prompt.hash] = _Cut(
                 preamble=preamble,
-                middle=self._control_ids(middle.removesuffix(" ") if has_query else middle),
+                middle=self._control_ids(middle.removesuffix(" ") if second else middle),
                 end=self._control_ids(end),
                 space_before_passage=before.endswith(" "),
-                space_before_query=has_query and middle.endswith(" "),
-                has_query=has_query,
+                space_before_second=bool(second) and middle.endswith(" "),
+                has_second=bool(second),
             )
         return self._cuts[prompt.hash]
 
@@ -224,6 +223,15 @@ class TransformersLM:
         )
         return [ids[: self.passage_tokens] for ids in encoded]
 
+    def _bodies(self, cut: _Cut, passages: Sequence[str], variables: Sequence[str]) -> list[list[int]]:
+        """What follows the preamble when a text is to be written for each passage."""
+        bodies = [ids + cut.middle for ids in self._passage_ids(cut, passages)]
+        if not cut.has_second:
+            return bodies
+        space = " " if cut.space_before_second else ""
+        asked = self._data_ids([space + text for text in variables or [""] * len(passages)])
+        return [body + ids + cut.end for body, ids in zip(bodies, asked, strict=True)]
+
     def _label_ids(self, prompt: Prompt) -> list[int]:
         ids = [self._control_ids(label)[0] for label in prompt.labels]
         if len(set(ids)) != len(ids) or len(ids) < 2:
@@ -238,7 +246,7 @@ class TransformersLM:
     def _packs(self, prompt: Prompt, groups: Sequence[Group], *, with_end: bool) -> Iterator[list[_Branches]]:
         cut = self._cut(prompt)
         passages = self._passage_ids(cut, [group.passage for group in groups])
-        space = " " if cut.space_before_query else ""
+        space = " " if cut.space_before_second else ""
         flat = self._data_ids([space + query for group in groups for query in group.queries])
         queries = iter(flat)
         pack: list[_Branches] = []

@@ -54,10 +54,12 @@ class VllmLM(TransformersLM):
         self.usage = Usage()
         self._cuts = {}
 
-    def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling) -> list[str]:
+    def generate(
+        self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()
+    ) -> list[str]:
         """See :class:`gecko.llm.base.LanguageModel`."""
         cut = self._cut(prompt)
-        ids = [cut.preamble + passage + cut.middle for passage in self._passage_ids(cut, passages)]
+        ids = [cut.preamble + body for body in self._bodies(cut, passages, variables)]
         settings = [
             self._vllm.SamplingParams(
                 temperature=sampling.temperature,
@@ -76,9 +78,9 @@ class VllmLM(TransformersLM):
     ) -> list[list[Judgement]]:
         """One request a pair that reads the query's tokens, the labels after the prompt's end, or both."""
         cut = self._cut(prompt)
-        if not cut.has_query:
+        if not prompt.has_query:
             raise TeacherError(f"prompt {prompt.name!r} has no {{query}}, so there is nothing to score; add it")
-        space = " " if cut.space_before_query else ""
+        space = " " if cut.space_before_second else ""
         passages = self._passage_ids(cut, [group.passage for group in groups])
         tails = self._data_ids([space + text for group in groups for text in group.queries])
         starts = [

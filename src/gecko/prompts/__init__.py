@@ -1,8 +1,8 @@
 """Prompts as data: TOML files, read here, known by the hash of their content.
 
-A prompt has two slots, ``{passage}`` and then ``{query}`` (a generation prompt has only the first), so everything up to
-the end of the passage is a prefix that all queries of a passage share. What goes into a slot is data: a backend never
-parses control tokens out of it.
+A prompt has two slots, ``{passage}`` and then ``{query}`` (a generation prompt has only the first, or ``{variables}`` as
+the second), so everything up to the end of the passage is a prefix that all queries of a passage share. What goes into a
+slot is data: a backend never parses control tokens out of it.
 """
 
 import math
@@ -17,10 +17,28 @@ from typing import Any, Literal
 from gecko.errors import ConfigError
 from gecko.store import digest
 
-NAMES = ("generate", "generate_completion", "query_likelihood", "relevance")
+NAMES = ("generate", "generate_completion", "generate_varied", "query_likelihood", "rate", "relevance")
+QUERY, VARIABLES, VALUE = "{query}", "{variables}", "{value}"
 
 _FIELD = re.compile(r"^(\w+):", re.MULTILINE)
 _FIELD_LINE = re.compile(r"^[ \t]*(\w+)[ \t]*:", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A way in which the queries that a prompt asks for differ.
+
+    Attributes:
+        name: of the table in the prompt's file.
+        text: what the prompt says of it, with ``{value}``.
+        phrases: how values are worded; one that is not there stands for itself.
+        weights: how often each value is drawn, of 1, in the order of the values' names; none yet: not at all.
+    """
+
+    name: str
+    text: str
+    phrases: dict[str, str]
+    weights: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,10 @@ class Prompt:
         examples: the few-shot examples that it shows, for the check that none is copied.
         hash: of the file's content.
         values: the relevance that each label stands for, on any scale; none: 1 for the first label, 0 for the others.
+        neutral: a query that says nothing, such as ``N/A``: what a label's log-probability is with it for a passage is taken
+            off what it is with a real query (contextual calibration, Zhao et al. 2021); none: nothing is.
+        variables: what a generation prompt can ask of a query, in the order in which it says so.
+        languages: of the passages, where one's own is to be named.
     """
 
     name: str
@@ -49,11 +71,19 @@ class Prompt:
     examples: tuple[dict[str, str], ...]
     hash: str
     values: tuple[float, ...] = ()
+    neutral: str = ""
+    variables: tuple[Variable, ...] = ()
+    languages: tuple[str, ...] = ()
 
     @property
     def has_query(self) -> bool:
         """Whether there is a slot for a query."""
-        return any("{query}" in part for part in self._parts)
+        return any(QUERY in part for part in self._parts)
+
+    @property
+    def slot(self) -> str:
+        """The slot after the passage: of the query, or of what is asked of one."""
+        return VARIABLES if self.variables else QUERY
 
     @property
     def around_query(self) -> tuple[str, str]:
@@ -94,10 +124,15 @@ def load_prompt(name: str) -> Prompt:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompt {name}: not valid TOML: {error}") from error
     if "examples_of" in values:
-        shared = load_prompt(values["examples_of"])
+        shared = load_prompt(_beside(name, values["examples_of"]))
         values["examples"] = [dict(example) for example in shared.examples]
         return _build(name, values, digest(raw, shared.hash))
     return _build(name, values, digest(raw))
+
+
+def _beside(name: str, other: str) -> str:
+    """Another prompt as a prompt names it: a file's path is relative to the file that names it."""
+    return str(Path(name).parent / other) if name.endswith(".toml") and other.endswith(".toml") else other
 
 
 def shielded(prompt: Prompt, text: str) -> str:
@@ -108,14 +143,14 @@ def shielded(prompt: Prompt, text: str) -> str:
     return _FIELD_LINE.sub(lambda found: f"> {found[0]}" if found[1].lower() in prompt.fields else found[0], text)
 
 
-def fill(prompt: Prompt, passage: str, query: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+def fill(prompt: Prompt, passage: str, second: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Text and messages of a prompt with its slots filled; a slot's name inside a passage stays as it is."""
 
     def put(template: str) -> str:
         before, slot, after = template.partition("{passage}")
         if not slot:
-            return template.replace("{query}", query)
-        return before + passage + after.replace("{query}", query)
+            return template.replace(prompt.slot, second)
+        return before + passage + after.replace(prompt.slot, second)
 
     return put(prompt.text), tuple((role, put(content)) for role, content in prompt.messages)
 
@@ -123,6 +158,10 @@ def fill(prompt: Prompt, passage: str, query: str) -> tuple[str, tuple[tuple[str
 def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
     form = values.get("form")
     examples = values.get("examples", [])
+    if "shots" in values:
+        if wrong := [place for place in values["shots"] if place not in range(len(examples))]:
+            raise ConfigError(f"prompt {name}: shots names example {wrong[0]!r}; there are 0 to {len(examples) - 1}")
+        examples = [examples[place] for place in values["shots"]]
     text = ""
     messages: tuple[tuple[str, str], ...] = ()
     shown = "".join(_fill(values.get("example", "").lstrip("\n"), example) for example in examples)
@@ -141,6 +180,7 @@ def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
         raise ConfigError(f"prompt {name}: form = {form!r}; write completion or chat")
     if whole.count("{passage}") != 1 or whole.count("{query}") > 1 or "{passage}" in whole.partition("{query}")[2]:
         raise ConfigError(f"prompt {name}: it must hold {{passage}} once, and after it {{query}} at most once")
+    variables = _variables(name, values.get("variables", {}), whole)
     labels, grades = values.get("labels", []), values.get("values", [])
     if not all(isinstance(label, str) and label for label in labels):
         raise ConfigError(f"prompt {name}: labels = {labels!r}; each must be a word in quotation marks")
@@ -152,6 +192,9 @@ def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
         raise ConfigError(
             f"prompt {name}: values = {grades!r} for labels = {labels!r}; give one number a label, not all the same"
         )
+    neutral = values.get("neutral", "")
+    if not isinstance(neutral, str) or (neutral and not labels):
+        raise ConfigError(f"prompt {name}: neutral = {neutral!r}; write a query in quotation marks, and labels")
     return Prompt(
         name=values.get("name", name),
         form=form,
@@ -162,7 +205,32 @@ def _build(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
         examples=tuple(examples),
         hash=content_hash,
         values=tuple(map(float, grades)),
+        neutral=neutral,
+        variables=variables,
     )
+
+
+def _variables(name: str, tables: Any, whole: str) -> tuple[Variable, ...]:
+    """The ``[variables]`` of a prompt's file, held against its text."""
+    _, slot, after = whole.partition(VARIABLES)
+    if not isinstance(tables, dict):
+        raise ConfigError(f"prompt {name}: variables = {tables!r}; write a table [variables.NAME] for each")
+    if bool(slot) != bool(tables) or "{passage}" in after or VARIABLES in after or (slot and QUERY in whole):
+        raise ConfigError(
+            f"prompt {name}: a prompt with [variables] must hold {VARIABLES} once, after {{passage}}, and no {QUERY}; "
+            "one without must hold none"
+        )
+    found = []
+    for key, table in tables.items():
+        known = isinstance(table, dict) and table.keys() <= {"text", "values"}
+        text, phrases = (table.get("text"), table.get("values", {})) if known else (None, {})
+        wordings = isinstance(phrases, dict) and all(isinstance(one, str) for one in phrases.values())
+        if not (isinstance(text, str) and text.count(VALUE) == 1 and wordings):
+            raise ConfigError(
+                f'prompt {name}: variables.{key} must have text = "… {VALUE} …", and may have values of name = "wording"'
+            )
+        found.append(Variable(key, text, dict(phrases)))
+    return tuple(found)
 
 
 def _fill(template: str, values: dict[str, str]) -> str:

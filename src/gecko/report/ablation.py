@@ -4,12 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gecko.report.plots import ACCENT, INK, SECOND, draw_svg
+from gecko.report.plots import ACCENT, INK, SECOND, draw_svg, standalone
+from gecko.report.text import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_ALONE = {"currentColor": "#222222", "var(--accent)": "#1a6e5c", "var(--second)": "#b0562a"}
 
 
 def cell_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -88,12 +87,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{result['seeds']} seeds. Numbers are hundredths; intervals are paired 95 % intervals over queries."
     )
     tables = [cell_rows(result), reranker_rows(result), dim_rows(result)]
-    return "\n\n".join([said, *(_table(rows) for rows in tables if len(rows) > 1)]) + "\n"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    return "\n\n".join([said, *(markdown_table(rows) for rows in tables if len(rows) > 1)]) + "\n"
 
 
 def plot(result: Mapping[str, Any]) -> str:
@@ -114,7 +108,7 @@ def plot(result: Mapping[str, Any]) -> str:
         axes.invert_yaxis()
         axes.set_xlabel(f"{_named(result)} against the start model, points")
 
-    return _alone(draw_svg("ablation", 1.0 + 0.28 * len(cells), draw))
+    return standalone(draw_svg("ablation", 1.0 + 0.28 * len(cells), draw))
 
 
 def dims_plot(result: Mapping[str, Any]) -> str | None:
@@ -136,15 +130,8 @@ def dims_plot(result: Mapping[str, Any]) -> str | None:
         axes.set_ylabel(f"{_named(result)}, points")
         axes.legend(frameon=False)
 
-    return _alone(draw_svg("dims", 3.0, draw))
+    return standalone(draw_svg("dims", 3.0, draw))
 
 
 def _named(result: Mapping[str, Any]) -> str:
     return str(result["headline"]).replace("ndcg", "nDCG")
-
-
-def _alone(svg: str) -> str:
-    """A plot made for a page with colours and a font of its own."""
-    for page, alone in _ALONE.items():
-        svg = svg.replace(page, alone)
-    return svg.replace("<svg ", '<svg font-family="sans-serif" style="background: white" ', 1)

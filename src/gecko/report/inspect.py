@@ -1,7 +1,8 @@
 """``gecko inspect RUN``: what the rows of a run are like, in numbers and as a page of samples for human eyes.
 
-It reads the run folder and loads no model. The measures of ``fret/quality.py`` are shown for the generated queries,
-whether or not the run selects by them, so that a threshold can be chosen by what it would drop.
+It reads the run folder and loads no model. What was asked of a query (``generate.variables``) is drawn again from its id.
+The measures of ``fret/quality.py`` are shown for the generated queries, whether or not the run selects by them, so that a
+threshold can be chosen by what it would drop.
 """
 
 from collections import Counter
@@ -11,20 +12,42 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gecko.corpus.language import likeliest_of
+from gecko.errors import CorpusError
 from gecko.fret.quality import copied, kind, leaked, near_by_words, words
-from gecko.records import Candidate, Example
-from gecko.report.report import render
+from gecko.fret.variables import LANGUAGE, SAME, draw
+from gecko.records import Candidate, Example, Query
+from gecko.report.report import render, variable_counts
+from gecko.report.text import known_words
 from gecko.store import write_bytes
 
 if TYPE_CHECKING:
     from gecko.pipeline import Pipeline
 
+ENGLISH = "en"
 QUANTILES = (5, 25, 50, 75, 95)
 KINDS = 15
 NEAR = 0.8
 COPIED = 0.8
 TITLE = 0.9
 STAGES = ("ingest", "generate", "mine", "relabel", "select")
+SPREADS = {
+    "passage_chars": "characters of a passage",
+    "query_words": "words of a query",
+    "seed_rank": "rank of the seed for the teacher",
+    "rc_of_p1": "RC log-odds of p_1",
+    "rating": "rating of a query, in log-odds",
+}
+SHARES = {
+    "seed_retrieved": "seed among the candidates",
+    "p1_is_not_the_seed": "p_1 is not the seed",
+    "rc_of_p1_above_0": "RC log-odds of p_1 above 0",
+    "rated_above_0": "rating above 0",
+    "copies_its_passage": f"more than {100 * COPIED:.0f} % copied from the passage",
+    "gives_away_the_title": f"more than {100 * TITLE:.0f} % of the title's words",
+    "in_the_language": "written in the language that was asked for",
+    "near_duplicate": f"near duplicates by words ({NEAR:g})",
+}
 
 
 def statistics(pipeline: "Pipeline") -> dict[str, Any]:
@@ -42,6 +65,7 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
         if query.seed_id in order:
             places.append(order.index(query.seed_id) + 1)
     first = [ranked[0].rc for ranked in pipeline.labels.values() if ranked]
+    ratings = list(pipeline.ratings.values())
     texts = [query.text for query in queries]
     seeds = [pipeline.by_id[query.seed_id] for query in queries]
     asked = len({row.query_id for row in mined})
@@ -53,12 +77,15 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
         "query_words": _quantiles([len(words(text)) for text in texts]),
         "kinds": dict(Counter(kind(query.task) for query in queries).most_common()),
         "tasks": len({query.task for query in queries}),
+        "variables": variable_counts(pipeline, rows),
         "seeds": len({query.seed_id for query in queries}),
         "seed_retrieved": _share(asked - sum(not row.natural for row in mined), asked),
         "seed_rank": _quantiles(places),
         "p1_is_not_the_seed": _share(sum(place > 1 for place in places), len(places)),
         "rc_of_p1": _quantiles(first),
         "rc_of_p1_above_0": _share(sum(value > 0 for value in first), len(first)),
+        "rating": _quantiles(ratings),
+        "rated_above_0": _share(sum(value > 0 for value in ratings), len(ratings)),
         "copies_its_passage": _share(
             sum(copied(query.text, seed.content) > COPIED for query, seed in zip(queries, seeds, strict=True)),
             len(queries),
@@ -67,19 +94,46 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
             sum(leaked(query.text, seed.title) > TITLE for query, seed in zip(queries, seeds, strict=True)),
             len(queries),
         ),
+        "in_the_language": _in_the_language(pipeline),
         "near_duplicate": _share(sum(like is not None for like in near_by_words(texts, NEAR)), len(queries)),
         "weight": sum(row.weight for row in rows) / len(rows) if rows else None,
-        "drops": {stage: dict(run.finished(stage).drops) for stage in STAGES},
+        "drops": {stage: dict(run.finished(stage).drops.most_common()) for stage in STAGES},
         "made_by": provenance(pipeline),
     }
+
+
+def _in_the_language(pipeline: "Pipeline") -> float | None:
+    """The share of the queries that were asked for in a language by name that are written in it, as far as can be told.
+
+    A query is in the likeliest of those languages and English, in which a teacher writes that does not obey.
+    """
+    asked = {value for value in pipeline.config.generate.variables.get(LANGUAGE, {}) if value != SAME}
+    if not asked - {ENGLISH}:
+        return None
+    prompt, obeyed = pipeline.prompts["generate"], []
+    for query in pipeline.run.read("generate", Query):
+        if (wanted := draw(prompt, query.id)[LANGUAGE]) != SAME:
+            try:
+                obeyed.append(likeliest_of(asked | {ENGLISH}, query.text, "") == wanted)
+            except CorpusError:
+                return None  # the package that tells is not installed
+    return _share(sum(obeyed), len(obeyed))
 
 
 def provenance(pipeline: "Pipeline") -> dict[str, str]:
     """Where every row comes from, beside its seed passage: prompts and models by hash, and the random seed."""
     made = {}
-    for stage in ("generate", "mine", "relabel"):
+    for stage in ("generate", "mine", "relabel", *(["rate"] if pipeline.ratings else [])):
         parts = pipeline.run.finished(stage).parts
-        for name in ("teacher", "model", "prompt generate", "prompt likelihood", "prompt relevance", "seed"):
+        for name in (
+            "teacher",
+            "model",
+            "prompt generate",
+            "prompt likelihood",
+            "prompt relevance",
+            "prompt rate",
+            "seed",
+        ):
             if name in parts:
                 made[f"{stage}: {name}"] = parts[name]
     return made
@@ -95,33 +149,25 @@ def _share(part: int, whole: int) -> float | None:
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The statistics as (name, value) for people."""
-
-    def quantiles(name: str) -> str:
-        values = found[name]
-        return "–" if values is None else "  ".join(f"{value:g}" for value in values)
-
-    def share(name: str) -> str:
-        return "–" if found[name] is None else f"{100 * found[name]:.1f} %"
-
     kinds = list(found["kinds"].items())
+    quantiles = {label: found[name] for name, label in SPREADS.items() if found[name] is not None}
     return [
         ("passages, queries, rows", f"{found['passages']:,}, {found['queries']:,}, {found['rows']:,}"),
-        ("characters of a passage (5, 25, 50, 75, 95 %)", quantiles("passage_chars")),
-        ("words of a query", quantiles("query_words")),
+        ("passages that are a seed", f"{found['seeds']:,}"),
+        ("mean weight of a row", "–" if found["weight"] is None else f"{found['weight']:.2f}"),
         (
             f"kinds of task, of {found['tasks']:,} tasks",
             ", ".join(f"{name} {count:,}" for name, count in kinds[:KINDS]),
         ),
-        ("passages that are a seed", f"{found['seeds']:,}"),
-        ("seed among the candidates", share("seed_retrieved")),
-        ("rank of the seed for the teacher", quantiles("seed_rank")),
-        ("p_1 is not the seed", share("p1_is_not_the_seed")),
-        ("RC log-odds of p_1", quantiles("rc_of_p1")),
-        ("RC log-odds of p_1 above 0", share("rc_of_p1_above_0")),
-        (f"more than {100 * COPIED:.0f} % copied from the passage", share("copies_its_passage")),
-        (f"more than {100 * TITLE:.0f} % of the title's words", share("gives_away_the_title")),
-        (f"near duplicates by words ({NEAR:g})", share("near_duplicate")),
-        ("mean weight of a row", "–" if found["weight"] is None else f"{found['weight']:.2f}"),
+        *(
+            (f"asked for: {name}", ", ".join(f"{value} {count['queries']:,}" for value, count in values.items()))
+            for name, values in found["variables"].items()
+        ),
+        *(
+            (f"{label} (5, 25, 50, 75, 95 %)", "  ".join(f"{value:g}" for value in values))
+            for label, values in quantiles.items()
+        ),
+        *shares(found),
         *(
             (f"{stage} dropped", ", ".join(f"{count:,} {reason}" for reason, count in drops.items()))
             for stage, drops in found["drops"].items()
@@ -129,6 +175,11 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         *found["made_by"].items(),
     ]
+
+
+def shares(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The shares among the statistics, in per cent."""
+    return [(label, f"{100 * found[name]:.1f} %") for name, label in SHARES.items() if found[name] is not None]
 
 
 def write_samples(pipeline: "Pipeline", found: dict[str, Any], path: Path, count: int) -> None:
@@ -139,6 +190,7 @@ def write_samples(pipeline: "Pipeline", found: dict[str, Any], path: Path, count
         StorageError: the disk refuses the file.
     """
     rows = pipeline.run.read("select", Example)
+    own = {query.id for query in pipeline.run.read("generate", Query)} if found["variables"] else ()
     rng = np.random.default_rng(pipeline.config.seed)
     chosen = [rows[place] for place in sorted(rng.choice(len(rows), min(count, len(rows)), replace=False))]
     samples = []
@@ -151,9 +203,19 @@ def write_samples(pipeline: "Pipeline", found: dict[str, Any], path: Path, count
         samples.append(
             {
                 "row": row,
+                "asked": draw(pipeline.prompts["generate"], row.query_id) if row.query_id in own else {},
+                "rating": pipeline.ratings.get(row.query_id),
                 "copied": copied(row.query, seed.content),
                 "passages": [(role, text, labels.get(text.id)) for role, text in roles],
             }
         )
-    page = render("inspect.html.j2", {"lines": lines(found), "samples": samples, "rows": len(rows)})
-    write_bytes(path, page.encode("utf-8"))
+    page = {
+        "found": found,
+        "quantiles": QUANTILES,
+        "spreads": [(label, found[name]) for name, label in SPREADS.items() if found[name] is not None],
+        "shares": shares(found),
+        "kinds": list(found["kinds"].items())[:KINDS],
+        "samples": samples,
+        "known_words": known_words,
+    }
+    write_bytes(path, render("inspect.html.j2", page).encode("utf-8"))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Stand-ins while drawing: matplotlib knows no CSS.
 INK, ACCENT, SECOND = "#010203", "#040506", "#070809"
 _CSS = {INK: "currentColor", ACCENT: "var(--accent)", SECOND: "var(--second)"}
+_ALONE = {"currentColor": "#222222", "var(--accent)": "#1a6e5c", "var(--second)": "#b0562a"}
 _WIDTH = 6.4
 
 
@@ -211,3 +212,10 @@ def _for_page(tag: str, name: str) -> str:
     for stand_in, css in _CSS.items():
         tag = tag.replace(stand_in, css)
     return tag
+
+
+def standalone(svg: str) -> str:
+    """A plot made for a page, as a file of its own: with colours, a font and a background."""
+    for page, alone in _ALONE.items():
+        svg = svg.replace(page, alone)
+    return svg.replace("<svg ", '<svg font-family="sans-serif" style="background: white" ', 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gecko.records import Candidate, Example, Passage
+from gecko.records import Candidate, Example, Passage, Query
 from gecko.report import plots
 from gecko.report.table import SIZES, agreement_rows, origins, points, result_rows, verdict, word
 from gecko.report.text import cut, duration, shown
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = 12
 TASKS = 15
+RATED = 3  # of the worst and of the best
 EXCERPT = 300
-RECORD_STAGES = ("ingest", "generate", "mine", "relabel", "select")
-TEACHER_STAGES = ("generate", "relabel")
+RECORD_STAGES = ("ingest", "generate", "mine", "relabel", "rate", "select")
+TEACHER_STAGES = ("generate", "relabel", "rate")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def _content(pipeline: "Pipeline") -> dict[str, Any]:
         "time_plot": _placed(plots.times({stage: manifest.seconds for stage, manifest in stages.items()})),
         "labels": _labels(pipeline, rows),
         "tasks": _tasks(rows),
+        "variables": variable_counts(pipeline, rows),
+        "ratings": _ratings(pipeline, rows),
         "examples": _examples(pipeline, rows),
         "seconds": seconds,
         "cost": [(size, seconds / own * size) for size in SIZES] if own else [],
@@ -186,7 +189,8 @@ def _check(run: Run, stages: dict[str, Manifest]) -> dict[str, Any]:
 
 def _stages(run: Run, forms: Sequence[str]) -> dict[str, Manifest]:
     """The manifests that exist, in the order of the work."""
-    names = ["ingest", "embed", "check", "plan", "generate", "warmup", "embed-warmup", "mine", "relabel", "select"]
+    names = ["ingest", "embed", "check", "plan", "generate", "warmup", "embed-warmup", "mine", "relabel"]
+    names += [*(["rate"] if run.config.rate.llm else []), "select"]
     names += [*(f"train-{form}" for form in forms), "agreement", "evaluate"]
     found = {name: run.manifest(name) for name in names}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
@@ -199,7 +203,8 @@ def _stale(stages: dict[str, Manifest]) -> list[str]:
         "generate": {"passages": "ingest"},
         "mine": {"queries": "generate", "passages": "ingest"},
         "relabel": {"candidates": "mine"},
-        "select": {"queries": "generate", "scores": "relabel", "candidates": "mine"},
+        "rate": {"queries": "generate"},
+        "select": {"queries": "generate", "scores": "relabel", "candidates": "mine", "ratings": "rate"},
         **{name: {"rows": "select"} for name in trained.values()},
         "agreement": {"scores": "relabel", "selection": "select", **trained},
         "evaluate": trained,
@@ -252,6 +257,39 @@ def _labels(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, Any]:
 def _tasks(rows: Sequence[Example]) -> dict[str, Any]:
     counted = Counter(row.task for row in rows)
     return {"different": len(counted), "first": sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:TASKS]}
+
+
+def variable_counts(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, dict[str, dict[str, int]]]:
+    """By variable and value how many queries were asked to be so, and how many of them became a row."""
+    from gecko.fret.variables import draw
+
+    if not pipeline.config.generate.variables:
+        return {}
+    prompt, kept = pipeline.prompts["generate"], {row.query_id for row in rows}
+    counted: dict[str, dict[str, dict[str, int]]] = {
+        one.name: {value: {"queries": 0, "rows": 0} for value, _ in one.weights}
+        for one in prompt.variables
+        if one.weights
+    }
+    for query in pipeline.run.read("generate", Query):
+        for name, value in draw(prompt, query.id).items():
+            counted[name][value]["queries"] += 1
+            counted[name][value]["rows"] += query.id in kept
+    return counted
+
+
+def _ratings(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, Any] | None:
+    """How many queries are rated, and the best and the worst of those that became a row."""
+    ratings = pipeline.ratings
+    rated = sorted((row for row in rows if row.query_id in ratings), key=lambda row: ratings[row.query_id])
+    if not rated:
+        return None
+    shown = {row.query_id: row for row in (*rated[:RATED], *rated[-RATED:])}
+    return {
+        "queries": len(ratings),
+        "above": sum(value > 0 for value in ratings.values()),
+        "shown": [(ratings[identifier], row.query) for identifier, row in shown.items()],
+    }
 
 
 def _examples(pipeline: "Pipeline", rows: Sequence[Example]) -> list[dict[str, Any]]:

@@ -5,10 +5,13 @@ escaping leaves alone: those that a terminal or a browser obeys instead of showi
 """
 
 import re
+from collections.abc import Sequence
 
 # Control characters, directional embeddings, overrides and isolates, and halves of surrogate pairs. Tab, newline and the
 # marks that scripts need for joining stay.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_WORD = re.compile(r"\w+")
 
 
 def shown(text: str) -> str:
@@ -26,3 +29,21 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} minutes" if seconds < 5970 else f"{seconds / 3600:.1f} hours"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the header first, as a Markdown table."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def known_words(text: str, query: str) -> list[tuple[str, bool]]:
+    """``text`` in pieces, each with whether it is a word that ``query`` has, too, of three letters or more."""
+    asked = {word for word in map(str.lower, _WORD.findall(query)) if len(word) >= 3}
+    pieces: list[tuple[str, bool]] = []
+    end = 0
+    for match in _WORD.finditer(text):
+        if match[0].lower() in asked:
+            pieces += [(text[end : match.start()], False), (match[0], True)]
+            end = match.end()
+    return [*pieces, (text[end:], False)]

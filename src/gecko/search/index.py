@@ -113,7 +113,7 @@ def build_index(
             if not manifest.rows:
                 raise CorpusError("there is no passage to build an index of; give a corpus with text")
             ui.say(f"building the index of {manifest.rows:,} vectors")
-            _build_faiss(folder, config, manifest)
+            build_faiss(folder, config, manifest)
             manifest.done = True
             write_json(folder / "manifest.json", asdict(manifest))
     return open_index(embedder, folder)
@@ -378,7 +378,7 @@ def _vectors_file(folder: Path, manifest: IndexManifest) -> Iterator[Any]:
         yield file
 
 
-def _build_faiss(folder: Path, config: IndexConfig, manifest: IndexManifest) -> None:
+def build_faiss(folder: Path, config: IndexConfig, manifest: IndexManifest) -> None:
     """Build what finds the candidates, a block of vectors at a time."""
     import faiss as library
 
@@ -388,7 +388,6 @@ def _build_faiss(folder: Path, config: IndexConfig, manifest: IndexManifest) -> 
     rows, dim = manifest.rows, manifest.dim
     manifest.kind = ("flat" if rows <= FLAT_MAX else "hnsw") if config.kind == "auto" else config.kind
     manifest.store = ("float32" if manifest.kind == "flat" else "int8") if config.store == "auto" else config.store
-    vectors = np.memmap(folder / "vectors.f32", dtype=np.float32, mode="r", shape=(rows, dim))
     product, links = faiss.METRIC_INNER_PRODUCT, HNSW_LINKS
     index: Any
     match manifest.store, manifest.kind:
@@ -407,10 +406,13 @@ def _build_faiss(folder: Path, config: IndexConfig, manifest: IndexManifest) -> 
     if manifest.kind == "hnsw":
         index.hnsw.efConstruction = HNSW_BUILD
     if manifest.store == "int8":
-        index.train(np.ascontiguousarray(vectors[:: max(1, rows // TRAIN_ROWS)]))
-    for start in range(0, rows, config.shard_rows):
-        block = np.ascontiguousarray(vectors[start : start + config.shard_rows])
-        index.add(encode_output(block, "binary") if manifest.store == "binary" else block)
+        every = np.memmap(folder / "vectors.f32", dtype=np.float32, mode="r", shape=(rows, dim))
+        index.train(np.ascontiguousarray(every[:: max(1, rows // TRAIN_ROWS)]))
+        del every  # what was read of it counts as memory of this process for as long as it is mapped
+    with (folder / "vectors.f32").open("rb") as file:
+        while len(numbers := np.fromfile(file, np.float32, config.shard_rows * dim)):
+            block = numbers.reshape(-1, dim)
+            index.add(encode_output(block, "binary") if manifest.store == "binary" else block)
     aside = folder / ".index.faiss"
     (faiss.write_index_binary if manifest.store == "binary" else faiss.write_index)(index, str(aside))
     aside.replace(folder / "index.faiss")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 # What a forward and a backward call cost besides their tokens, in tokens: launching many small kernels is dear on an
 # accelerator, and little beside the arithmetic on a processor.
-CALL_TOKENS = {"cpu": 256}
+CALL_TOKENS = {"cpu": 64}
 CALL_TOKENS_ELSEWHERE = 8192
 
 

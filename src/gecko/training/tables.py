@@ -155,7 +155,7 @@ def _read_hub(name: str, hub_name: str, config: str | None, split: str) -> Itera
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise TrainingError(
             f"set {name!r}: the data set {wanted} cannot be loaded: {reason}. Check name, config and split, or give "
-            "local files"
+            "local files; of a data set that is still a script, those of its branch refs/convert/parquet"
         ) from error
     try:
         for row in data:

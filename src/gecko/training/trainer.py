@@ -5,7 +5,8 @@ Notable here:
 - weights and optimizer are float32 (half-precision weights under AdamW collapse); bfloat16 is for the computing only;
 - a checkpoint counts only once its file list with checksums, written last, agrees with what is there; the order of the
   rows depends on seed and epoch alone: so a killed run, started again, ends with the weights of one never killed;
-- beside the checkpoints lies a fingerprint of start weights, rows, format, seed and settings; others' are not resumed;
+- the checkpoints lie in a folder named after start weights, rows, format, seed and settings: those of another training
+  are neither resumed nor lost;
 - a loss or a weight that is not a number, and embeddings that have become all alike, are errors.
 """
 
@@ -46,7 +47,7 @@ from gecko.training.heldout import hold_out
 from gecko.training.loss import ABSENT, FIXED_COLUMNS, GeckoLoss, RowIds
 from gecko.training.rows import to_dataset
 
-VERSION = 2  # part of the fingerprint; raised when the same rows and settings give other weights
+VERSION = 3  # part of the fingerprint; raised when the same rows and settings give other weights
 FILES = "files.json"
 FINGERPRINT = "fingerprint.json"
 LORA = "lora.safetensors"
@@ -84,7 +85,8 @@ def train(
     """Train ``start`` on ``examples`` by Eq. 3 of the paper and save the result in ``folder``.
 
     A call that was killed is continued by the same call: it takes the newest whole checkpoint and, on a CPU, ends with
-    the same weights, bit for bit. Checkpoints of other rows, settings or start weights are removed, and ``say`` tells.
+    the same weights, bit for bit. Checkpoints of other rows, settings or start weights are kept and not taken; ``say``
+    tells.
 
     Args:
         examples: the rows; fewer than a batch are one batch, and the last batch of an epoch may be smaller.
@@ -93,7 +95,7 @@ def train(
         form: the format in which the rows are written.
         config: settings; widths are ``config.dims`` or, if empty, half and a quarter of the full one.
         seed: of the rows' order and of dropout. The caller's own random state is left as it was.
-        checkpoints: a folder for this training alone; it may be deleted afterwards.
+        checkpoints: a folder for trainings in the place of each other; it may be deleted afterwards.
         say: where a sentence for the user goes.
         sampling: each batch from one set (``Example.dataset``), and how often which; none: rows in random order,
             whatever their set.
@@ -131,11 +133,12 @@ def train(
         kept, held = _parts(examples, config, seed)
         trained = rows.select(kept) if held else rows
         batches = _batches([examples[place] for place in kept], trained, config, sampling, seed)
-        args = _arguments(config, len(batches) // batches.processes, seed, checkpoints)
-        checkpoint = _last_checkpoint(checkpoints, parts, say) if first else None
+        own = checkpoints / digest(*parts, *parts.values())
+        args = _arguments(config, len(batches) // batches.processes, seed, own)
+        checkpoint = _last_checkpoint(own, parts, say) if first else None
         args.distributed_state.wait_for_everyone()
         if not first:
-            checkpoint = max(_whole_checkpoints(checkpoints), key=_step, default=None)
+            checkpoint = max(_whole_checkpoints(own), key=_step, default=None)
         sample = list(dict.fromkeys(rows["positive"]))[:SAMPLE]
         alike_before = _mean_cosine(model, sample)
         if config.backbone.lora_rank:
@@ -371,7 +374,7 @@ class _Trainer(SentenceTransformerTrainer):
         return _Shares(self.batches) if self.batches.processes > 1 else self.batches
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.batches.processes == 1 and len(inputs["label"]) == self.config.batch:
+        if self.batches.processes == 1:
             self._refuse_no_negatives(RowIds.from_labels(inputs["label"]))
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
@@ -379,15 +382,18 @@ class _Trainer(SentenceTransformerTrainer):
         return loss
 
     def _refuse_no_negatives(self, ids: RowIds) -> None:
-        if not bool(ids.related().all()) or not self.config.loss.mask_groups:
+        """Of whole batches and whole sets: the few rows that an epoch ends with may have none."""
+        count, name = len(ids.row), self.sets[int(ids.row[0])]
+        if count not in (self.config.batch, len(self.batches.rows.get(name, self.sets))):
             return
+        if not bool(ids.related(slice(1)).all()) or not (bool(ids.related().all()) and self.config.loss.mask_groups):
+            return  # the first row alone is quick to look at
         own = (ids.negatives != ABSENT) & (ids.negatives != ids.positive[:, None])
         if not bool(own.any()):
-            rows = ids.row.tolist()
+            rows = ", ".join(map(str, ids.row[:5].tolist())) + (f" and {count - 5} more" if count > 5 else "")
             raise TrainingError(
-                f"set {self.sets[rows[0]]!r}, rows {', '.join(map(str, rows[:5]))} and {len(rows) - 5} more: all of this "
-                "batch are of one group, so no negative is left; mix groups, give hard negatives, or turn "
-                "train.loss.mask_groups off"
+                f"set {name!r}, rows {rows}: all of this batch are of one group, so no negative is left; mix groups, give "
+                "hard negatives, or turn train.loss.mask_groups off"
             )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -524,24 +530,23 @@ class _Bar(TrainerCallback):
 
 
 def _last_checkpoint(folder: Path, parts: dict[str, str], say: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint of this very training; what is not whole, or of another, is removed."""
-    file = folder / FINGERPRINT
-    try:
-        saved = read_json(file) if file.exists() else None
-    except RunError:
-        saved = None
-    there = _checkpoints(folder)
-    if saved != parts:
-        if there:
-            known = saved if isinstance(saved, dict) else {}
-            changed = ", ".join(key for key in parts if parts[key] != known.get(key))
-            say(f"the checkpoints in {folder} are of another training ({changed} differ); training starts afresh")
-            for path in there:
-                shutil.rmtree(path)
-        write_json(file, parts)
+    """The newest whole checkpoint of this very training; what is not whole is removed.
+
+    Beside ``folder`` may lie those of trainings with other rows or settings. They stay, so that a setting that is changed
+    and changed back loses nothing.
+    """
+    if not (folder / FINGERPRINT).exists():
+        for other in sorted(folder.parent.glob(f"*/{FINGERPRINT}")):
+            if whole := _whole_checkpoints(other.parent):
+                known: dict[str, str] = {}
+                with contextlib.suppress(RunError):  # what cannot be read differs in all parts
+                    known = read_json(other)
+                changed = ", ".join(key for key in parts if parts[key] != known.get(key))
+                say(f"{whole[-1]} is of another training ({changed} differ) and is kept; this one starts afresh")
+        write_json(folder / FINGERPRINT, parts)
         return None
     whole = _whole_checkpoints(folder)
-    for path in there:
+    for path in _checkpoints(folder):
         if path not in whole:
             say(f"{path} is not whole; it is removed")
             shutil.rmtree(path)

@@ -1,0 +1,84 @@
+"""What a teacher is worth, for people: tables for the terminal and for Markdown, and the verdict in sentences.
+
+Input is what ``gecko.evaluation.teacher_value.teacher_value`` returns, on 0–1; output is in points.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gecko.evaluation.evaluate import HEADLINE
+from gecko.evaluation.teacher_value import prompt_names
+from gecko.report.text import duration, markdown_table
+
+
+def value_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The result as a table, the header first; nDCG@10 in points."""
+    rows: list[tuple[str, ...]] = [("form", "set (queries)", "order", "nDCG@10", "difference to retriever (95 %)")]
+    for form, numbers in result["forms"].items():
+        sets = dict(numbers["sets"]) | ({"macro mean": numbers["macro"]} if "macro" in numbers else {})
+        for name, row in sets.items():
+            for order, cell in row.items():
+                if not isinstance(cell, dict):
+                    continue
+                rows.append((form, f"{name} ({row['queries']})", order, f"{100 * cell[HEADLINE]:.1f}", _delta(cell)))
+    return rows
+
+
+def _delta(cell: Mapping[str, Any]) -> str:
+    if cell["delta"] is None:
+        return ""
+    return _points(cell["delta"], *cell["ci95"])
+
+
+def _points(delta: float, low: float, high: float) -> str:
+    return f"{100 * delta:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def value_verdict(result: Mapping[str, Any]) -> str:
+    """What the teacher is worth, what to set, and what a run would cost, in sentences."""
+    best, estimate = result["best"], result["estimate"]
+    where = f"{best['queries']} queries" + (f" of {best['sets']} sets" if best["sets"] > 1 else "")
+    lines = [f"{result['teacher']}: {_delta(best)} nDCG@10 over the start model on {where}; {best['verdict']}"]
+    likelihood, relevance = prompt_names(best["form"])
+    lines.append(
+        f"best form: {best['form']}, fusion {best['fusion']} (--set prompts.query_likelihood={likelihood} "
+        f"--set prompts.relevance={relevance} --set select.fusion={best['fusion']})"
+    )
+    if over := result["forms"][best["form"]].get("rrf_over"):
+        lines.append("the fusion over its parts: " + ", ".join(f"{name} {_points(*over[name])}" for name in over))
+    judging, writing = estimate["judging"], estimate["writing"]
+    parts = [f"judging {judging['tokens']:,} tokens, {duration(judging['seconds'])}"]
+    if writing is not None:
+        parts.insert(0, f"writing {writing['tokens']:,} tokens, {duration(writing['seconds'])}")
+    lines.append(
+        f"a run of {estimate['queries']:,} queries with {estimate['candidates']} candidates on this machine, at most: "
+        f"{'; '.join(parts)}"
+    )
+    return "\n".join(lines)
+
+
+def value_markdown(result: Mapping[str, Any]) -> str:
+    """The result as Markdown: a row a form with the means over the sets, then all of it, then the verdict."""
+    settings = result["settings"]
+    sets = next(iter(result["forms"].values()))["sets"]
+    measured = ", ".join(f"{name}@{row['split']} ({row['queries']:,} queries)" for name, row in sets.items())
+    said = (
+        f"{result['teacher']} against {settings['backbone']}, first {result['candidates']} passages; {measured}; seed "
+        f"{settings['seed']}, paired 95 % intervals of {settings['resamples']:,} resamples; nDCG@10 in points."
+    )
+    parts = [said, markdown_table(form_rows(result)), markdown_table(value_rows(result)), value_verdict(result)]
+    return "\n\n".join(parts) + "\n"
+
+
+def form_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row a form, the header first: the mean over the sets of every order, and of RRF (or RC) against the retriever."""
+    usual = "rrf" if result["can_score"] else "rc"
+    means = {
+        form: numbers.get("macro") or next(iter(numbers["sets"].values())) for form, numbers in result["forms"].items()
+    }
+    orders = [order for order, cell in next(iter(means.values())).items() if isinstance(cell, dict)]
+    rows: list[tuple[str, ...]] = [("form", *orders, f"{usual} − retriever (95 %)", "tokens a pair")]
+    for form, row in means.items():
+        values = (f"{100 * row[order][HEADLINE]:.1f}" for order in orders)
+        rows.append((form, *values, _delta(row[usual]), f"{result['forms'][form]['tokens_per_pair']:.0f}"))
+    return rows
