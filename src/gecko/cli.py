@@ -17,7 +17,9 @@ from gecko import __version__
 from gecko.config import RunConfig, load_config
 from gecko.errors import ConfigError, GeckoError
 from gecko.progress import Terminal
+from gecko.shares import Share, parse_share
 from gecko.store import Run
+from gecko.work import LOCAL, Engine
 
 app = typer.Typer(
     name="gecko",
@@ -47,6 +49,20 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Read and embed the corpus, say what each stage would cost, and stop.")
 ]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N", help="Make every n-th part only, beside other workers; a call without it joins what they made."
+    ),
+]
+EngineName = Annotated[str, typer.Option("--engine", help="Where the work is done: local, or ray.")]
+Address = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster, or auto; none: one of this machine's own, for this call.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Ray workers; none: one a GPU, and without GPUs one a machine.")
+]
+_ClusterOptions = tuple[str, str | None, int | None]  # the three above
 Evals = Annotated[list[str] | None, typer.Option("--eval", help="A BEIR folder (DIR or DIR@SPLIT) to measure on.")]
 
 
@@ -83,12 +99,16 @@ def distill(
     evals: Evals = None,
     dry_run: DryRun = False,
     force: Force = False,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
 ) -> None:
     """From your passages to a better embedding model, the dataset that taught it, and a report."""
     base: dict[str, Any] = {"corpus": {"sources": corpus}}
     if evals:
         base["evaluate"] = {"sets": evals}
-    _distil(out, load_config(config, sets or (), _given(base, budget, llm, backbone)), force=force, dry_run=dry_run)
+    settings = load_config(config, sets or (), _given(base, budget, llm, backbone))
+    _distil(out, settings, force=force, dry_run=dry_run, cluster=(engine, address, workers))
 
 
 def _given(base: dict[str, Any], budget: str | None, llm: str | None, backbone: str | None) -> dict[str, Any]:
@@ -96,16 +116,18 @@ def _given(base: dict[str, Any], budget: str | None, llm: str | None, backbone: 
     return base | {key: value for key, value in options.items() if value is not None}
 
 
-def _distil(folder: Path, config: RunConfig, *, force: bool, dry_run: bool) -> None:
+def _distil(
+    folder: Path, config: RunConfig, *, force: bool, dry_run: bool, cluster: _ClusterOptions = ("local", None, None)
+) -> None:
     from gecko.pipeline import Pipeline
     from gecko.pipeline import distill as run_all
 
     ui, began = Terminal(), time.perf_counter()
-    with Run(folder, config, force=force, keep=not dry_run, say=ui.say) as run:
+    with _engine(*cluster, ui) as engine, Run(folder, config, force=force, keep=not dry_run, say=ui.say) as run:
         if dry_run:
-            print(Pipeline(run, ui, force=force).estimate())
+            print(Pipeline(run, ui, force=force, engine=engine).estimate())
             return
-        result = run_all(run, ui, force=force)
+        result = run_all(run, ui, force=force, engine=engine)
         _closing(run, result)
         print(f"model: {folder / 'model'}   report: {folder / 'report.html'}   {time.perf_counter() - began:.0f} s")
 
@@ -130,16 +152,61 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _stage(path: Path, sets: list[str] | None, force: bool, recipe: Path | None = None) -> "Iterator[Any]":
+def _engine(name: str, address: str | None, workers: int | None, ui: Terminal) -> Iterator[Engine]:
+    """What ``--engine``, ``--address`` and ``--workers`` ask for."""
+    if _one_of("--engine", name, ("local", "ray")) == "ray":
+        from gecko.cluster import Cluster
+
+        with Cluster(address, workers, say=ui.say) as cluster:
+            yield cluster
+        return
+    if given := [option for option, value in (("--address", address), ("--workers", workers)) if value is not None]:
+        raise ConfigError(f"{', '.join(given)}: for --engine ray only")
+    yield LOCAL
+
+
+@contextmanager
+def _stage(
+    path: Path,
+    sets: list[str] | None,
+    force: bool,
+    recipe: Path | None = None,
+    *,
+    share: Share | None = None,
+    cluster: _ClusterOptions = ("local", None, None),
+) -> Iterator[Any]:
     """A pipeline on an existing run; ``--set`` and a recipe change its settings for good."""
     from gecko.config import change_config
     from gecko.pipeline import Pipeline
 
     ui = Terminal()
-    with Run(path, say=ui.say) as run:
-        config = change_config(run.config, recipe, sets or ()) if sets or recipe else None
-    with Run(path, config, force=True, say=ui.say) as run:
-        yield Pipeline(run, ui, force=force)
+    if share is not None and sets:
+        raise ConfigError("--shard takes the run's settings as they are; change them with a command without it, first")
+    if share is not None and cluster[0] != "local":
+        raise ConfigError(f"--shard and --engine {cluster[0]} exclude each other")
+    with _engine(*cluster, ui) as engine:
+        if share is not None:
+            with Run(path, share=share, say=ui.say) as run:
+                yield Pipeline(run, ui, force=force)
+            return
+        with Run(path, say=ui.say) as run:
+            config = change_config(run.config, recipe, sets or ()) if sets or recipe else None
+        with Run(path, config, force=True, say=ui.say) as run:
+            yield Pipeline(run, ui, force=force, engine=engine)
+
+
+def _shared_stage(
+    stage: str, path: Path, sets: list[str] | None, force: bool, shard: str | None, cluster: _ClusterOptions
+) -> None:
+    """A stage that several processes can do together."""
+    share = parse_share(stage, shard) if shard is not None else None
+    with _stage(path, sets, force, share=share, cluster=cluster) as pipeline:
+        pipeline.through(stage)
+        manifest = pipeline.run.manifest(stage)
+        if manifest.done:
+            _say_rows(manifest)
+        else:
+            print(f"{share} has made its parts; when all have: gecko {stage} {path}")
 
 
 def _say_rows(manifest: Any) -> None:
@@ -148,34 +215,59 @@ def _say_rows(manifest: Any) -> None:
 
 
 @app.command()
-def ingest(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+def ingest(
+    run: RunArg,
+    sets: Sets = None,
+    force: Force = False,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
+) -> None:
     """Read the corpus of a run."""
-    with _stage(run, sets, force) as pipeline:
+    with _stage(run, sets, force, cluster=(engine, address, workers)) as pipeline:
         _say_rows(pipeline.ingest())
 
 
 @app.command()
-def generate(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+def generate(
+    run: RunArg,
+    sets: Sets = None,
+    force: Force = False,
+    shard: Shard = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
+) -> None:
     """Check the teacher, plan the budget and write the queries."""
-    with _stage(run, sets, force) as pipeline:
-        pipeline.through("generate")
-        _say_rows(pipeline.generate())
+    _shared_stage("generate", run, sets, force, shard, (engine, address, workers))
 
 
 @app.command()
-def mine(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+def mine(
+    run: RunArg,
+    sets: Sets = None,
+    force: Force = False,
+    shard: Shard = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
+) -> None:
     """Find the candidates of each query."""
-    with _stage(run, sets, force) as pipeline:
-        pipeline.through("mine")
-        _say_rows(pipeline.mine())
+    _shared_stage("mine", run, sets, force, shard, (engine, address, workers))
 
 
 @app.command()
-def relabel(run: RunArg, sets: Sets = None, force: Force = False) -> None:
+def relabel(
+    run: RunArg,
+    sets: Sets = None,
+    force: Force = False,
+    shard: Shard = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
+) -> None:
     """Score each candidate with the teacher."""
-    with _stage(run, sets, force) as pipeline:
-        pipeline.through("relabel")
-        _say_rows(pipeline.relabel())
+    _shared_stage("relabel", run, sets, force, shard, (engine, address, workers))
 
 
 @app.command()
@@ -442,6 +534,9 @@ def embed(
     dim: Dim = None,
     output: Annotated[str, typer.Option(help="float32, int8 or binary.")] = "float32",
     precision: PrecisionOption = "auto",
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
 ) -> None:
     """Turn texts into vectors: .jsonl, .csv, .tsv, .parquet, .txt and .md files, or lines of standard input."""
     import json
@@ -460,9 +555,12 @@ def embed(
     rows = chain.from_iterable(read_lines(sys.stdin.buffer) if spec == "-" else read_source(spec) for spec in specs)
     if out is not None:
         ui, began = Terminal(), time.perf_counter()
-        manifest = embed_to_folder(embedder, rows, out, config, ui)
+        with _engine(engine, address, workers, ui) as used:
+            manifest = embed_to_folder(embedder, rows, out, config, ui, used)
         ui.say(f"{manifest.rows:,} vectors in {out}   {time.perf_counter() - began:.0f} s")
         return
+    if engine != "local":
+        raise ConfigError(f"--engine {engine}: give a folder with -o")
     for batch, vectors in embed_rows(embedder, rows, config):
         for row, vector in zip(batch, vectors, strict=True):
             print(json.dumps({"id": row.id, "embedding": vector.tolist()}))
@@ -492,7 +590,7 @@ def search(
     from gecko.encoder import load
     from gecko.search import IndexConfig, build_index
     from gecko.search.index import Kind, Method, Store, default_folder
-    from gecko.store import Counts
+    from gecko.work import Counts
 
     ui = Terminal()
     how = _one_of("--method", method, get_args(Method))
@@ -657,7 +755,7 @@ def serve(
     if corpus:
         from gecko.config import CorpusConfig
         from gecko.corpus import ingest as read_corpus
-        from gecko.store import Counts
+        from gecko.work import Counts
 
         passages = list(read_corpus(CorpusConfig(sources=corpus), Counts()))
     models = load_models(model, start, name, _one_of("--precision", precision, get_args(Precision)))

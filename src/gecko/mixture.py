@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from gecko.config import FeverSet, MixtureSet, RetrievalSet
 from gecko.errors import TrainingError
 from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import Counts, digest, schema_digest
+from gecko.store import digest, schema_digest
+from gecko.work import Counts
 
 if TYPE_CHECKING:
     from gecko.encoder.encoder import Vectors
@@ -146,7 +147,7 @@ class _Relabelled:
     def _mine(self) -> None:
         from gecko.fret.mine import mine
 
-        passages, n = list(self.passages.values()), min(self.config.mine.n, len(self.passages))
+        n = min(self.config.mine.n, len(self.passages))
         shards = [
             self.queries[start : start + QUERIES_A_SHARD] for start in range(0, len(self.queries), QUERIES_A_SHARD)
         ]
@@ -160,7 +161,7 @@ class _Relabelled:
 
         def work(shard: Sequence[Query], _: Counts) -> list[Candidate]:
             asked = self.pipeline.start.queries([query.text for query in shard], [query.task for query in shard])
-            return list(mine(shard, asked, passages, self._vectors, n))
+            return list(mine(shard, asked, list(self.passages), [lambda: self._vectors], n))
 
         self.run.execute(f"mine-{self.name}", Candidate, parts, shards, work)
 

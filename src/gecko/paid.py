@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from gecko.config import FREE
 from gecko.fret.seeds import Seed
 from gecko.records import Passage, Query, Score
-from gecko.store import Counts, Run, Shard, digest, file_sha256, read_json
+from gecko.store import Run, Shard, digest, file_sha256, read_json
+from gecko.work import Counts
 
 REUSED = "taken over"
 PLAN = "plan.json"

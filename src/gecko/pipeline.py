@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gecko.config import FRET, WITHOUT_EFFECT, MixtureConfig, parse_budget
-from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
+from gecko.encoder.sent import SentEncoder
+from gecko.errors import ConfigError, CorpusError, RunError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
 from gecko.fret.seeds import CONTROL_TOKENS, QUERY_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
+from gecko.jobs import EncoderLoader, Judge, Judging, Mine, SentTeacher, TeacherLoader, Write, Writing
 from gecko.paid import (
     PLAN,
     RATE,
@@ -37,7 +39,8 @@ from gecko.paid import (
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import Counts, Manifest, Run, digest, publish, read_json, schema_digest, tree_sha256, write_json
+from gecko.store import Manifest, Run, Shard, digest, publish, read_json, schema_digest, tree_sha256, write_json
+from gecko.work import LOCAL, Counts, Engine, Job
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
@@ -95,11 +98,13 @@ class Pipeline:
         run: the run folder, held.
         ui: where sentences and progress go.
         force: go on with a teacher that the check refuses.
+        engine: embeds the corpus, generates, mines and relabels.
     """
 
-    def __init__(self, run: Run, ui: Ui | None = None, *, force: bool = False) -> None:
+    def __init__(self, run: Run, ui: Ui | None = None, *, force: bool = False, engine: Engine = LOCAL) -> None:
         self.run = run
         self.ui: Ui = ui or Silent()
+        self.engine = engine
         self.config = run.config
         self._teacher: LanguageModel | None = None
         self._loading = 0.0
@@ -136,13 +141,19 @@ class Pipeline:
     def vectors(self) -> np.ndarray:
         """The start model's embeddings of the corpus: (passages, d), unit rows."""
         parts = {"passages": self.run.finished("ingest").identity, "model": self.start_identity, **_version("embed")}
-        return self._embedded("embed", parts, lambda: self.start)
+        return self._embedded("embed", parts, self._start_loader)
 
-    def _embedded(self, stage: str, parts: dict[str, str], encoder: "Callable[[], Encoder]") -> np.ndarray:
+    @property
+    def _start_loader(self) -> EncoderLoader:
+        if self.engine.remote:
+            return SentEncoder(self.config.backbone, self.start_identity, self.config.train.backbone.pad_token)
+        return lambda: self.start
+
+    def _embedded(self, stage: str, parts: dict[str, str], encoder: EncoderLoader) -> np.ndarray:
         from gecko.encoder.corpus_vectors import FILE, write_vectors
 
         def make(path: Path) -> None:
-            write_vectors(self.run, stage, parts, path, encoder, self.ui.say)
+            write_vectors(self.run, stage, parts, path, encoder, self.ui.say, self.engine)
 
         vectors: np.ndarray = np.load(self.run.artifact(stage, parts, FILE, make), mmap_mode="r")
         return vectors
@@ -158,18 +169,15 @@ class Pipeline:
     def teacher(self) -> "LanguageModel":
         """The teacher, loaded on first use."""
         if self._teacher is None:
-            from gecko.llm.load import load_teacher
+            from gecko.llm.load import check_scores, load_teacher
 
             began = time.perf_counter()
             self.ui.say(f"loading the teacher ({self.config.llm})")
             self._teacher = load_teacher(self.config.llm, self.config.relabel, self.ui)
             self._loading += time.perf_counter() - began
             self.ui.say(f"{self._teacher.name} is ready after {time.perf_counter() - began:.0f} s")
-            if not self._teacher.can_score and self.config.select.fusion != "rc":
-                raise TeacherError(
-                    f"{self._teacher.name} cannot return the log-probabilities of a given text, and judging needs them; "
-                    "take another teacher with --llm, or judge by relevance alone with --set select.fusion=rc"
-                )
+            if self.config.select.fusion != "rc":
+                check_scores(self._teacher)
         return self._teacher
 
     def loaded_teacher(self, counts: Counts) -> "LanguageModel":
@@ -178,6 +186,14 @@ class Pipeline:
         teacher = self.teacher
         counts.waited += self._loading - before
         return teacher
+
+    @property
+    def _teacher_loader(self) -> TeacherLoader:
+        if self.engine.remote:
+            self.forget_teacher()  # this process has no more use for it, and may share its memory with a worker
+            scores = self.config.select.fusion != "rc"
+            return SentTeacher(self.config.llm, self.teacher_identity, self.config.relabel, scores)
+        return self.loaded_teacher
 
     def forget_teacher(self) -> None:
         """Free the teacher's memory."""
@@ -233,6 +249,7 @@ class Pipeline:
     def ingest(self) -> Manifest:
         """Read the corpus."""
         from gecko.corpus import ingest_shards
+        from gecko.corpus.ahead import read_ahead
         from gecko.corpus.readers import source_identity
 
         settings = self.config.corpus
@@ -250,7 +267,10 @@ class Pipeline:
 
             self.ui.say(f"reading {', '.join(settings.sources)}")
             tokenizer = None if settings.chunk_tokens is None else load_tokenizer(resolve_model(self.config.backbone))
-            return ingest_shards(settings, tokenizer=tokenizer, cache=self.run.path / "documents.sqlite")
+            cache = self.run.path / "documents.sqlite"
+            if self.engine.remote and (found := read_ahead(settings, cache, self.engine)):
+                self.ui.say(f"{found:,} documents were parsed")
+            return ingest_shards(settings, tokenizer=tokenizer, cache=cache)
 
         manifest = self.run.stream("ingest", Passage, parts, batches)
         if manifest.rows < self.config.mine.n:
@@ -471,7 +491,6 @@ class Pipeline:
             TeacherRefused: too few generations parse.
         """
         from gecko.evaluation.teacher_check import refuse_by_parsing
-        from gecko.fret.generate import generate
 
         config = self.config.generate
         seeds = [seed for block in self.plan.blocks for seed in block]
@@ -488,30 +507,37 @@ class Pipeline:
         }
 
         growing = {"seeds", "passages", "schema"}
-        paid = cache(lambda: paid_queries(self.run, parts, growing, self.by_id, self._query_id))
-        read: dict[str, list[Query]] = {}
 
-        def work(shard: Sequence[Seed], counts: Counts) -> list[Query]:
-            written, left = paid().take(shard, counts)
-            if not left:
-                return written
-            teacher, prompt = self.loaded_teacher(counts), self.prompts["generate"]
-            before = written + self._of_earlier_rounds(left, read)
-            new = generate(left, self.by_id, teacher, prompt, config, self.config.seed, counts, before)
-            return [*written, *new]
+        def job(known: Mapping[int, Shard]) -> Job[Writing, Query]:
+            paid = cache(lambda: paid_queries(self.run, parts, growing, self.by_id, self._query_id))
+            before = _earlier_rounds(shards)
+
+            @cache
+            def read(index: int) -> list[Query]:
+                return self.run.read_shard(self.run.path / "generate", known[index], Query)
+
+            def ask(index: int, counts: Counts) -> Writing:
+                written, left = paid().take(shards[index], counts)
+                again = {seed.passage_id for seed in left if seed.round}
+                earlier = [row for place in before[index] if again for row in read(place) if row.seed_id in again]
+                return Writing(left, {seed.passage_id: self.by_id[seed.passage_id] for seed in left}, written, earlier)
+
+            write = Write(self._teacher_loader, self.prompts["generate"], config, self.config.seed)
+            return Job(write, ask, before.__getitem__)
 
         title = f"writing {len(seeds):,} queries, {config.batch} at a time"
-        manifest = self.run.execute(
+        manifest = self.run.spread(
             "generate",
             Query,
             parts,
             shards,
-            work,
+            job,
+            self.engine,
             lambda left: self.ui.bar(title, left),
             growing=growing,
             key=seeds_key,
         )
-        if self.config.check.enabled:
+        if self.config.check.enabled and manifest.done:
             drops, check, name = dict(manifest.drops), self.config.check, self.config.llm
             self._refusing(lambda: refuse_by_parsing(manifest.rows, len(seeds), drops, check, name))
         return manifest
@@ -521,26 +547,14 @@ class Pipeline:
 
         return query_id(seed.passage_id, self.prompts["generate"], self.config.seed, seed.round)
 
-    def _of_earlier_rounds(self, seeds: Sequence[Seed], read: dict[str, list[Query]]) -> list[Query]:
-        """The queries that the run has already of those seeds that come again; shards are kept in ``read``, by file."""
-        again = {seed.passage_id for seed in seeds if seed.round}
-        manifest = self.run.manifest("generate") if again else None
-        if manifest is None:
-            return []
-        folder = self.run.path / "generate"
-        for shard in manifest.shards:
-            if shard.file not in read:
-                read[shard.file] = self.run.read_shard(folder, shard, Query)
-        return [row for shard in manifest.shards for row in read[shard.file] if row.seed_id in again]
-
     def mine(self) -> Manifest:
         """Find each query's candidates.
 
         Raises:
             TeacherRefused: too few seeds are found again.
         """
+        from gecko.encoder.search import cuts
         from gecko.evaluation.teacher_check import refuse_by_seeds
-        from gecko.fret.mine import mine
 
         queries = self.run.read("generate", Query)
         if not queries:
@@ -557,13 +571,17 @@ class Pipeline:
             **_version("mine"),
         }
 
-        def work(shard: Sequence[Query], _: Counts) -> list[Candidate]:
-            encoder, vectors = (self._warm, self._warm_vectors) if warm else self._miner
-            asked = encoder.queries([query.text for query in shard], [query.task for query in shard])
-            return list(mine(shard, asked, self.passages, np.asarray(vectors), self.config.mine.n))
+        def job(_: Mapping[int, Shard]) -> Job[Sequence[Query], Candidate]:
+            encoder, vectors = (self._warm_loader, self._warm_vectors) if warm else self._miner
+            plain = np.asarray(vectors)
+            ids = self.engine.keep([passage.id for passage in self.passages])
+            return Job(
+                Mine(encoder, ids, [self.engine.keep(plain[cut]) for cut in cuts(len(plain))], self.config.mine.n),
+                lambda index, _: shards[index],
+            )
 
-        manifest = self.run.execute("mine", Candidate, parts, shards, work)
-        if self.config.check.enabled:
+        manifest = self.run.spread("mine", Candidate, parts, shards, job, self.engine)
+        if self.config.check.enabled and manifest.done:
             lost = sum(not row.natural for row in self.run.read("mine", Candidate))
             check, n, name = self.config.check, self.config.mine.n, self.config.llm
             self._refusing(lambda: refuse_by_seeds(len(queries) - lost, len(queries), n, check, name))
@@ -584,17 +602,17 @@ class Pipeline:
         return model_identity(spec)
 
     @cached_property
-    def _miner(self) -> "tuple[Encoder, np.ndarray]":
+    def _miner(self) -> tuple[EncoderLoader, np.ndarray]:
         """The model that mines, and its embeddings of the corpus."""
         from gecko.encoder import load_encoder
 
         spec = self.config.mine.model
         if not spec:
-            return self.start, self.vectors
-        encoder = load_encoder(spec)
-        passages = self.run.finished("ingest").identity
-        parts = {"passages": passages, "model": self._miner_identity(), **_version("embed")}
-        return encoder, self._embedded("embed-miner", parts, lambda: encoder)
+            return self._start_loader, self.vectors
+        passages, identity = self.run.finished("ingest").identity, self._miner_identity()
+        parts = {"passages": passages, "model": identity, **_version("embed")}
+        encoder = SentEncoder(spec, identity) if self.engine.remote else cache(lambda: load_encoder(spec))
+        return encoder, self._embedded("embed-miner", parts, encoder)
 
     def _warmup_settings(self) -> str:
         return self.config.train.model_dump_json(exclude=WITHOUT_EFFECT | {"epochs"})
@@ -633,10 +651,16 @@ class Pipeline:
 
         return load_encoder(str(self.run.artifact("warmup", parts, "model", make)))
 
+    @property
+    def _warm_loader(self) -> EncoderLoader:
+        if self.engine.remote:
+            return SentEncoder(self._warm.spec, self._warm.identity)
+        return lambda: self._warm
+
     @cached_property
     def _warm_vectors(self) -> np.ndarray:
         parts = {"passages": self.run.finished("ingest").identity, "model": self._warm.identity, **_version("embed")}
-        return self._embedded("embed-warmup", parts, lambda: self._warm)
+        return self._embedded("embed-warmup", parts, self._warm_loader)
 
     def relabel(self) -> Manifest:
         """Score every pair with the teacher, passage by passage, and then with each further one."""
@@ -650,7 +674,7 @@ class Pipeline:
             if candidate.query_id in kept:
                 by_passage.setdefault(candidate.passage_id, []).append(queries[candidate.query_id])
         work = (queries, kept, by_passage)
-        first = self._relabel("relabel", self.teacher_identity, self.loaded_teacher, *work)
+        first = self._relabel("relabel", self.teacher_identity, self._teacher_loader, *work)
         for stage, spec in zip(relabel_stages(self.run)[1:], self.config.relabel.teachers, strict=True):
             self._relabel(stage, teacher_identity(spec), self._other_teacher(spec), *work)
         return first
@@ -670,12 +694,15 @@ class Pipeline:
             by_passage.setdefault(query.seed_id, []).append(query)
         work = (queries, set(queries), by_passage)
         if spec == RATED_BY_TEACHER:
-            return self._relabel(RATE, self.teacher_identity, self.loaded_teacher, *work)
+            return self._relabel(RATE, self.teacher_identity, self._teacher_loader, *work)
         return self._relabel(RATE, teacher_identity(spec), self._other_teacher(spec), *work)
 
-    def _other_teacher(self, spec: str) -> "Callable[[Counts], LanguageModel]":
+    def _other_teacher(self, spec: str) -> TeacherLoader:
         """A further teacher, loaded on first use in the place of the one before."""
-        from gecko.llm.load import load_teacher
+        from gecko.llm.load import load_teacher, teacher_identity
+
+        if self.engine.remote:
+            return SentTeacher(spec, teacher_identity(spec), self.config.relabel, scores=False)
 
         @cache
         def load() -> "LanguageModel":
@@ -695,13 +722,11 @@ class Pipeline:
         self,
         stage: str,
         identity: str,
-        loaded: "Callable[[Counts], LanguageModel]",
+        teacher: TeacherLoader,
         queries: Mapping[str, Query],
         kept: Collection[str],
         by_passage: Mapping[str, Sequence[Query]],
     ) -> Manifest:
-        from gecko.fret.relabel import relabel
-
         config, rating = self.config.relabel, stage == RATE
         roles = [RATE] if rating else ["likelihood", "relevance"]
         order = [passage.id for passage in self.passages if passage.id in by_passage]
@@ -719,23 +744,23 @@ class Pipeline:
         }
         pairs = sum(map(len, by_passage.values()))
         growing = {"queries", "candidates", "queries kept", "passages", "schema"}
-        paid = cache(lambda: paid_scores(self.run, parts, growing, queries, self.by_id, stage))
 
-        def work(shard: Sequence[str], counts: Counts) -> list[Score]:
-            asked = [(query.id, identifier) for identifier in shard for query in by_passage[identifier]]
-            known = paid().scores
-            paid().count(asked, counts)
-            if all(pair in known for pair in asked):
-                return [known[pair] for pair in asked]
-            teacher = loaded(counts)
-            chosen = [(self.by_id[identifier], by_passage[identifier]) for identifier in shard]
+        def job(_: Mapping[int, Shard]) -> Job[Judging, Score]:
+            paid = cache(lambda: paid_scores(self.run, parts, growing, queries, self.by_id, stage))
+
+            def ask(index: int, counts: Counts) -> Judging:
+                asked = [(query.id, identifier) for identifier in shards[index] for query in by_passage[identifier]]
+                paid().count(asked, counts)
+                known = {pair: paid().scores[pair] for pair in asked if pair in paid().scores}
+                return Judging([(self.by_id[one], by_passage[one]) for one in shards[index]], known)
+
             likelihood = None if rating else self.prompts["likelihood"]
-            return list(relabel(chosen, teacher, likelihood, self.prompts[roles[-1]], counts, known))
+            return Job(Judge(teacher, likelihood, self.prompts[roles[-1]]), ask)
 
         doing, size = "rating" if rating else "judging", config.shard_passages
         title = f"{doing} {pairs:,} pairs, {size} of {len(order):,} passages at a time"
-        return self.run.execute(
-            stage, Score, parts, shards, work, lambda left: self.ui.bar(title, left), growing=growing
+        return self.run.spread(
+            stage, Score, parts, shards, job, self.engine, lambda left: self.ui.bar(title, left), growing=growing
         )
 
     def _affordable(self, queries: dict[str, Query], candidates: Sequence[Candidate]) -> set[str]:
@@ -1035,13 +1060,14 @@ class Pipeline:
         return path
 
 
-def distill(run: Run, ui: Ui | None = None, *, force: bool = False) -> dict[str, Any]:
+def distill(run: Run, ui: Ui | None = None, *, force: bool = False, engine: Engine = LOCAL) -> dict[str, Any]:
     """All stages in order: from the corpus to the model, its numbers and the report.
 
     Args:
         run: the run folder, held.
         ui: where sentences and progress go.
         force: go on with a teacher that the check refuses.
+        engine: see :class:`Pipeline`.
 
     Returns:
         what ``evaluate`` measured.
@@ -1051,7 +1077,7 @@ def distill(run: Run, ui: Ui | None = None, *, force: bool = False) -> dict[str,
     """
     from gecko.evaluation.result import load_set
 
-    pipeline = Pipeline(run, ui, force=force)
+    pipeline = Pipeline(run, ui, force=force, engine=engine)
     for spec in run.config.evaluate.sets:
         if spec != STDLIB_QUESTIONS:
             load_set(spec)  # a mistake in it should show now, not after the teacher was paid
@@ -1061,6 +1087,18 @@ def distill(run: Run, ui: Ui | None = None, *, force: bool = False) -> dict[str,
     result = pipeline.evaluate()
     pipeline.report()
     return result
+
+
+def _earlier_rounds(shards: Sequence[Sequence[Seed]]) -> list[list[int]]:
+    """For each shard of seeds the shards before it that hold a passage which comes again in it."""
+    places: dict[str, list[int]] = {}
+    found = []
+    for index, shard in enumerate(shards):
+        again = {place for seed in shard if seed.round for place in places.get(seed.passage_id, ())}
+        found.append(sorted(again - {index}))
+        for seed in shard:
+            places.setdefault(seed.passage_id, []).append(index)
+    return found
 
 
 def _version(stage: str) -> dict[str, str]:

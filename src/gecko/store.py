@@ -13,7 +13,8 @@ Another: the store says which part changed, puts the old output into ``archive/`
 finished stage covers its shards' checksums, never the seconds it took nor the settings: what is equal stays paid for.
 
 Files appear under their names only when they are complete (written aside, synced, renamed), and the manifest is
-rewritten after each shard, so a killed run continues at the next shard.
+rewritten after each shard, so a killed run continues at the next shard. Shards that several workers make, or that a cluster
+finishes before an earlier one, wait beside it for their turn (``shares.py``).
 
 A run **grows** when only the amount of work changed (``config.FREE``): :meth:`Run.earlier` finds what the teacher was
 paid for under the other amounts, and the stages that it works for (``paid.py``) take it over.
@@ -40,12 +41,17 @@ from filelock import FileLock, Timeout
 from gecko.config import FREE, RunConfig, changed_keys, make_config
 from gecko.errors import ConfigError, GeckoError, RunError, StorageError
 from gecko.records import SCHEMAS, from_table, to_table
+from gecko.shares import Share, working
+from gecko.work import EXAMPLES, LOCAL, Counts, Engine, Job, Task
 
 LAYOUT = 1
-EXAMPLES = 3  # of a reason for drops, a shard
-EXAMPLE_CHARS = 240
 CARD = "README.md"
+AHEAD = "worker-ahead.json"
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 60.0  # in which a worker that others wait for may start
+LOCK_SECONDS = 10.0  # others look at a worker's lock for a moment
 _ASIDE = re.compile(r"\..+\.\d+")  # the names that write_bytes uses until a file is whole
+_Bar = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
 R = TypeVar("R")
 Item = TypeVar("Item")
 
@@ -119,36 +125,6 @@ def read_json(path: Path) -> Any:
 
 
 @dataclass
-class Counts:
-    """What a stage counts while it works on one shard.
-
-    ``waited`` is the part of the time in which something was fetched or loaded, in seconds; it is no work of the stage.
-    ``spent`` are the seconds that rows taken over from earlier work have cost.
-    """
-
-    drops: Counter[str] = field(default_factory=Counter)
-    tokens: int = 0
-    waited: float = 0.0
-    spent: float = 0.0
-    notes: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def drop(self, reason: str, example: str = "") -> None:
-        """Count a drop; the first few of a reason are kept as examples, cut short."""
-        self.drops[reason] += 1
-        shown = self.examples.setdefault(reason, [])
-        if example and len(shown) < EXAMPLES:
-            shown.append(example if len(example) <= EXAMPLE_CHARS else f"{example[: EXAMPLE_CHARS - 1]}…")
-
-    def take_drops(self, drops: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> None:
-        """Add what was dropped elsewhere, with its examples."""
-        self.drops.update(drops)
-        for reason, texts in examples.items():
-            shown = self.examples.setdefault(reason, [])
-            shown += texts[: EXAMPLES - len(shown)]
-
-
-@dataclass
 class Shard:
     """One file of a stage, as the manifest knows it. ``key`` says what it was asked for, where the stage tells."""
 
@@ -161,6 +137,11 @@ class Shard:
     notes: dict[str, int]
     key: str = ""
     examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def index(self) -> int:
+        """Its number in the stage, from 0, where it holds records."""
+        return int(self.file.removeprefix("part-").removesuffix(".parquet"))
 
 
 @dataclass
@@ -235,13 +216,14 @@ def lock_folder(path: Path) -> FileLock:
 
 
 class Run:
-    """A run folder, held by one process at a time. Use it as a context manager.
+    """A run folder, held by one process at a time, or by the workers that share a stage. Use it as a context manager.
 
     Args:
         path: the folder; it is made if need be.
         config: the run's settings; none: those saved in the folder.
         force: go on in a folder that was made with other settings.
         keep: save the settings; without it, a folder that has some keeps those, and this object alone has the new ones.
+        share: make only these shards, beside other workers; of the stages before, what is not there is made first.
         say: where a sentence for the user goes.
 
     Raises:
@@ -255,10 +237,12 @@ class Run:
         *,
         force: bool = False,
         keep: bool = True,
+        share: Share | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.path = path
         self.say = say
+        self.share = share
         self.changed = False  # whether the folder's settings were replaced just now, by more than an amount
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; give the path of a folder for the run")
@@ -266,13 +250,59 @@ class Run:
             raise RunError(
                 f"{path} is not a run (it has no config.json); start one with: gecko distill CORPUS -o {path}"
             )
-        self._lock = lock_folder(path)
+        self._lock = lock_folder(path) if share is None else FileLock(path / ".lock")
+        self._own = None if share is None else share.lock(path)
         try:
-            self._sweep()
+            if share is not None:
+                self._join(share)
+            elif others := list(working(path)):
+                raise RunError(f"{others[0]} works in {path}; wait for it to end, or use another folder")
+            else:
+                for lock in path.glob(".worker-*.lock"):
+                    lock.unlink()
+            if not self._others:
+                self._sweep()
             self.config = self._settle(config, force, keep)
         except BaseException:
-            self._lock.release()
+            self.__exit__()
             raise
+
+    @property
+    def _others(self) -> list[Share]:
+        """The other workers that are at work here; none: this process may change all there is."""
+        return [] if self.share is None else list(working(self.path, self.share))
+
+    def _join(self, share: Share) -> None:
+        """Hold the run beside the workers of the same stage, after those of another have ended."""
+        assert self._own is not None
+        told = False
+        with _disk_errors(self.path):
+            self._hold()
+            while before := [other for other in self._others if other.stage != share.stage]:
+                if not told:
+                    self.say(f"{share} waits for {', '.join(map(str, before))}")
+                told = True
+                self._lock.release()
+                time.sleep(POLL_SECONDS)
+                self._hold()
+            try:
+                self._own.acquire(timeout=LOCK_SECONDS)  # only now: whoever waits is in nobody's way
+            except Timeout:
+                raise RunError(f"{share} works in {self.path} already; give each worker a number of its own") from None
+        if unlike := [other for other in self._others if other.workers != share.workers]:
+            raise RunError(
+                f"{unlike[0]} works in {self.path}, and {share} would do its shards again; give all workers the same n"
+            )
+
+    def _hold(self) -> None:
+        """Keep others from changing the run, once whoever does so has ended."""
+        if self._lock.is_locked:
+            return
+        try:
+            self._lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            self.say(f"waits for another process in {self.path}")
+            self._lock.acquire()
 
     def _sweep(self) -> None:
         """Remove what killed writes left: nobody else can be writing, since the lock is held."""
@@ -323,6 +353,8 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._own is not None:
+            self._own.release()
         self._lock.release()
 
     def manifest(self, stage: str) -> Manifest | None:
@@ -335,8 +367,9 @@ class Run:
 
     def _manifest(self, folder: Path) -> Manifest | None:
         file = folder / "manifest.json"
-        if not file.exists():
-            return None
+        return self._read_manifest(file) if file.exists() else None
+
+    def _read_manifest(self, file: Path) -> Manifest:
         raw = read_json(file)
         if not isinstance(raw, dict):
             raise RunError(f"{file} is damaged (no table); delete the folder {file.parent} to do the stage again")
@@ -399,11 +432,13 @@ class Run:
         def fixed(parts: Mapping[str, str]) -> dict[str, str]:
             return {key: value for key, value in parts.items() if key not in growing}
 
-        found = [
-            (folder, manifest)
-            for folder, manifest in self.archived(stage)
-            if fixed(manifest.parts) == fixed(parts) and manifest.shards
-        ]
+        found = []
+        for folder, manifest in self.archived(stage):
+            if fixed(manifest.parts) == fixed(parts):
+                ahead = self._ahead(folder, manifest)
+                manifest.shards += [ahead[index] for index in sorted(ahead)]
+                if manifest.shards:
+                    found.append((folder, manifest))
         return sorted(found, key=lambda entry: (-entry[1].rows, entry[0].name))
 
     def archived(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
@@ -421,14 +456,12 @@ class Run:
                 return [row for shard in manifest.shards for row in self.read_shard(folder, shard, kind)]
         return None
 
-    def _verify(self, path: Path, shard: Shard) -> None:
+    def _verify(self, path: Path, shard: Shard, mend: str = "") -> None:
+        mend = mend or f"delete the folder {path.parent} to do the stage again"
         if not path.exists():
-            raise RunError(f"shard {path} is missing; delete the folder {path.parent} to do the stage again")
+            raise RunError(f"shard {path} is missing; {mend}")
         if file_sha256(path) != shard.sha256:
-            raise RunError(
-                f"shard {path} does not match its checksum (damaged or edited); "
-                f"delete the folder {path.parent} to do the stage again"
-            )
+            raise RunError(f"shard {path} does not match its checksum (damaged or edited); {mend}")
 
     def execute(
         self,
@@ -437,7 +470,7 @@ class Run:
         parts: dict[str, str],
         shards: Sequence[Item] | Callable[[], Sequence[Item]],
         work: Callable[[Item, Counts], Iterable[R]],
-        bar: Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]] | None = None,
+        bar: _Bar | None = None,
         *,
         growing: Collection[str] = (),
         key: Callable[[Item], str] = lambda _: "",
@@ -462,27 +495,192 @@ class Run:
         if manifest.done:
             return manifest
         items = shards() if callable(shards) else shards
+        job: Job[Item, R] = Job(work, lambda index, _: items[index])
+        return self._fill(manifest, kind, items, lambda _: job, LOCAL, bar, key, None)
+
+    def spread(
+        self,
+        stage: str,
+        kind: type[R],
+        parts: dict[str, str],
+        shards: Sequence[Item],
+        job: Callable[[Mapping[int, Shard]], Job[Task, R]],
+        engine: Engine,
+        bar: _Bar | None = None,
+        *,
+        growing: Collection[str] = (),
+        key: Callable[[Item], str] = lambda _: "",
+    ) -> Manifest:
+        """Like :meth:`execute`, for work that an engine does, or that is shared among workers (``Run.share``).
+
+        Args:
+            stage: its name, and its folder's.
+            kind: the record it makes.
+            parts: what the result depends on, by name; hashed into the fingerprint.
+            shards: one item a shard, always the same for the same ``parts``.
+            job: makes the work, if there is some to do; gets the shards that are there, by number, as they come.
+            engine: does it.
+            bar: opens a progress bar over so many shards.
+            growing: the parts whose change leaves what was paid for of use.
+            key: what a shard is asked for; kept with it.
+
+        Returns:
+            the manifest; that of a worker is done only if there is nothing left that others do.
+
+        Raises:
+            RunError: a shard on disk is damaged, or a worker would make something else than the others.
+            StorageError: the disk is full.
+        """
+        share = self.share if self.share is not None and self.share.covers(stage) else None
+        if share is not None:
+            self._hold()  # it was let go if this is the second stage that is shared
+        manifest = self.prepare(stage, parts, growing)
+        if manifest.done:
+            return manifest
+        return self._fill(manifest, kind, shards, job, engine, bar, key, share)
+
+    def _fill(
+        self,
+        manifest: Manifest,
+        kind: type[R],
+        items: Sequence[Item],
+        make_job: Callable[[Mapping[int, Shard]], Job[Task, R]],
+        engine: Engine,
+        bar: _Bar | None,
+        key: Callable[[Item], str],
+        share: Share | None,
+    ) -> Manifest:
+        folder = self.path / manifest.stage
         for shard in manifest.shards:
-            self._verify(self.path / stage / shard.file, shard)
+            self._verify(folder / shard.file, shard)
         if manifest.shards:
-            self.say(f"{stage}: continues at part {len(manifest.shards) + 1} of {len(items)}")
-        left = len(items) - len(manifest.shards)
-        with bar(left) if bar and left else contextlib.nullcontext(lambda _: None) as advance:
-            for index in range(len(manifest.shards), len(items)):
-                counts = Counts()
-                start = time.perf_counter()
-                rows = list(work(items[index], counts))
-                seconds = time.perf_counter() - start - counts.waited + counts.spent
-                shard = self._write_shard(stage, index, kind, rows, counts, seconds)
+            self.say(f"{manifest.stage}: continues at part {len(manifest.shards) + 1} of {len(items)}")
+        known = {shard.index: shard for shard in manifest.shards}
+        ahead = self._ahead(folder, manifest)
+        own = {index: shard for index, shard in ahead.items() if share is None or share.has(index)}
+        for shard in own.values():
+            again = f"delete it, and it is made again, or the folder {folder} to do the stage again"
+            self._verify(folder / shard.file, shard, again)
+        known.update(ahead)
+        if share is None and ahead:
+            self.say(f"{manifest.stage}: {len(ahead)} of {len(items)} parts were made out of turn, and are taken over")
+        if share is None and (ahead or not items):
+            self._record(manifest, known, len(items))
+        wanted = [index for index in range(len(items)) if index not in known and (share is None or share.has(index))]
+        if not wanted:
+            return manifest
+        job = make_job(known)
+        if share is not None:
+            self._lock.release()
+        with bar(len(wanted)) if bar else contextlib.nullcontext(lambda _: None) as advance:
+            for index, rows, counts, seconds in self._made(engine, job, wanted, known, manifest, share):
+                shard = self._write_shard(manifest.stage, index, kind, rows, counts, seconds)
                 shard.key = key(items[index])
-                manifest.shards.append(shard)
-                manifest.done = index == len(items) - 1
-                self.save(manifest)
+                known[index] = shard
+                if share is None:
+                    self._record(manifest, known, len(items))
+                else:
+                    own[index] = shard
+                    self._write_part(folder / share.file, manifest, own)
                 advance(1)
-        if not items:
-            manifest.done = True
-            self.save(manifest)
         return manifest
+
+    def _made(
+        self,
+        engine: Engine,
+        job: Job[Task, R],
+        wanted: Sequence[int],
+        known: dict[int, Shard],
+        manifest: Manifest,
+        share: Share | None,
+    ) -> Iterator[tuple[int, list[R], Counts, float]]:
+        """Number, rows, counts and seconds of each of the shards ``wanted``, as they are finished."""
+        waiting = list(wanted)
+        asked: dict[int, tuple[Counts, float]] = {}
+
+        def take() -> tuple[int, Task] | None:
+            for index in waiting:
+                if all(before in known for before in job.after(index)):
+                    waiting.remove(index)
+                    counts, start = Counts(), time.perf_counter()
+                    task = job.ask(index, counts)
+                    asked[index] = counts, time.perf_counter() - start
+                    return index, task
+            return None
+
+        while waiting:
+            for index, done in engine.run(job.do, take):
+                counts, seconds = asked.pop(index)
+                counts.add(done.counts)
+                yield index, done.rows, counts, seconds + done.seconds - counts.waited + counts.spent
+            if waiting:
+                assert share is not None, "a shard waits for one that nobody makes"
+                needed = {before for index in waiting for before in job.after(index) if not share.has(before)}
+                self._await(needed - known.keys(), known, manifest, share)
+
+    def _await(self, needed: Collection[int], known: dict[int, Shard], manifest: Manifest, share: Share) -> None:
+        """Wait until other workers have made one of the shards ``needed``.
+
+        Raises:
+            RunError: whoever has to make the first of them does not work.
+        """
+        first = min(needed)
+        owner = share.owner(first)
+        self.say(f"{share} waits for part {first + 1}, which {owner} makes")
+        seen = time.monotonic()
+        while True:
+            if owner in self._others:
+                seen = time.monotonic()
+            known.update(self._ahead(self.path / manifest.stage, manifest))
+            if first in known:
+                return
+            if time.monotonic() - seen > GRACE_SECONDS:
+                raise RunError(
+                    f"{share} cannot go on: its next part builds on part {first + 1}, which {owner} has not made; that one "
+                    "does not work now; start it, and run this again"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _record(self, manifest: Manifest, known: Mapping[int, Shard], count: int) -> None:
+        """Save a manifest with the shards whose turn it is, and set down the others beside it."""
+        while (shard := known.get(len(manifest.shards))) is not None:
+            manifest.shards.append(shard)
+        manifest.done = len(manifest.shards) == count
+        self.save(manifest)
+        folder = self.path / manifest.stage
+        ahead = {index: shard for index, shard in known.items() if index >= len(manifest.shards)}
+        if ahead:
+            self._write_part(folder / AHEAD, manifest, ahead)
+        for file in folder.glob("worker-*.json"):
+            if not ahead or file.name != AHEAD:
+                file.unlink()
+
+    def _write_part(self, file: Path, manifest: Manifest, shards: Mapping[int, Shard]) -> None:
+        part = Manifest(
+            manifest.stage, manifest.fingerprint, manifest.parts, [shards[index] for index in sorted(shards)]
+        )
+        write_json(file, asdict(part))
+
+    def _ahead(self, folder: Path, manifest: Manifest) -> dict[int, Shard]:
+        """The shards in a stage's folder that wait for their turn in ``manifest``, by number.
+
+        Raises:
+            RunError: a worker has made something else.
+        """
+        listed = {shard.file for shard in manifest.shards}
+        found: dict[int, Shard] = {}
+        for file in sorted(folder.glob("worker-*.json")):
+            part = self._read_manifest(file)
+            if part.fingerprint != manifest.fingerprint:
+                changed = ", ".join(_differing(part.parts, manifest.parts))
+                raise RunError(
+                    f"{file} is of other work than {folder / 'manifest.json'} ({changed} differ); move it out of the folder, "
+                    "with the shards that it names"
+                )
+            for shard in part.shards:
+                if shard.file not in listed and (folder / shard.file).exists():
+                    found[shard.index] = shard
+        return found
 
     def stream(
         self, stage: str, kind: type[R], parts: dict[str, str], batches: Callable[[], Iterable[tuple[list[R], Counts]]]
@@ -530,9 +728,8 @@ class Run:
         fingerprint = digest(stage, *(text for item in sorted(parts.items()) for text in item))
         current = self.manifest(stage)
         if current is not None and current.fingerprint != fingerprint:
-            changed = [
-                key for key in sorted(parts.keys() | current.parts.keys()) if parts.get(key) != current.parts.get(key)
-            ]
+            changed = _differing(parts, current.parts)
+            self._refuse_change(stage, changed)
             again = "what was paid for is used again" if set(changed) <= set(growing) else "so it is done again"
             self.say(f"{stage}: {', '.join(changed)} changed, {again}; the old output is kept in archive/")
             self._move(self.path / stage, self._archived(stage, current.fingerprint))
@@ -552,6 +749,21 @@ class Run:
             current = Manifest(stage, fingerprint, parts)
             self.save(current)
         return current
+
+    def _refuse_change(self, stage: str, changed: Sequence[str]) -> None:
+        """A worker does what the others do; only a process that is alone may do otherwise.
+
+        Raises:
+            RunError: there are others, or what they have made.
+        """
+        if self.share is None:
+            return
+        parts = [str(file) for file in sorted(self.path.glob("*/worker-*.json"))]
+        if found := [str(other) for other in self._others] or parts:
+            raise RunError(
+                f"{self.share} would make another {stage} than {found[0]}: {', '.join(changed)} differ; give all workers the "
+                f"same settings, models and version, or run `gecko {stage} {self.path}` alone to go on with these"
+            )
 
     def _archived(self, stage: str, fingerprint: str) -> Path:
         return self.path / "archive" / f"{stage}-{fingerprint}"
@@ -623,6 +835,11 @@ class Run:
                     f"cannot write {path}: the disk is full; make room, run the same command again"
                 ) from error
             raise
+
+
+def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """The names of the parts in which two fingerprints differ."""
+    return [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
 
 
 def _remove(path: Path) -> None:

@@ -67,3 +67,35 @@ def test_bm25(capfd: pytest.CaptureFixture[str]) -> None:
     assert list(bm25_run(passages, [("q", "garden")], 1)["q"]) == ["p2"]
     assert bm25_run([Passage("p", "", "")], queries[:1], 3) == {"q0": {}}
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("k", [1, 7, 60, 200])
+@pytest.mark.parametrize("borders", [[30], [0, 1, 13, 13, 59], [7, 14, 21, 28, 35, 42, 49, 56]])
+def test_parts_merge_to_one_search_ties_included(k: int, borders: list[int]) -> None:
+    generator = np.random.default_rng(1)
+    queries, passages = (generator.integers(-2, 3, (rows, 4)).astype(np.float32) for rows in (9, 60))
+    parts = np.split(passages, borders)
+    places, scores = search.top_k_parts(queries, [lambda part=part: part for part in parts], k)
+    whole = search.top_k(queries, passages, k)
+    np.testing.assert_array_equal(places, whole[0])
+    np.testing.assert_array_equal(scores, whole[1])
+    ties = sum(len(row) - len(set(row)) for row in whole[1].tolist())
+    assert ties > 0 or k == 1
+
+
+def test_parts_of_whole_blocks_are_equal_to_the_bit() -> None:
+    generator = np.random.default_rng(2)
+    queries = generator.normal(size=(40, 33)).astype(np.float32)
+    passages = generator.normal(size=(3 * search.PASSAGE_BLOCK + 77, 33)).astype(np.float32)
+    parts = [passages[cut] for cut in search.cuts(len(passages), search.PASSAGE_BLOCK)]
+    assert [len(part) for part in parts] == [search.PASSAGE_BLOCK] * 3 + [77]
+    places, scores = search.top_k_parts(queries, [lambda part=part: part for part in parts], 20)
+    whole = search.top_k(queries, passages, 20)
+    np.testing.assert_array_equal(places, whole[0])
+    np.testing.assert_array_equal(scores, whole[1])
+
+
+def test_no_parts() -> None:
+    places, scores = search.top_k_parts(np.ones((2, 3), np.float32), [], 5)
+    assert places.shape == scores.shape == (2, 0)
+    assert search.cuts(0) == []

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gecko.fret.mine import mine
-from gecko.records import Candidate, Passage, Query
+from gecko.records import Candidate, Query
 
 
 def unit(*degrees: float) -> np.ndarray:
@@ -10,8 +10,8 @@ def unit(*degrees: float) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
-PASSAGES = [Passage(name, "", name) for name in "abcde"]
-VECTORS = unit(0, 10, 20, 30, 90)
+PASSAGES = list("abcde")
+VECTORS = [lambda: unit(0, 10), lambda: unit(20, 30, 90)]
 
 
 def query(name: str, seed_id: str) -> Query:
@@ -56,19 +56,19 @@ def test_it_equals_a_sort_for_each_query() -> None:
     vectors, asked = (rng.normal(size=(count, 8)).astype(np.float32) for count in (50, 12))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-    passages = [Passage(f"p{number}", "", "") for number in range(50)]
+    passages = [f"p{number}" for number in range(50)]
     queries = [query(f"q{number}", f"p{number}") for number in range(12)]
     expected: list[tuple[str, str, int, bool]] = []
     for row, one in enumerate(queries):
         order = sorted(range(50), key=lambda place: -float(asked[row] @ vectors[place]))[:7]
-        seed = passages.index(Passage(one.seed_id, "", ""))
+        seed = passages.index(one.seed_id)
         natural = seed in order
         if not natural:
             order[-1] = seed
         expected += [
-            (one.id, passages[place].id, rank, natural or place != seed) for rank, place in enumerate(order, start=1)
+            (one.id, passages[place], rank, natural or place != seed) for rank, place in enumerate(order, start=1)
         ]
-    found: list[Candidate] = list(mine(queries, asked, passages, vectors, 7))
+    found: list[Candidate] = list(mine(queries, asked, passages, [lambda: vectors], 7))
     assert [(row.query_id, row.passage_id, row.rank, row.natural) for row in found] == expected
     assert {row.natural for row in found} == {True, False}  # both cases are among them
     for row in found:

@@ -46,18 +46,31 @@ class Documents:
             Dropped: it cannot be read, or not in time.
             CorpusError: the package that reads this kind is missing.
         """
-        settings = (ending, self._extractor.html, str(self._extractor.seconds), VERSION)
-        key = digest(file_sha256(path), *settings) if self._known is not None else ""
-        if self._known is not None:
-            row = self._known.execute("SELECT content FROM document WHERE key = ?", (key,)).fetchone()
-            if row is not None:
-                return _told(json.loads(row[0]))
+        key = self.key(path, ending)
+        if (known := self.known(key)) is not None:
+            return _told(known)
         self.read_now += 1
         found = self._extractor(path, ending)
-        if self._known is not None:
-            self._known.execute("INSERT INTO document VALUES (?, ?)", (key, json.dumps(found)))
-            self._known.commit()
+        self.remember(key, found)
         return _told(found)
+
+    def key(self, path: Path, ending: str) -> str:
+        """What a document is kept under; empty where nothing is kept."""
+        settings = (ending, self._extractor.html, str(self._extractor.seconds), VERSION)
+        return digest(file_sha256(path), *settings) if self._known is not None else ""
+
+    def known(self, key: str) -> dict[str, str] | None:
+        """What came of a document that was read before; none: it was not."""
+        if self._known is None:
+            return None
+        row = self._known.execute("SELECT content FROM document WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def remember(self, key: str, found: dict[str, str]) -> None:
+        """Keep what came of a document."""
+        if self._known is not None:
+            self._known.execute("INSERT OR IGNORE INTO document VALUES (?, ?)", (key, json.dumps(found)))
+            self._known.commit()
 
     def close(self) -> None:
         """End the child process and close the file."""

@@ -22,7 +22,7 @@ from gecko.corpus.language import language_of
 from gecko.corpus.readers import Reader, content_id, normal, read_placed
 from gecko.errors import CorpusError
 from gecko.records import Passage
-from gecko.store import Counts
+from gecko.work import Counts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

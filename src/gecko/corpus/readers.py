@@ -30,7 +30,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -43,7 +43,8 @@ from gecko.corpus.documents import Documents
 from gecko.corpus.markdown import HEADING, with_prose
 from gecko.errors import CorpusError
 from gecko.records import Passage
-from gecko.store import Counts, digest, file_sha256
+from gecko.store import digest, file_sha256
+from gecko.work import Counts
 
 TEXT_ENDINGS = (".txt", ".md")
 PARSED_ENDINGS = (".html", ".htm", ".pdf", ".docx")
@@ -398,6 +399,16 @@ def _read_file(file: _File, reader: Reader) -> Iterator[Placed]:
         if file.alone:
             raise CorpusError(f"{file.place} is empty: it holds no passage; give a file with passages")
         reader.counts.notes["files without a passage"] += 1
+
+
+def parsed_documents(spec: str, reader: Reader) -> Iterator[tuple[Path, str]]:
+    """The HTML, PDF and Word files of a source, each with its ending; what reading them would refuse is left out."""
+    if spec == "stdlib" or spec.startswith(("hf:", *SQL_SCHEMES)):
+        return
+    for file in _files(spec, reader.counts):
+        if file.ending in PARSED_ENDINGS:
+            with suppress(Dropped), _on_disk(file, reader.largest) as path:
+                yield path, file.ending
 
 
 def _rows(file: _File, reader: Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:

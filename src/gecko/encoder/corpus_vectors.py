@@ -7,6 +7,7 @@ vectors lie in ``pieces/`` under the shard's checksum, and a shard that an earli
 import io
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,25 @@ import numpy as np
 
 from gecko.records import Passage
 from gecko.store import Run, Shard, read_json, tree_sha256, write_bytes, write_json
+from gecko.work import LOCAL, Counts, Engine
 
 if TYPE_CHECKING:
     from gecko.encoder.encoder import Encoder
 
 FILE = "passages.npy"
 INDEX = "shards.json"
+
+
+@dataclass(frozen=True)
+class Embed:
+    """What is done with a shard; it can be sent to another process, if ``encoder`` can."""
+
+    encoder: "Callable[[], Encoder]"
+    progress: bool
+
+    def __call__(self, passages: list[Passage], counts: Counts) -> list[np.ndarray]:
+        """One array: float32 (passages, d)."""
+        return [self.encoder().passages(passages, progress=self.progress)]
 
 
 def write_vectors(
@@ -29,6 +43,7 @@ def write_vectors(
     path: Path,
     encoder: "Callable[[], Encoder]",
     say: Callable[[str], None],
+    engine: Engine = LOCAL,
 ) -> None:
     """Embed the passages of a run into one file: float32 (passages, d).
 
@@ -39,6 +54,7 @@ def write_vectors(
         path: to write.
         encoder: called when a shard has to be embedded.
         say: told how many are.
+        engine: embeds them.
     """
     folder, ingest = run.path / stage, run.finished("ingest")
     pieces = folder / "pieces"
@@ -48,11 +64,17 @@ def write_vectors(
     covered = f" of {ingest.rows:,}; the others are known" if len(new) < len(shards) else ""
     if new:
         say(f"embedding {sum(shard.rows for shard in new):,} passages{covered}")
-    for shard in new:
-        vectors = encoder().passages(run.read_shard(run.path / "ingest", shard, Passage), progress=True)
+    left = iter(enumerate(new))
+
+    def take() -> tuple[int, list[Passage]] | None:
+        if (entry := next(left, None)) is None:
+            return None
+        return entry[0], run.read_shard(run.path / "ingest", entry[1], Passage)
+
+    for index, done in engine.run(Embed(encoder, progress=not engine.remote), take):
         buffer = io.BytesIO()
-        np.save(buffer, vectors)
-        write_bytes(_piece(pieces, shard), buffer.getvalue())
+        np.save(buffer, done.rows[0])
+        write_bytes(_piece(pieces, new[index]), buffer.getvalue())
 
     def of(shard: Shard) -> np.ndarray:
         piece = _piece(pieces, shard)

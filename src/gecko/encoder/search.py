@@ -3,8 +3,10 @@
 A score and its passage's place are packed into one 64-bit key: the score's bits, made to sort like numbers, above the
 place, counted backwards. Then the k largest keys are the k best passages with ties in passage order, and a partition,
 which promises nothing about ties by itself, becomes exact. Passages are taken in blocks; after the first, only those
-that beat the worst one kept are packed.
+that beat the worst one kept are packed. Keys of several parts of a corpus, each searched on its own, merge in the same way.
 """
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,8 @@ Keys = npt.NDArray[np.uint64]
 QUERY_BLOCK = 256
 PASSAGE_BLOCK = 4096  # a block of scores is 4 MiB, its keys 8
 CHECKED = 1 << 16  # rows looked at together for numbers that are not finite
+
+PART = 64 * PASSAGE_BLOCK  # passages of a part: 400 MB at 384 dimensions
 
 _SIGN = np.uint32(1 << 31)
 _LAST = np.uint64((1 << 32) - 1)
@@ -60,6 +64,36 @@ def top_k(queries: Scores, passages: Scores, k: int) -> tuple[Places, Scores]:
             best = largest(np.concatenate([best, keys], axis=1), kept)
         places[row : row + QUERY_BLOCK], scores[row : row + QUERY_BLOCK] = unpack(best)
     return places, scores
+
+
+def cuts(passages: int, part: int | None = None) -> list[slice]:
+    """Parts of a corpus that are searched in the blocks of the whole, so that even the rounding of a product is the same."""
+    size = PART if part is None else part
+    return [slice(start, start + size) for start in range(0, passages, size)]
+
+
+def top_k_parts(queries: Scores, parts: Sequence[Callable[[], Scores]], k: int) -> tuple[Places, Scores]:
+    """:func:`top_k` over passages that lie in several parts, of which one at a time is needed.
+
+    Args:
+        queries: float32 (n, d).
+        parts: in order, how to come by each: float32 (m_i, d). Parts made by :func:`cuts` give the scores of one search to
+            the bit; with others a product may be rounded otherwise.
+        k: how many; all if there are fewer.
+
+    Returns:
+        as :func:`top_k`; a place counts through all parts.
+
+    Raises:
+        EvaluationError: as :func:`top_k`.
+    """
+    best, start = np.empty((len(queries), 0), dtype=np.uint64), 0
+    for part in parts:
+        vectors = part()
+        places, scores = top_k(queries, vectors, k)
+        best = largest(np.concatenate([best, pack(scores, places + start)], axis=1), k)
+        start += len(vectors)
+    return unpack(best)
 
 
 def pack(scores: Scores, places: Places) -> Keys:

@@ -34,7 +34,8 @@ from gecko.fret.select import group_labels, select
 from gecko.paid import all_ratings, all_scores
 from gecko.progress import Silent, Ui
 from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import Counts, Run, digest, read_json, write_json
+from gecko.store import Run, digest, read_json, write_json
+from gecko.work import Counts
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder

@@ -23,7 +23,8 @@ from gecko.llm.weights import cache_folder
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt
 from gecko.records import Candidate, Query, Score
-from gecko.store import Counts, digest, read_json, write_json
+from gecko.store import digest, read_json, write_json
+from gecko.work import Counts
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder

@@ -14,7 +14,8 @@ from gecko.fret.variables import draw, worded
 from gecko.llm.base import LanguageModel, Sampling
 from gecko.prompts import Prompt, shielded
 from gecko.records import Passage, Query
-from gecko.store import Counts, digest
+from gecko.store import digest
+from gecko.work import Counts
 
 MAX_QUERY_WORDS = 40
 MAX_TASK_CHARS = 200

@@ -1,15 +1,19 @@
 """Step 2 of FRet: the initial embedder's N nearest passages of each query, the seed among them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from gecko.encoder.search import top_k
-from gecko.records import Candidate, Passage, Query
+from gecko.encoder.search import top_k_parts
+from gecko.records import Candidate, Query
 
 
 def mine(
-    queries: Sequence[Query], query_vectors: np.ndarray, passages: Sequence[Passage], vectors: np.ndarray, n: int
+    queries: Sequence[Query],
+    query_vectors: np.ndarray,
+    ids: Sequence[str],
+    parts: Sequence[Callable[[], np.ndarray]],
+    n: int,
 ) -> Iterator[Candidate]:
     """The candidates of each query, first to last.
 
@@ -18,17 +22,28 @@ def mine(
     Args:
         queries: Q queries.
         query_vectors: (Q, d) unit rows.
-        passages: P passages.
-        vectors: (P, d) unit rows.
+        ids: those of P passages.
+        parts: how to come by each part of the passages' vectors, (P, d) unit rows in all.
         n: candidates a query.
     """
-    place = {passage.id: index for index, passage in enumerate(passages)}
-    found, scores = top_k(query_vectors, vectors, min(n, len(passages)))
+    place = {identifier: index for index, identifier in enumerate(ids)}
+    found, scores = top_k_parts(query_vectors, parts, min(n, len(ids)))
+    seeds = sorted({place[query.seed_id] for query in queries})
+    own = dict(zip(seeds, _rows(parts, seeds), strict=True))
     for row, query in enumerate(queries):
         indices, values = found[row].tolist(), scores[row].tolist()
         seed = place[query.seed_id]
         natural = seed in indices
         if not natural:
-            indices[-1], values[-1] = seed, float(query_vectors[row] @ vectors[seed])
+            indices[-1], values[-1] = seed, float(query_vectors[row] @ own[seed])
         for rank, (index, value) in enumerate(zip(indices, values, strict=True), start=1):
-            yield Candidate(query.id, passages[index].id, rank, value, natural or index != seed)
+            yield Candidate(query.id, ids[index], rank, value, natural or index != seed)
+
+
+def _rows(parts: Sequence[Callable[[], np.ndarray]], places: Sequence[int]) -> Iterator[np.ndarray]:
+    """The vectors at some places, which are in ascending order."""
+    start = 0
+    for part in parts:
+        vectors = part()
+        yield from (vectors[place - start] for place in places if start <= place < start + len(vectors))
+        start += len(vectors)

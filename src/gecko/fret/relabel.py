@@ -16,7 +16,8 @@ from dataclasses import replace
 from gecko.llm.base import Group, Judgement, LanguageModel
 from gecko.prompts import Prompt, shielded
 from gecko.records import Passage, Query, Score
-from gecko.store import Counts, digest
+from gecko.store import digest
+from gecko.work import Counts
 
 
 def prompt_hash(likelihood: Prompt, relevance: Prompt) -> str:

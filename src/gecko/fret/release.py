@@ -26,7 +26,8 @@ from gecko.errors import ConfigError, RunError
 from gecko.fret.fuse import Label, fuse
 from gecko.fret.select import select
 from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import Counts, Run, digest, file_sha256, write_bytes
+from gecko.store import Run, digest, file_sha256, write_bytes
+from gecko.work import Counts
 
 FILE = "fret.parquet"
 STDLIB = "fret-stdlib"

@@ -16,7 +16,8 @@ from gecko.config import SelectConfig
 from gecko.fret.fuse import Label, fuse
 from gecko.fret.quality import copied, kind, leaked, near_by_vectors, near_by_words
 from gecko.records import Candidate, Example, Passage, Query, Score, Text
-from gecko.store import Counts, digest
+from gecko.store import digest
+from gecko.work import Counts
 
 Embed = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 

@@ -55,6 +55,19 @@ def _folder_identity(folder: Path) -> str:
     return digest(*(text for file in files for text in (file.name, weights.file_identity(file))))
 
 
+def check_scores(teacher: LanguageModel) -> None:
+    """Refuse a teacher that cannot give query likelihoods.
+
+    Raises:
+        TeacherError: it cannot.
+    """
+    if not teacher.can_score:
+        raise TeacherError(
+            f"{teacher.name} cannot return the log-probabilities of a given text, and judging needs them; "
+            "take another teacher with --llm, or judge by relevance alone with --set select.fusion=rc"
+        )
+
+
 def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
     """Fetch, convert and load a teacher.
 

@@ -11,24 +11,30 @@ model or an option is another one.
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gecko.encoder import Embedder
+from gecko.encoder.engine import Precision
+from gecko.encoder.export import CARD
+from gecko.encoder.sent import SentEmbedder
 from gecko.encoder.vectors import Output, Packed
 from gecko.errors import CorpusError, RunError
 from gecko.formats import find_task
 from gecko.progress import Silent, Ui
 from gecko.records import Passage
 from gecko.store import digest, lock_folder, read_json, write_bytes, write_json
+from gecko.work import LOCAL, Counts, Engine
 
 LAYOUT = 1
+HELD = 64  # batches that are begun before the first of them is written
 Item = TypeVar("Item")
 
 
@@ -115,7 +121,12 @@ def embed_batch(embedder: Embedder, batch: list[Passage], config: BulkConfig) ->
 
 
 def embed_to_folder(
-    embedder: Embedder, rows: Iterable[Passage], folder: Path, config: BulkConfig, ui: Ui | None = None
+    embedder: Embedder,
+    rows: Iterable[Passage],
+    folder: Path,
+    config: BulkConfig,
+    ui: Ui | None = None,
+    engine: Engine = LOCAL,
 ) -> BulkManifest:
     """Embed rows into ``folder``, or go on where an earlier call was stopped.
 
@@ -125,6 +136,7 @@ def embed_to_folder(
         folder: made if need be.
         config: task, form and shard size.
         ui: where progress goes.
+        engine: embeds.
 
     Raises:
         RunError: the folder holds vectors of another model, other options or another input, or something else.
@@ -145,12 +157,46 @@ def embed_to_folder(
         if manifest.shards and not manifest.done:
             ui.say(f"continues after {manifest.rows:,} rows")
         with ui.bar("embedding", None) as advance:
-            for batch in batches:
-                _write(folder, manifest, batch, embed_batch(embedder, batch, config))
+            for batch, vectors in _embedded(embedder, batches, config, engine):
+                _write(folder, manifest, batch, vectors)
                 advance(len(batch))
         manifest.done = True
         write_json(folder / "manifest.json", asdict(manifest))
     return manifest
+
+
+def _embedded(
+    embedder: Embedder, batches: Iterator[list[Passage]], config: BulkConfig, engine: Engine
+) -> Iterator[tuple[list[Passage], Packed]]:
+    """Batches with their vectors, in order; of those that are finished before their turn a few are held."""
+    begun: dict[int, list[Passage]] = {}
+    finished: dict[int, Packed] = {}
+    number, following = 0, 0
+
+    def take() -> tuple[int, list[Passage]] | None:
+        nonlocal number
+        if number - following >= HELD or (batch := next(batches, None)) is None:
+            return None
+        begun[number] = batch
+        number += 1
+        return number - 1, batch
+
+    model: Callable[[], Embedder] = lambda: embedder  # noqa: E731
+    if engine.remote:
+        exported = (Path(embedder.spec).expanduser() / CARD).is_file()  # it refuses to be given a precision
+        precision = "auto" if exported else cast(Precision, embedder.precision)
+        model = SentEmbedder(embedder.spec, embedder.identity, precision)
+    for index, done in engine.run(partial(_vectors, model=model, config=config), take):
+        finished[index] = done.rows[0]
+        while following in finished:
+            yield begun.pop(following), finished.pop(following)
+            following += 1
+
+
+def _vectors(
+    batch: list[Passage], counts: Counts, *, model: Callable[[], Embedder], config: BulkConfig
+) -> list[Packed]:
+    return [embed_batch(model(), batch, config)]
 
 
 @contextlib.contextmanager
