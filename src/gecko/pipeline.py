@@ -397,12 +397,12 @@ class Pipeline:
 
         fitting = sum(price(cost) <= left for cost in costs(blocks))
         if fitting < min(2, len(blocks)):  # less than two neighbourhoods: smaller ones
-            first = price(costs(blocks)[0]) / len(blocks[0])
-            queries = int(left / first)
+            one = price(costs(blocks)[0]) / len(blocks[0])
+            queries = int(left / one)
             if queries < LEAST_QUERIES:
                 raise ConfigError(
                     f"budget {config.budget} is too small: {max(0.0, left):.0f} {unit} of it are left after checking and "
-                    f"measuring the teacher, and {LEAST_QUERIES} queries take about {LEAST_QUERIES * first:.0f}; "
+                    f"measuring the teacher, and {LEAST_QUERIES} queries take about {LEAST_QUERIES * one:.0f}; "
                     "raise the budget"
                 )
             blocks = within_count(blocks, queries)

@@ -1,3 +1,4 @@
+import faiss
 import numpy as np
 import pytest
 
@@ -93,6 +94,17 @@ def test_parts_of_whole_blocks_are_equal_to_the_bit() -> None:
     whole = search.top_k(queries, passages, 20)
     np.testing.assert_array_equal(places, whole[0])
     np.testing.assert_array_equal(scores, whole[1])
+
+
+def test_parts_are_faiss_s_flat_index_over_all() -> None:
+    generator = np.random.default_rng(3)
+    queries, passages = (generator.normal(size=(rows, 24)).astype(np.float32) for rows in (50, 5000))
+    places, scores = search.top_k_parts(queries, [lambda cut=cut: passages[cut] for cut in search.cuts(5000, 4096)], 20)
+    index = faiss.IndexFlatIP(24)
+    index.add(passages)
+    theirs, ids = index.search(queries, 20)
+    np.testing.assert_array_equal(places, ids)
+    np.testing.assert_allclose(scores, theirs, atol=1e-5)
 
 
 def test_no_parts() -> None:
