@@ -158,11 +158,12 @@ def peak(precision: str, size: int = 2048, seconds: float = 1.0) -> float:
     """GFLOP/s of a product of large square matrices."""
     import torch
 
+    from gecko.device import fast_dtype
     from gecko.encoder.packed import Int8Linear
 
     left, right = torch.randn(size, size), torch.randn(size, size)
     if precision == "int8":
-        layer = Int8Linear(right, torch.zeros(size), torch.bfloat16)
+        layer = Int8Linear(right, torch.zeros(size), fast_dtype("cpu"))
         values = torch.randint(0, 256, (size, size)).to(torch.uint8)
 
         def product():

@@ -356,11 +356,11 @@ def test_the_cells_are_the_papers() -> None:
 def test_fewer_candidates_are_what_mining_fewer_would_have_found() -> None:
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(50, 8)).astype(np.float32)
-    passages = [Passage(f"p{n}", "", "x") for n in range(50)]
+    passages = [f"p{n}" for n in range(50)]
     queries = [Query(f"q{n}", "", "x", f"p{generator.integers(50)}", "") for n in range(20)]
     asked = generator.normal(size=(20, 8)).astype(np.float32)
-    many = list(mine(queries, asked, passages, vectors, 30))
-    few = list(mine(queries, asked, passages, vectors, 6))
+    many = list(mine(queries, asked, passages, [lambda: vectors], 30))
+    few = list(mine(queries, asked, passages, [lambda: vectors], 6))
     assert any(not row.natural for row in many)
     got = first_candidates(many, 6, queries)
     assert [replace(row, score=0) for row in got] == [replace(row, score=0) for row in few]

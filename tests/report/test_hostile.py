@@ -107,6 +107,7 @@ def test_each_row_is_traced_to_its_origin(pages: list[Path]) -> None:
         scores = {(score.query_id, score.passage_id): score for score in run.read("relabel", Score)}
         rows = run.read("select", Example)
         made = {stage: run.finished(stage).parts for stage in ("generate", "relabel", "select")}
+        prompts = run.config.prompts
     for row in rows:
         assert passages[row.seed_id].source == "corpus.jsonl"
         assert queries[row.query_id].seed_id == row.seed_id and queries[row.query_id].llm
@@ -115,8 +116,8 @@ def test_each_row_is_traced_to_its_origin(pages: list[Path]) -> None:
             assert score.teacher == teacher_identity("fake") and score.prompt_hash
     teacher = teacher_identity("fake")
     assert made["generate"]["teacher"] == made["relabel"]["teacher"] == teacher
-    assert made["generate"]["prompt generate"] == load_prompt("generate").hash
-    assert made["relabel"]["prompt relevance"] == load_prompt("relevance").hash
+    assert made["generate"]["prompt generate"] == load_prompt(prompts.generate).hash
+    assert made["relabel"]["prompt relevance"] == load_prompt(prompts.relevance).hash
     assert made["generate"]["seed"] == made["select"]["seed"] == "0"
 
 
