@@ -221,9 +221,24 @@ def test_a_teacher_whose_texts_do_not_parse_is_refused(
     monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "cache"))
     with (
         Run(tmp_path / "run", settings(corpus, tiny_model, "check.enabled=true")) as run,
-        pytest.raises(TeacherRefused, match=r"only 0 of 24 generations of fake can be used \(24 no query line\)"),
+        pytest.raises(TeacherRefused, match=r"only 0 of 24 generations of fake parse \(24 no query line\)"),
     ):
         distill(run)
+
+
+def test_a_text_that_parses_counts_as_such_though_its_query_is_dropped(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(self: FakeLM, prompt: object, passages: list[str], sampling: object) -> list[str]:
+        titles = [passage.partition("\n")[0] for passage in passages]
+        return [f" Given a name, find it.\nQuery: {title}" for title in titles]
+
+    monkeypatch.setattr(FakeLM, "generate", generate)
+    with Run(tmp_path / "run", settings(corpus, tiny_model, "check.enabled=true")) as run:
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        manifest = pipeline.generate()
+    assert manifest.rows == 0 and manifest.drops.keys() <= {"title alone", "repeated"}
 
 
 def test_a_teacher_that_misorders_the_probe_is_refused_unless_forced(

@@ -491,6 +491,7 @@ class Pipeline:
             TeacherRefused: too few generations parse.
         """
         from gecko.evaluation.teacher_check import refuse_by_parsing
+        from gecko.fret.generate import OF_NO_USE
 
         config = self.config.generate
         seeds = [seed for block in self.plan.blocks for seed in block]
@@ -538,8 +539,9 @@ class Pipeline:
             key=seeds_key,
         )
         if self.config.check.enabled and manifest.done:
-            drops, check, name = dict(manifest.drops), self.config.check, self.config.llm
-            self._refusing(lambda: refuse_by_parsing(manifest.rows, len(seeds), drops, check, name))
+            drops, check, name = manifest.drops, self.config.check, self.config.llm
+            parsed = manifest.rows + sum(drops.pop(reason, 0) for reason in OF_NO_USE)
+            self._refusing(lambda: refuse_by_parsing(parsed, len(seeds), drops, check, name))
         return manifest
 
     def _query_id(self, seed: Seed) -> str:

@@ -162,7 +162,7 @@ def refuse_by_probe(result: ProbeResult, teacher: str) -> None:
 
 
 def refuse_by_parsing(parsed: int, asked: int, drops: dict[str, int], config: CheckConfig, teacher: str) -> None:
-    """Stop if too few generations parse.
+    """Stop if too few generations parse, whether or not a query that does is of use.
 
     Raises:
         TeacherRefused: the share is below ``config.min_parsed``.
@@ -170,7 +170,7 @@ def refuse_by_parsing(parsed: int, asked: int, drops: dict[str, int], config: Ch
     if asked and parsed / asked < config.min_parsed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items(), key=lambda item: -item[1]))
         raise TeacherRefused(
-            f"only {parsed} of {asked} generations of {teacher} can be used ({reasons}), fewer than "
+            f"only {parsed} of {asked} generations of {teacher} parse ({reasons}), fewer than "
             f"{config.min_parsed:.0%}. Take a stronger teacher with --llm, or go on all the same with --force"
         )
 

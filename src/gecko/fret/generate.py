@@ -19,6 +19,11 @@ from gecko.work import Counts
 
 MAX_QUERY_WORDS = 40
 MAX_TASK_CHARS = 200
+TITLE_ALONE, REPEATED = "title alone", "repeated"
+OF_NO_USE = (
+    TITLE_ALONE,
+    REPEATED,
+)  # why a text is dropped that does parse: for what its passage, or an earlier query, is
 _MARKUP = re.compile(r"[`<>{}|\\]|\*\*|__\w|https?://|^\s*[#*\-•]\s|\[[^\]]*\]\(")
 
 
@@ -55,7 +60,7 @@ def parse(text: str, passage: Passage, prompt: Prompt) -> Parsed:
     ):
         return Parsed(reason="copied example")
     if plain in (_plain(passage.title), _plain(passage.title.partition("(")[0])):
-        return Parsed(reason="title alone")
+        return Parsed(reason=TITLE_ALONE)
     return Parsed(task, query)
 
 
@@ -107,7 +112,7 @@ def generate(
         for item, passage, identifier, text in zip(batch, chosen, ids, texts, strict=True):
             parsed = parse(text, passage, prompt)
             if not parsed.reason and _plain(parsed.query) in seen:
-                parsed = Parsed(reason="repeated")
+                parsed = Parsed(reason=REPEATED)
             if parsed.reason:
                 counts.drop(parsed.reason, text.strip() or "(nothing)")
                 continue
