@@ -294,7 +294,7 @@ class TrainConfig(_Section):
     min_steps: int = Field(
         default=0,
         ge=0,
-        description="fewer rows than this needs are taken 16 at a time and more often, for so many steps",
+        description="fewer rows than this needs are taken 16 at a time and up to 10 times, for so many steps",
     )
     batch: int = Field(default=64, ge=2, description="rows that are each other's negatives, over all devices")
     part_tokens: int | None = Field(

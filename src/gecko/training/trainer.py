@@ -57,15 +57,20 @@ LOGGED = 1000
 
 
 FEW_ROWS = 16  # rows of a batch where there are too few for config.min_steps
+MOST_EPOCHS = 10  # for its sake: 46 rows gain by ten passes, 6 rows lost 2.6 points of nDCG@10 by thirty
 
 
 def enough_steps(config: TrainConfig, rows: int) -> TrainConfig:
-    """The settings with which ``rows`` make at least ``config.min_steps`` batches; as they are where they do anyway."""
+    """The settings with which ``rows`` make ``config.min_steps`` batches, or as many as :data:`MOST_EPOCHS` give.
+
+    They are as they were where the rows make so many anyway.
+    """
     rows = max(1, rows)
     if config.epochs * -(-rows // config.batch) >= config.min_steps:
         return config
     batch = min(config.batch, FEW_ROWS)
-    epochs = max(config.epochs, -(-config.min_steps // -(-rows // batch)))
+    wanted = -(-config.min_steps // -(-rows // batch))
+    epochs = max(config.epochs, min(wanted, MOST_EPOCHS))
     return config.model_copy(update={"batch": batch, "epochs": epochs})
 
 
