@@ -98,7 +98,6 @@ def test_statistics_are_of_the_run(pages: list[Path]) -> None:
 def test_each_row_is_traced_to_its_origin(pages: list[Path]) -> None:
     """From the folder alone: passage, prompt by hash, model by hash, random seed."""
     from gecko.llm.load import teacher_identity
-    from gecko.prompts import load_prompt
     from gecko.records import Example, Passage, Query, Score
 
     with Run(pages[0].parent / "run") as run:
@@ -107,7 +106,7 @@ def test_each_row_is_traced_to_its_origin(pages: list[Path]) -> None:
         scores = {(score.query_id, score.passage_id): score for score in run.read("relabel", Score)}
         rows = run.read("select", Example)
         made = {stage: run.finished(stage).parts for stage in ("generate", "relabel", "select")}
-        prompts = run.config.prompts
+        prompts = Pipeline(run).prompts  # with the variables that they were filled from
     for row in rows:
         assert passages[row.seed_id].source == "corpus.jsonl"
         assert queries[row.query_id].seed_id == row.seed_id and queries[row.query_id].llm
@@ -116,8 +115,8 @@ def test_each_row_is_traced_to_its_origin(pages: list[Path]) -> None:
             assert score.teacher == teacher_identity("fake") and score.prompt_hash
     teacher = teacher_identity("fake")
     assert made["generate"]["teacher"] == made["relabel"]["teacher"] == teacher
-    assert made["generate"]["prompt generate"] == load_prompt(prompts.generate).hash
-    assert made["relabel"]["prompt relevance"] == load_prompt(prompts.relevance).hash
+    assert made["generate"]["prompt generate"] == prompts["generate"].hash
+    assert made["relabel"]["prompt relevance"] == prompts["relevance"].hash
     assert made["generate"]["seed"] == made["select"]["seed"] == "0"
 
 
