@@ -116,7 +116,7 @@ def _needed_seconds(lm: TransformersLM, batch: int, prompts: int) -> float:
     peaks = matmul_peaks(torch.bfloat16 if lm.model.dtype == torch.bfloat16 else torch.float32, device)
     weights, small = linear_weights(lm)
     head = lm.model.get_output_embeddings().weight
-    size = weights * (1 if small else head.element_size()) + head.numel() * head.element_size()
+    size = (weights + head.numel()) * (1 if small else head.element_size())
     block = torch.ones(1 << 28, dtype=torch.uint8, device=device)
     bandwidth = 0.0
     for _ in range(3):

@@ -289,7 +289,7 @@ def wait(device: str) -> None:
 
 
 def linear_weights(lm: TransformersLM) -> tuple[int, bool]:
-    """Weights of a decoder's linear layers without the output layer, and whether they are of 8 bits."""
+    """Weights of a decoder's linear layers without the output layer, and whether they and that layer are of 8 bits."""
     from gecko.llm.int8 import Int8Linear
 
     layers = [module for module in lm.model.base_model.modules() if isinstance(module, torch.nn.Linear | Int8Linear)]
@@ -319,8 +319,8 @@ def _needed_seconds(
                 for tail in branch.tails:
                     keys += len(tail) * (past + body) + len(tail) * (len(tail) + 1) // 2
                     reads += (len(tail) - end if index == 0 else 0) + (1 if prompt.labels else 0)
-        seconds += 2 * linear * tokens / linear_peak
-        seconds += (4 * attention_width * keys + 2 * config.vocab_size * config.hidden_size * reads) / full
+        seconds += (2 * linear * tokens + 2 * config.vocab_size * config.hidden_size * reads) / linear_peak
+        seconds += 4 * attention_width * keys / full
     return seconds
 
 

@@ -98,8 +98,26 @@ def test_an_8_bit_teacher_judges_like_its_full_self(tiny_qwen):
     assert any(one != two for one, two in pairs)
     assert all(abs(one - two) < 0.05 * abs(one) for one, two in pairs)
     untouched = AutoModelForCausalLM.from_pretrained(tiny_qwen)
-    to_int8(untouched.base_model, torch.float32)
+    head = to_int8(untouched, torch.float32)
     assert isinstance(untouched.get_output_embeddings(), nn.Linear)
+    states = torch.randn(5, head.in_features)
+    exact = untouched.get_output_embeddings()(states).detach()
+    assert torch.allclose(head(states), exact, atol=0.03 * float(exact.abs().max()))
+
+
+@needs_int8
+def test_rounded_logits_touch_the_normaliser_alone(tiny_qwen):
+    spec = f"hf:{tiny_qwen}"
+    lm = load_teacher(spec, RelabelConfig(precision="int8"), Silent())
+    states, targets = torch.randn(6, lm.model.config.hidden_size), torch.tensor([[1, 2], [3, 4], [5, 6]] * 2)
+    with torch.inference_mode():
+        exact = torch.log_softmax(lm.model.get_output_embeddings()(states), dim=-1).gather(1, targets)
+        found = lm._token_logprobs(states, targets)
+        sure = lm._token_logprobs(100 * lm.model.get_output_embeddings().weight[:3], torch.arange(3))
+    assert not torch.equal(found, exact)
+    assert torch.allclose(found, exact, atol=0.05)
+    assert torch.allclose(found[:, 0] - found[:, 1], exact[:, 0] - exact[:, 1], atol=1e-5)
+    assert bool((sure <= 0).all())
 
 
 def test_precision_is_refused_where_it_cannot_be_had():

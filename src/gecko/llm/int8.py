@@ -2,13 +2,15 @@
 
 A weight matrix is rounded once, with one scale an output channel; its input at run time, with one scale a token, so that
 a token's result does not depend on the tokens beside it. Products are summed in 32-bit integers (oneDNN). Embeddings,
-norms, attention and the output layer stay in floats. A CPU with VNNI multiplies 8-bit matrices about twice as fast as
-bfloat16 ones, one with AVX2 alone nearly three times as fast as float32 ones, with weights of 7 bits (``gecko.int8``);
+norms and attention stay in floats, and so do the logits of the tokens that are scored; the logits of all others, which only
+the normaliser reads, are in 8 bits too. A CPU with VNNI multiplies 8-bit matrices about twice as fast as bfloat16 ones,
+one with AVX2 alone nearly three times as fast as float32 ones, with weights of 7 bits (``gecko.int8``);
 ``docs/performance.md`` has what that costs in rank quality.
 """
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from gecko.int8 import ZERO, PackedWeights
 
@@ -97,15 +99,19 @@ class Int8Linear(nn.Module):
         return total.to(self._dtype).view(*states.shape[:-1], self.out_features)
 
 
-def to_int8(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every linear layer of a decoder by its 8-bit form, one by one, in place.
+def to_int8(model: PreTrainedModel, dtype: torch.dtype) -> Int8Linear:
+    """Replace every linear layer of a causal LM but its output layer by its 8-bit form, one by one, in place.
 
     Args:
-        model: the decoder without its output layer.
+        model: the language model.
         dtype: the float type in which the rest of it will work.
+
+    Returns:
+        The output layer in 8 bits; the model keeps its own.
     """
     rounder = _Rounder()
-    for parent in list(model.modules()):
+    for parent in list(model.base_model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, Int8Linear(child, rounder, dtype))
+    return Int8Linear(model.get_output_embeddings(), rounder, torch.float32)

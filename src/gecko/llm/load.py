@@ -140,10 +140,11 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise TeacherError(f"teacher {name} cannot be loaded: {first}; use {FORMS}") from error
+    head = None
     if small:
         from gecko.llm.int8 import to_int8
 
-        to_int8(model.base_model, dtype)
+        head = to_int8(model, dtype)
         if loaded != dtype:
             model.to(dtype)  # type: ignore[arg-type]
     model.to(torch.device(device))  # type: ignore[arg-type]
@@ -154,6 +155,7 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
         identity=identity,
         passage_tokens=config.passage_tokens,
         pack_tokens=config.pack_tokens or PACK_TOKENS.get(device, 512),
+        head=head,
     )
 
 

@@ -28,6 +28,7 @@ from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
+from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -74,6 +75,7 @@ class TransformersLM:
         identity: hash of its weights.
         passage_tokens: longer passages are cut to so many tokens, and counted in ``usage.truncated``.
         pack_tokens: tokens of one forward pass; bounds the memory, whatever the number of pairs.
+        head: the output layer in another precision, (R, width) states to (R, vocabulary) logits; none: the model's own.
     """
 
     can_score = True
@@ -87,8 +89,10 @@ class TransformersLM:
         identity: str,
         passage_tokens: int = 256,
         pack_tokens: int = 1024,
+        head: nn.Module | None = None,
     ) -> None:
         self.model: Any = model
+        self._head: Any = head or model.get_output_embeddings()
         self.model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
@@ -340,20 +344,20 @@ class TransformersLM:
             targets: (R,) or (R, L) token ids.
 
         Returns:
-            The same shape as ``targets``. The targets' own logits are computed in float32; the normaliser sums the
-            exponentials of the model's logits in float32.
+            The same shape as ``targets``. The targets' own logits are exact, in float32, and part of the normaliser; the
+            others' are as precise as the head, and their errors cancel in a sum over the vocabulary.
         """
-        head: Any = self.model.get_output_embeddings()
+        output: Any = self.model.get_output_embeddings()
         wanted = targets if targets.ndim == 2 else targets[:, None]
         parts = []
         for start in range(0, len(hidden), READ_ROWS):
             rows = hidden[start : start + READ_ROWS]
             ids = wanted[start : start + READ_ROWS]
-            normaliser = torch.logsumexp(head(rows).float(), dim=-1, keepdim=True)  # (r, 1)
-            logits = torch.einsum("rd,rld->rl", rows.float(), head.weight[ids].float())  # (r, L)
-            if head.bias is not None:
-                logits = logits + head.bias[ids].float()
-            parts.append(logits - normaliser)
+            logits = torch.einsum("rd,rld->rl", rows.float(), output.weight[ids].float())  # (r, L)
+            if output.bias is not None:
+                logits = logits + output.bias[ids].float()
+            everything = self._head(rows).float().scatter_(1, ids, logits)  # (r, V)
+            parts.append(logits - torch.logsumexp(everything, dim=-1, keepdim=True))
         logprobs = torch.cat(parts) if parts else hidden.new_zeros((0, wanted.shape[1]), dtype=torch.float32)
         return logprobs if targets.ndim == 2 else logprobs[:, 0]
 
@@ -382,8 +386,7 @@ class TransformersLM:
             output = self._body()(
                 input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
             )
-            head: Any = self.model.get_output_embeddings()
-            logits = head(output.last_hidden_state[:, -1]).float()
+            logits = self._head(output.last_hidden_state[:, -1]).float()
             chosen = self._draw(logits, [generators[row] for row in alive], sampling)
             self.usage.written += len(alive)
             keep = []
