@@ -8,6 +8,8 @@ one with AVX2 alone nearly three times as fast as float32 ones, with weights of 
 ``docs/performance.md`` has what that costs in rank quality.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -114,4 +116,5 @@ def to_int8(model: PreTrainedModel, dtype: torch.dtype) -> Int8Linear:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, Int8Linear(child, rounder, dtype))
-    return Int8Linear(model.get_output_embeddings(), rounder, torch.float32)
+    output: Any = model
+    return Int8Linear(output.get_output_embeddings(), rounder, torch.float32)

@@ -92,7 +92,7 @@ class TransformersLM:
         head: nn.Module | None = None,
     ) -> None:
         self.model: Any = model
-        self._head: Any = head or model.get_output_embeddings()
+        self._head: Any = head or cast("Any", model).get_output_embeddings()
         self.model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
