@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from safetensors.torch import load_file, save_file
 
 from gecko.config import RunConfig, load_config
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherRefused
 from gecko.llm.fake import FakeLM
 from gecko.paid import REUSED
 from gecko.pipeline import Pipeline, distill
+from gecko.progress import Silent
 from gecko.records import SCHEMAS, Candidate, Example, Passage, Query, Score
 from gecko.store import Run, read_json, write_json
 
@@ -51,6 +53,16 @@ def settings(corpus: Path, model: Path, *more: str):
     )
     base = {"corpus": {"sources": [str(corpus)]}, "llm": "fake", "backbone": str(model)}
     return load_config(None, overrides, base)
+
+
+class Listener(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def content(folder: Path) -> dict[str, object]:
@@ -201,6 +213,39 @@ def test_the_papers_initial_embedder_is_trained_first(corpus: Path, tiny_model: 
     assert mined[0] != mined[1]
 
 
+def test_seeds_are_looked_for_by_the_start_model_whichever_model_mines(
+    corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    [weights] = other.rglob("model.safetensors")
+    tensors = load_file(weights)
+    save_file({name: tensor.flip(-1) for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    more = ("check.enabled=true", "check.min_parsed=0", "check.min_seed_found=0")
+    found, natural = [], []
+    for number, miner in enumerate(("", str(other))):
+        given = settings(corpus, tiny_model, *more, f"mine.model={miner}")
+        with Run(tmp_path / str(number), given) as run:
+            pipeline = Pipeline(run)
+            pipeline.ingest()
+            pipeline.generate()
+            manifest = pipeline.mine()
+            queries = run.read("generate", Query)
+            found.append(pipeline._seeds_found(queries, manifest))
+            natural.append(len(queries) - sum(not row.natural for row in run.read("mine", Candidate)))
+    assert found[0] == natural[0] == found[1] != natural[1]
+
+
+def test_few_rows_are_warned_of(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    said = []
+    for queries in (12, 40):
+        ui = Listener()
+        given = settings(corpus, tiny_model, f"generate.queries={queries}", "evaluate.sets=[]", "train.epochs=1")
+        with Run(tmp_path / str(queries), given) as run:
+            distill(run, ui)
+        said.append(any("few to learn from" in line for line in ui.said))
+    assert said == [True, False]
+
+
 def test_too_few_passages_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "three.jsonl"
     path.write_text("".join(json.dumps({"text": f"the passage of number {number}"}) + "\n" for number in range(3)))
@@ -255,17 +300,15 @@ def test_a_teacher_that_misorders_the_probe_is_refused_unless_forced(
     monkeypatch.setattr(FakeLM, "score", worst_first)
     monkeypatch.setattr(FakeLM, "label_logprobs", denied)
     monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "cache"))
-    said: list[str] = []
+    ui = Listener()
     config = settings(corpus, tiny_model, "check.enabled=true")
     with Run(tmp_path / "run", config) as run:
         pipeline = Pipeline(run)
         pipeline.ingest()
         with pytest.raises(TeacherRefused, match="would make the embedder worse"):
             pipeline.check()
-        forced = Pipeline(run, force=True)
-        forced.ui.say = said.append  # type: ignore[method-assign]
-        assert forced.check() is not None
-    assert any("because of --force" in line for line in said)
+        assert Pipeline(run, ui, force=True).check() is not None
+    assert any("because of --force" in line for line in ui.said)
 
 
 # --- a run that grows

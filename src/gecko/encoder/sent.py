@@ -1,8 +1,9 @@
 """Models by name, to be sent to another process: loaded there once, and refused if they are not those of the run."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from gecko.errors import ConfigError
 from gecko.work import another_model
@@ -13,60 +14,64 @@ if TYPE_CHECKING:
     from gecko.encoder.engine import Precision
 
 
+class _Identified(Protocol):
+    @property
+    def identity(self) -> str: ...
+
+
+Model = TypeVar("Model", bound=_Identified)
+
+
 @dataclass
-class SentEncoder:
-    """An encoder; ``spec`` and ``pad_token`` as for :func:`gecko.encoder.load_encoder`, ``identity`` what it must have."""
+class _Sent(ABC, Generic[Model]):
+    """A model that is loaded where it is called; ``identity`` is what it must have."""
 
     spec: str
     identity: str
+    _loaded: Model | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.spec = _anywhere(self.spec)
+
+    def __call__(self) -> Model:
+        """The model.
+
+        Raises:
+            ConfigError: it cannot be loaded, or is another one here.
+        """
+        if self._loaded is None:
+            loaded = self._load()
+            if loaded.identity != self.identity:
+                raise ConfigError(another_model(self.spec, loaded.identity, self.identity))
+            self._loaded = loaded
+        return self._loaded
+
+    @abstractmethod
+    def _load(self) -> Model: ...
+
+
+@dataclass
+class SentEncoder(_Sent["Encoder"]):
+    """An encoder; ``spec`` and ``pad_token`` as for :func:`gecko.encoder.load_encoder`."""
+
     pad_token: str = ""
-    _loaded: "Encoder | None" = field(default=None, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self.spec = _anywhere(self.spec)
+    def _load(self) -> "Encoder":
+        from gecko.encoder import load_encoder
 
-    def __call__(self) -> "Encoder":
-        """The encoder.
-
-        Raises:
-            ConfigError: it cannot be loaded, or is another one here.
-        """
-        if self._loaded is None:
-            from gecko.encoder import load_encoder
-
-            loaded = load_encoder(self.spec, pad_token=self.pad_token)
-            if loaded.identity != self.identity:
-                raise ConfigError(another_model(self.spec, loaded.identity, self.identity))
-            self._loaded = loaded
-        return self._loaded
+        return load_encoder(self.spec, pad_token=self.pad_token)
 
 
 @dataclass
-class SentEmbedder:
-    """An embedder; ``spec`` and ``precision`` as for :func:`gecko.encoder.load`, ``identity`` what it must have."""
+class SentEmbedder(_Sent["Embedder"]):
+    """An embedder; ``spec`` and ``precision`` as for :func:`gecko.encoder.load`."""
 
-    spec: str
-    identity: str
-    precision: "Precision"
-    _loaded: "Embedder | None" = field(default=None, init=False, repr=False)
+    precision: "Precision" = "auto"
 
-    def __post_init__(self) -> None:
-        self.spec = _anywhere(self.spec)
+    def _load(self) -> "Embedder":
+        from gecko.encoder import load
 
-    def __call__(self) -> "Embedder":
-        """The embedder.
-
-        Raises:
-            ConfigError: it cannot be loaded, or is another one here.
-        """
-        if self._loaded is None:
-            from gecko.encoder import load
-
-            loaded = load(self.spec, precision=self.precision)
-            if loaded.identity != self.identity:
-                raise ConfigError(another_model(self.spec, loaded.identity, self.identity))
-            self._loaded = loaded
-        return self._loaded
+        return load(self.spec, precision=self.precision)
 
 
 def _anywhere(spec: str) -> str:

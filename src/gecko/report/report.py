@@ -173,14 +173,16 @@ def _check(run: Run, stages: dict[str, Manifest]) -> dict[str, Any]:
     """What is known of the teacher's fitness."""
     probe = _file(run, "check", "probe.json")
     generated, mined = stages["generate"], run.read("mine", Candidate)
-    lost = sum(not candidate.natural for candidate in mined)
+    queries = len({candidate.query_id for candidate in mined})
+    seeds = _file(run, "seeds", "found.json")  # there if another model than the start model mined
     return {
         "probe": probe,
         "probe_word": word(probe["low"], probe["high"]) if probe else "",
         "parsed": generated.rows,
         "asked": generated.rows + sum(generated.drops.values()),
-        "queries": len({candidate.query_id for candidate in mined}),
-        "found": len({candidate.query_id for candidate in mined}) - lost,
+        "queries": queries,
+        "n": run.config.mine.n,
+        "found": seeds["found"] if seeds else queries - sum(not candidate.natural for candidate in mined),
     }
 
 
