@@ -282,7 +282,20 @@ class TransformersLM:
     def _forward(self, prompt: Prompt, pack: list[_Branches]) -> torch.Tensor:
         """Final hidden states of a pack: (tokens, width)."""
         preamble = self._preamble(prompt)
-        past = preamble[0][0].shape[-2]
+        ids, mask, positions = self._tree(pack, preamble[0][0].shape[-2])
+        self.usage.read += ids.shape[1]
+        output = self._body()(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=DynamicCache(preamble),
+            use_cache=True,
+        )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _tree(self, pack: list[_Branches], past: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A pack below a preamble of P tokens: ids (1, T), who sees whom (1, 1, T, P + T), positions (1, T)."""
         ids: list[int] = []
         positions: list[int] = []
         group_of: list[int] = []
@@ -307,18 +320,8 @@ class TransformersLM:
             & ((branch[None, :] == -1) | (branch[:, None] == branch[None, :]))
             & (order[:, None] >= order[None, :])
         )  # (T, T)
-        mask = torch.cat([torch.ones(len(ids), past, dtype=torch.bool, device=device), sees], dim=1)  # (T, P + T)
-        cache = DynamicCache(preamble)
-        self.usage.read += len(ids)
-        output = self._body()(
-            input_ids=torch.tensor([ids], device=device),
-            attention_mask=mask[None, None],
-            position_ids=torch.tensor([positions], device=device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
+        mask = torch.cat([torch.ones(len(ids), past, dtype=torch.bool, device=device), sees], dim=1)
+        return torch.tensor([ids], device=device), mask[None, None], torch.tensor([positions], device=device)
 
     def _preamble(self, prompt: Prompt) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the prompt's preamble, one pair a layer: each (1, heads, P, width of a head)."""
