@@ -4,7 +4,17 @@ from typing import Any
 
 import pytest
 
-from gecko.config import PRESETS, RunConfig, changed_keys, known_keys, load_config, make_config, override, parse_budget
+from gecko.config import (
+    PRESETS,
+    RunConfig,
+    change_config,
+    changed_keys,
+    known_keys,
+    load_config,
+    make_config,
+    override,
+    parse_budget,
+)
 from gecko.errors import ConfigError
 
 DICTS = ("generate.variables", "pretrain.tasks", "pretrain.weights", "select.task_shares")
@@ -261,3 +271,16 @@ def test_variables_may_be_listed() -> None:
 def test_bad_variables_and_ratings(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(overrides=[text])
+
+
+def test_a_table_that_is_a_setting_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    first = load_config(None, ["generate.variables.language={en=0.7, de=0.3}", "select.task_shares={a=0.5, b=0.5}"])
+    other = change_config(first, None, ["generate.variables.language={fr=1}", "select.task_shares={c=1}"])
+    assert other.generate.variables == {"language": {"fr": 1}}
+    assert other.select.task_shares == {"c": 1}
+    added = change_config(first, None, ["generate.variables.length={short=1}", "mine={n=7}"])
+    assert set(added.generate.variables) == {"language", "length"}
+    assert (added.mine.n, added.mine.warmup_epochs) == (7, first.mine.warmup_epochs)
+    path = recipe(tmp_path, "[select.task_shares]\nd = 1\n")
+    assert change_config(first, path, ["generate.variables={}"]).select.task_shares == {"d": 1}
+    assert change_config(first, None, ["generate.variables={}"]).generate.variables == {}

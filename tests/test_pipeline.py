@@ -14,7 +14,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from gecko.config import RunConfig, load_config
-from gecko.errors import ConfigError, CorpusError, RunError, TeacherRefused
+from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused
+from gecko.llm.base import Usage
 from gecko.llm.fake import FakeLM
 from gecko.paid import REUSED
 from gecko.pipeline import Pipeline, distill
@@ -646,3 +647,26 @@ def test_another_format_is_kept_only_for_a_clear_gain(tmp_path: Path, monkeypatc
         ):
             monkeypatch.setattr(pipeline, "agreements", lambda second=second: {"native": first, "unified": second})
             assert pipeline.chosen_format() == kept
+
+
+def test_a_precision_that_is_chosen_is_part_of_what_was_asked(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with Run(tmp_path / "run", settings(corpus, tiny_model)) as run:
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        pipeline.through("relabel")
+        before = run.finished("relabel").parts
+    with Run(tmp_path / "run", settings(corpus, tiny_model, "relabel.precision=full"), force=True) as run:
+        Pipeline(run).relabel()
+        assert run.finished("relabel").parts == {**before, "precision": "full"}
+
+
+def test_a_teacher_that_counts_no_tokens_has_no_budget(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Usage, "tokens", property(lambda _: 0))
+    given = settings(corpus, tiny_model, "generate.queries=null", "budget=1m")
+    with (
+        Run(tmp_path / "run", given) as run,
+        pytest.raises(TeacherError, match=r"does not say how many tokens .* set generate\.queries"),
+    ):
+        distill(run)

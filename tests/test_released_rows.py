@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 from sentence_transformers import SentenceTransformer
 
-from gecko.config import load_config
+from gecko.config import RunConfig, load_config
 from gecko.encoder import load_encoder
 from gecko.errors import PublishError, RunError
 from gecko.evaluation import evaluate_retrieval, load_beir
@@ -331,3 +331,32 @@ def test_a_hub_that_refuses(both: Path) -> None:
         assert "hf_abc" not in str(caught.value)
         with pytest.raises(PublishError, match="'no such name!' is no name of a repository"):
             push(pipeline, "no such name!", api=Hub(), say=lambda _: None)
+
+
+def test_a_card_tells_no_address_and_no_query(corpus: Path) -> None:
+    for spec, shown in {
+        "sqlite:////home/alice/acme.db#SELECT body AS text FROM mail": "an SQL query (sqlite)",
+        "postgresql://alice@db.acme.com/crm#SELECT note AS text FROM v": "an SQL query (postgresql)",
+        "openai:http://10.0.0.5:8000/v1#qwen": "openai:qwen",
+        "drafts/secret/*.md": "*.md",
+        "hf:owner/name": "hf:owner/name",
+        "minilm": "minilm",
+    }.items():
+        assert public_name(spec) == shown
+
+
+def test_the_models_card_names_what_it_was_trained_from_and_how(both: Path, tiny_model: Path) -> None:
+    with Run(both) as run:
+        pipeline = Pipeline(run)
+        text = model_card(pipeline, None)
+        trained = json.loads((both / f"train-{pipeline.chosen_format()}" / "training.json").read_text())
+        assert f"{trained['steps']:,} steps" in text
+        sets = [{"name": "nli", "kind": "snli", "source": "hf:stanfordnlp/snli"}]
+        values = {**run.config.model_dump(), "student": "hf:me/stage-one", "mixture": {"sets": sets}}
+        pipeline.config = RunConfig.model_validate(values)
+        other = model_card(pipeline, None)
+    card = ModelCard(other)
+    assert card.data.base_model == "me/stage-one"
+    assert "distilled into\nhf:me/stage-one" in other
+    assert "**Mixed with**: nli (snli)" in other
+    assert "| nli | unknown |" in other

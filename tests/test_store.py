@@ -11,7 +11,17 @@ import pytest
 from gecko.config import RunConfig
 from gecko.errors import ConfigError, RunError, StorageError
 from gecko.records import Passage, Query
-from gecko.store import Counts, Manifest, Run, digest, file_sha256, schema_digest, tree_sha256, write_bytes
+from gecko.store import (
+    Counts,
+    Manifest,
+    Run,
+    _disk_errors,
+    digest,
+    file_sha256,
+    schema_digest,
+    tree_sha256,
+    write_bytes,
+)
 
 from .conftest import rewrite_shards
 
@@ -660,3 +670,12 @@ def test_tree_hash_covers_names_and_bytes(tmp_path: Path) -> None:
 
 def test_schema_digests_differ() -> None:
     assert schema_digest(Passage) != schema_digest(Query)
+
+
+def test_what_cannot_be_read_is_not_called_unwritten(tmp_path: Path) -> None:
+    other = tmp_path / "models" / "weights"
+    with (
+        pytest.raises(StorageError, match=rf"^{other}: Permission denied; mend that"),
+        _disk_errors(tmp_path / "run" / "embed" / "x"),
+    ):
+        raise PermissionError(errno.EACCES, "Permission denied", str(other))

@@ -589,7 +589,7 @@ def search(
     from gecko.corpus import ingest as read_corpus
     from gecko.encoder import load
     from gecko.search import IndexConfig, build_index
-    from gecko.search.index import Kind, Method, Store, default_folder
+    from gecko.search.index import Kind, Method, Store, default_folder, sources_identity
     from gecko.work import Counts
 
     ui = Terminal()
@@ -600,7 +600,7 @@ def search(
     embedder = load(model)
     folder = index or default_folder(embedder, corpus, config)
     passages = read_corpus(CorpusConfig(sources=corpus), Counts())
-    with build_index(embedder, passages, folder, config, ui) as built:
+    with build_index(embedder, passages, folder, config, ui, sources=sources_identity(corpus)) as built:
         ui.say(f"{len(built):,} passages, {built.manifest.kind} index, {built.manifest.store} vectors, in {folder}")
         for text in query or _typed_queries():
             hits = built.search([text], k, method=how, task=task)[0]

@@ -139,7 +139,9 @@ class MineConfig(_Section):
 
     n: int = Field(default=20, ge=2, description="candidates a query, N in the paper")
     warmup_epochs: int = Field(
-        default=0, ge=0, description="train the embedder on (q, p_seed) first, as the paper does"
+        default=0,
+        ge=0,
+        description="train the embedder on (q, p_seed) first, as the paper does; `train.min_steps` holds here, too",
     )
     model: str = Field(
         default="", description="the embedder that mines, say the student of an earlier round; empty: the start model"
@@ -610,7 +612,7 @@ def change_config(config: RunConfig, path: Path | None, overrides: Sequence[str]
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _with_tables(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"recipe {path}: {error.strerror}; give the path of a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -683,16 +685,35 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+class _Table(dict[str, Any]):
+    """The value of one setting, as opposed to a section: it takes the place of the one before."""
+
+
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+        if isinstance(value, Mapping) and not isinstance(value, _Table) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
             into[key] = _copy(value)
 
 
 def _copy(value: Any) -> Any:
-    return {key: _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    copied = {key: _copy(item) for key, item in value.items()}
+    return _Table(copied) if isinstance(value, _Table) else copied
+
+
+def _with_tables(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a recipe, with its tables that are settings marked."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            leaf = f"{prefix}{key}" in known_keys()
+            found[key] = _Table(value) if leaf else _with_tables(value, f"{prefix}{key}.")
+        else:
+            found[key] = value
+    return found
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -707,6 +728,8 @@ def _parse_override(text: str) -> dict[str, Any]:
             value = tomllib.loads(f"value = {raw}")["value"]
         except tomllib.TOMLDecodeError:
             value = raw
+    if isinstance(value, dict) and not any(known.startswith(f"{key.strip()}.") for known in known_keys()):
+        value = _Table(value)
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return dict(value)

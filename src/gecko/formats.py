@@ -5,6 +5,7 @@
 ``native`` is how an existing embedder was meant to be used: the query alone, and title and text as one string.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -86,6 +87,23 @@ def find_task(name: str) -> Task:
     raise ConfigError(
         f"task {name!r} is not known; give one of {', '.join(TASKS)}, or describe the task in two words or more"
     )
+
+
+def native_prompt(prompts: Mapping[str, str | None], side: Literal["query", "document"]) -> str:
+    """What a model's makers put in front of a query or a document; often nothing."""
+    match side:
+        case "query":
+            return prompts.get("query") or ""
+        case "document":
+            return next(filter(None, map(prompts.get, ("document", "passage", "corpus"))), "")
+        case _:
+            assert_never(side)
+
+
+def symmetric_prompt(prompts: Mapping[str, str | None], task: str) -> str:
+    """What a model's makers put in front of both sides of a symmetric set with this task; often nothing."""
+    known = _TASK_TEXTS.get(task)
+    return next(filter(None, map(prompts.get, known.own_prompts if known else ())), "")
 
 
 def render_query(query: str, task: str, form: InputFormat) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from gecko.config import FRET, WITHOUT_EFFECT, MixtureConfig, parse_budget
 from gecko.encoder.sent import SentEncoder
-from gecko.errors import ConfigError, CorpusError, RunError, TeacherRefused, TrainingError
+from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
 from gecko.fret.seeds import CONTROL_TOKENS, QUERY_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
 from gecko.jobs import EncoderLoader, Judge, Judging, Mine, SentTeacher, TeacherLoader, Write, Writing
@@ -48,11 +48,12 @@ if TYPE_CHECKING:
     from gecko.fret.release import Released
     from gecko.llm.base import LanguageModel
 
-# Raised by hand when a stage gives other results for the same input.
+# Raised by hand when a stage gives other results for the same input; not for what is of the size of a rounding, as between
+# two processors: queries and scores are paid for.
 VERSIONS = {
     "ingest": 1,
     "embed": 1,
-    "warmup": 1,
+    "warmup": 2,
     "seeds": 1,
     "check": 1,
     "plan": 1,
@@ -61,7 +62,7 @@ VERSIONS = {
     "relabel": 1,
     "rate": 1,
     "select": 1,
-    "train": 1,
+    "train": 2,
     "agreement": 1,
     "evaluate": 2,
 }
@@ -299,6 +300,7 @@ class Pipeline:
             "passage tokens": str(self.config.relabel.passage_tokens),
             "resamples": str(self.config.evaluate.resamples),
             "seed": str(self.config.seed),
+            **self._precision_parts,
             **_version("check"),
         }
 
@@ -309,6 +311,7 @@ class Pipeline:
                 self.prompts["relevance"],
                 self.start,
                 passage_tokens=self.config.relabel.passage_tokens,
+                precision=self.config.relabel.precision,
                 resamples=self.config.evaluate.resamples,
                 seed=self.config.seed,
                 ui=self.ui,
@@ -436,12 +439,17 @@ class Pipeline:
         start, before = time.perf_counter(), teacher.usage.tokens
         judge(groups, teacher, likelihood, relevance)
         read_speed = (teacher.usage.tokens - before) / (time.perf_counter() - start)
+        if not read_speed:
+            raise TeacherError(
+                f"{teacher.name} does not say how many tokens it has read, so no budget and no estimate can be worked out; "
+                "set generate.queries to a number instead of a budget"
+            )
         texts = [passage.content for topic in probe()[:2] for passage in topic.passages][: self.config.generate.batch]
         read, written = teacher.usage.read, teacher.usage.written
         start = time.perf_counter()
         teacher.generate(self.prompts["generate"], texts, Sampling(0.0, 1.0, 24, tuple(range(len(texts)))))
         took = time.perf_counter() - start - (teacher.usage.read - read) / read_speed
-        write_speed = (teacher.usage.written - written) / max(took, 1e-6)
+        write_speed = (teacher.usage.written - written) / max(took, 1e-6) or read_speed
         return read_speed, write_speed, time.perf_counter() - began
 
     def estimate(self) -> str:
@@ -655,7 +663,9 @@ class Pipeline:
         ]
         plain = {"hard_negatives": "none", "same_tower": False, "distill": 0.0, "match": 0.0, "spread": 0.0}
         loss = self.config.train.loss.model_copy(update=plain)
-        settings = self.config.train.model_copy(update={"epochs": self.config.mine.warmup_epochs, "loss": loss})
+        settings = self.config.train.model_copy(
+            update={"epochs": self.config.mine.warmup_epochs, "loss": loss, "patience": None}
+        )
         parts = {
             "queries": self.run.finished("generate").identity,
             "start model": self.start_identity,
@@ -668,7 +678,9 @@ class Pipeline:
             self.ui.say(f"training the initial embedder on {len(rows)} pairs of query and seed")
             checkpoints = self.run.path / "warmup" / "checkpoints"
             start = resolve_model(self.config.backbone)
-            train(rows, start, path, "native", settings, self.config.seed, checkpoints=checkpoints, say=self.ui.say)
+            train(
+                rows, start, path, self.start.form, settings, self.config.seed, checkpoints=checkpoints, say=self.ui.say
+            )
             shutil.rmtree(checkpoints, ignore_errors=True)
 
         return load_encoder(str(self.run.artifact("warmup", parts, "model", make)))
@@ -740,6 +752,11 @@ class Pipeline:
 
         return loaded
 
+    @property
+    def _precision_parts(self) -> dict[str, str]:
+        precision = self.config.relabel.precision
+        return {} if precision == "auto" else {"precision": precision}
+
     def _relabel(
         self,
         stage: str,
@@ -762,6 +779,7 @@ class Pipeline:
             "queries kept": digest(*sorted(kept)),
             "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
             "schema": schema_digest(Score),
+            **self._precision_parts,
             **_version(RATE if rating else "relabel"),
         }
         pairs = sum(map(len, by_passage.values()))
@@ -932,11 +950,6 @@ class Pipeline:
             raise TrainingError(
                 f"{len(examples)} training rows are left ({drops}); raise the budget, or lower select.min_rc"
             )
-        if len(examples) < FEW_ROWS:
-            self.ui.say(
-                f"warning: {len(examples)} rows are few to learn from, and may make the model worse (6 rows cost 2.6 points "
-                "of nDCG@10 where that was measured); raise generate.queries or the budget, and measure with --eval"
-            )
         for form in self.config.train.formats:
             self.student_folder(form)
         chosen = self.chosen_format()
@@ -985,6 +998,11 @@ class Pipeline:
 
             examples = self.training_rows
             self.ui.say(f"training on {len(examples)} rows, {form} format")
+            if len(examples) < FEW_ROWS and form == self.config.train.formats[0]:
+                self.ui.say(
+                    f"warning: {len(examples)} rows are few to learn from, and may make the model worse (6 rows cost 2.6 "
+                    "points of nDCG@10 where that was measured); raise generate.queries or the budget, and measure the model"
+                )
             checkpoints = self.run.path / f"train-{form}" / "checkpoints"
             start = resolve_model(spec)
             report = train(

@@ -76,6 +76,11 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(path.parent)
+        if elsewhere and error.errno in (errno.EACCES, errno.EPERM):  # not what was to be written
+            raise StorageError(
+                f"{error.filename}: {error.strerror}; mend that, and run the same command again"
+            ) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             message = (
                 f"cannot write {path}: {error.strerror}; what was finished before is kept, run the same command again"

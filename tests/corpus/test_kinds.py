@@ -241,3 +241,12 @@ def test_identity_follows_the_content(tmp_path):
     assert source_identity(str(tmp_path)) == first
     (tmp_path / "a.md").write_text("two")
     assert source_identity(str(tmp_path)) != first
+
+
+def test_a_pattern_does_not_read_hidden_folders_that_it_does_not_name(tmp_path):
+    for name in ("a/x.md", "a/.venv/y.md", "a/.git/z.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert [row[0] for row in triples(tmp_path / "a/**/*.md")] == ["x.md"]
+    assert [row[0] for row in triples(tmp_path / "a/.venv/*.md")] == ["y.md"]
+    assert [row[0] for row in triples(tmp_path / "*/.git/*.md")] == ["a/.git/z.md"]

@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer, quantize_embeddings
 
 import gecko
 from gecko import formats
-from gecko.encoder import Embedder, embedder, encode_output, save_model, shorten
+from gecko.encoder import Embedder, embedder, encode_output, load_encoder, save_model, shorten
 from gecko.encoder.embedder import token_batches
 from gecko.errors import ConfigError
 from gecko.formats import TASKS, find_task
@@ -193,3 +193,14 @@ def test_task_names() -> None:
     assert set(formats.MTEB_TASKS.values()) <= texts
     assert find_task("retrieval-document").side == "document"
     assert find_task("find the answer").text == "find the answer"
+
+
+def test_retrieval_never_takes_the_default_prompt_of_the_other_side(tiny_model: Path, tmp_path: Path) -> None:
+    model = SentenceTransformer(
+        str(tiny_model), device="cpu", prompts={"query": "search "}, default_prompt_name="query"
+    )
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    ours, encoder = gecko.load(str(tmp_path), precision="float32"), load_encoder(str(tmp_path))
+    passage = Text("", "", "cat")
+    np.testing.assert_allclose(ours.embed("cat", task="RETRIEVAL_DOCUMENT"), encoder.passages([passage])[0], atol=1e-5)
+    np.testing.assert_allclose(ours.embed("cat", task="CLUSTERING"), encoder.queries(["cat"])[0], atol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gecko.cli import app
-from gecko.config import GenerateConfig, RunConfig, load_config, make_config
+from gecko.config import GenerateConfig, RunConfig, change_config, load_config, make_config
 from gecko.errors import ConfigError, RunError
 from gecko.evaluation import ablate
 from gecko.evaluation.ablate import (
@@ -388,3 +388,16 @@ def test_some_of_the_rows() -> None:
     few = Counter(row.seed_id for row in draw("few passages"))
     whole = Counter(row.seed_id for row in rows)
     assert len(few) in (6, 7) and sum(few[seed] == whole[seed] for seed in few) >= len(few) - 1
+
+
+def test_what_is_trained_how_long_and_from_what(finished: tuple[Path, str], tiny_model: Path) -> None:
+    folder, beir = finished
+    changes = ["train.min_steps=30", "train.epochs=1", f"student={tiny_model}"]
+    with Run(folder) as run:
+        kept, run.config = run.config, change_config(run.config, None, changes)
+        few, told = Ablation(run, Options(GRID, seeds=1, sets=(beir,))), Ablation(run, Options(GRID, 1, 2, (beir,)))
+        assert few.epochs == "10"
+        assert told.epochs == "2"
+        assert few._trained_from == str(tiny_model)
+        run.config = kept
+        assert Ablation(run, Options(GRID, seeds=1, sets=(beir,)))._trained_from == kept.backbone

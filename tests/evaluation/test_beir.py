@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gecko.encoder import load_encoder
 from gecko.errors import EvaluationError
 from gecko.evaluation import load_beir
+from gecko.evaluation.evaluate import dense_run
 
 
 def write(folder: Path, qrels: str = "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\nq2\t3\t1\n") -> Path:
@@ -72,3 +75,19 @@ def test_missing(tmp_path: Path) -> None:
     (folder / "corpus.jsonl").unlink()
     with pytest.raises(EvaluationError, match=r"corpus.jsonl is missing"):
         load_beir(str(folder))
+
+
+def test_questions_that_are_looked_for_by_questions_have_one_form(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quora"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text(
+        '{"_id": "a", "title": "", "text": "red river"}\n{"_id": "b", "text": "a cat"}\n'
+    )
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "red river"}\n')
+    (folder / "qrels" / "test.tsv").write_text("q\ta\t1\n")
+    data = load_beir(str(folder))
+    assert data.symmetric
+    for form in ("native", "unified"):
+        encoder = load_encoder(str(tiny_model), form=form)
+        assert dense_run(data, encoder)["q"]["a"] == pytest.approx(1.0, abs=1e-5)
+    assert dense_run(replace(data, symmetric=False), encoder)["q"]["a"] < 0.9999

@@ -66,7 +66,7 @@ def _tokenizer(bos: str | None) -> Any:
     return tokenizer
 
 
-def _save(folder: Path, config: Any, bos: str | None) -> Path:
+def save(folder: Path, config: Any, bos: str | None) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -99,7 +99,7 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Qwen2 of 2 layers with grouped heads, byte-level BPE and ChatML; no BOS."""
     from transformers import Qwen2Config
 
-    return _save(tmp_path_factory.mktemp("qwen"), Qwen2Config(**SIZE, tie_word_embeddings=True), None)
+    return save(tmp_path_factory.mktemp("qwen"), Qwen2Config(**SIZE, tie_word_embeddings=True), None)
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +107,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Llama, untied, whose tokenizer puts a BOS in front."""
     from transformers import LlamaConfig
 
-    return _save(tmp_path_factory.mktemp("llama"), LlamaConfig(**SIZE, tie_word_embeddings=False), "<|bos|>")
+    return save(tmp_path_factory.mktemp("llama"), LlamaConfig(**SIZE, tie_word_embeddings=False), "<|bos|>")
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from gecko.config import RelabelConfig
 from gecko.errors import ConfigError, TeacherError
 from gecko.llm.base import Group, Sampling
 from gecko.llm.load import load_teacher, teacher_identity
-from gecko.llm.openai import KNOWN, Address, OpenAILM, Patience, defused, key_for, parse_address
+from gecko.llm.openai import KNOWN, Address, OpenAILM, Patience, _label, defused, key_for, parse_address
 from gecko.llm.transformers import TransformersLM
 from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
@@ -533,3 +533,7 @@ def test_shipped_prompts_can_be_placed() -> None:
     for name in ("relevance", "query_likelihood"):
         before, after = load_prompt(name).around_query
         assert before.endswith("Query: ") and after == ""
+
+
+def test_a_labels_beginning_is_the_likeliest_that_is_shown() -> None:
+    assert _label("Yes", ("Yes", "No"), {"Y": -0.1, " Y": -8.0, "N": -3.0}) == -0.1

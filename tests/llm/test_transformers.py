@@ -2,6 +2,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 
 from gecko.errors import TeacherError
 from gecko.llm.base import Group, Sampling
-from gecko.llm.transformers import TransformersLM
+from gecko.llm.transformers import TransformersLM, _window
 from gecko.prompts import Prompt
 
-from .conftest import LIKELIHOOD, RELEVANCE, VARIED
+from .conftest import LIKELIHOOD, RELEVANCE, SIZE, VARIED, save
 
 WRITE = Prompt("write", "completion", "Write.\n\nPassage: {passage}\nTask:", (), (), (), (), "write")
 GROUPS = [
@@ -456,3 +457,61 @@ def test_drawing_follows_the_probabilities() -> None:
     expected = torch.tensor([full[0], 0, 0, 0, full[4]]) / (full[0] + full[4])
     assert torch.allclose(shares, expected, atol=0.01)
     assert shares[1:4].sum() == 0
+
+
+# --- families
+
+
+def family(name: str, **more: Any) -> Any:
+    from transformers import CohereConfig, Gemma2Config, GraniteConfig, MistralConfig
+
+    kinds = {"granite": GraniteConfig, "cohere": CohereConfig, "gemma2": Gemma2Config, "mistral": MistralConfig}
+    return kinds[name](**{**SIZE, **({"head_dim": 16} if name == "gemma2" else {}), **more})
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.3}),
+        ("gemma2", {"final_logit_softcapping": 3.0, "attn_logit_softcapping": None}),
+        ("gemma2", {"final_logit_softcapping": None, "attn_implementation": "eager"}),
+        ("mistral", {"sliding_window": 500}),
+    ],
+)
+def test_families_that_scale_or_cap_their_logits(name: str, more: dict[str, Any], tmp_path: Path) -> None:
+    folder = save(tmp_path / name, family(name, **more), None)
+    oracle, lm = Oracle(folder), loaded(folder)
+    found = lm.score(LIKELIHOOD, GROUPS[:3])
+    for group, row in zip(GROUPS, found, strict=False):
+        for query, (total, count) in zip(group.queries, row, strict=True):
+            expected, tokens = oracle.score(group.passage, query)
+            assert count == tokens
+            assert total == pytest.approx(expected, abs=1e-3)
+    ends = lm._end_ids()
+    texts = lm.generate(WRITE, [group.passage for group in GROUPS[:3]], Sampling(0.0, 1.0, 6, (0, 1, 2)))
+    assert texts == [oracle.greedy(group.passage, 6, ends) for group in GROUPS[:3]]
+
+
+def test_what_would_be_scored_wrongly_is_refused(tmp_path: Path) -> None:
+    lm = loaded(save(tmp_path / "short", family("mistral", sliding_window=90), None))
+    with pytest.raises(TeacherError, match=r"looks back 90 tokens .* has \d+; lower relabel\.passage_tokens"):
+        lm.score(LIKELIHOOD, GROUPS)
+    lm = loaded(save(tmp_path / "long", family("granite", logits_scaling=8.0), None))
+    lm._scale = 1.0
+    with pytest.raises(
+        TeacherError, match="gives other scores when queries share a passage than when they are asked alone"
+    ):
+        lm._refuse_unlike()
+    with pytest.raises(TeacherError, match="layers of the kind linear_attention"):
+        _window(SimpleNamespace(layer_types=["full_attention", "linear_attention"]), "hybrid")
+    kinds = ["full_attention", "sliding_attention"]
+    assert _window(SimpleNamespace(layer_types=kinds, sliding_window=512), "some") == 512
+    assert _window(SimpleNamespace(layer_types=kinds[:1], sliding_window=512), "none") is None
+
+
+def loaded(folder: Path) -> TransformersLM:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return TransformersLM(model, AutoTokenizer.from_pretrained(folder), name=folder.name, identity="t")

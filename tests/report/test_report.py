@@ -59,7 +59,7 @@ def test_whole_report(make_run, result):
     assert "+1.4 (+0.2 to +2.6) better" in page.text
     assert "not relevance" in page.text
     assert "Generations that could be used: 15 of 20 (75 %)" in page.text
-    assert "found again among the candidates: 14 of 15 (93 %)" in page.text
+    assert "seed is among the start model’s first 20: 14 of 15 (93 %)" in page.text
     assert "2 judgements name documents" in page.text
     assert "5 no query" in page.text
     assert page.tags.count("svg") == 5

@@ -12,7 +12,7 @@ from gecko.errors import ConfigError, CorpusError, RunError
 from gecko.records import Passage
 from gecko.search import IndexConfig, build_index, open_index
 from gecko.search import index as room
-from gecko.search.index import query_words, reciprocal_rank_fusion
+from gecko.search.index import query_words, reciprocal_rank_fusion, sources_identity
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +166,16 @@ def test_pieces() -> None:
     assert query_words("THE cat, a cat_house?") == ["cat", "house"]
     assert query_words("to be or") == ["to", "be", "or"]
     assert reciprocal_rank_fusion([[(7, 0.9), (3, 0.8)], [(3, 5.0)]]) == [(3, 1 / 62 + 1 / 61), (7, 1 / 61)]
+
+
+def test_an_index_of_other_sources_is_refused(embedder: Embedder, passages: list[Passage], tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("{}\n")
+    build_index(
+        embedder, iter(passages[:20]), tmp_path / "index", IndexConfig(), sources=sources_identity([str(corpus)])
+    ).close()
+    again = sources_identity([str(corpus)])
+    build_index(embedder, iter([]), tmp_path / "index", IndexConfig(), sources=again).close()
+    corpus.write_text("{}\n{}\n")
+    with pytest.raises(RunError, match=r"of other passages.*--index"):
+        build_index(embedder, iter([]), tmp_path / "index", IndexConfig(), sources=sources_identity([str(corpus)]))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gecko.serving.batcher import TURN, Batch, Batcher, ClosedError, QueueFullError
+from gecko.serving.batcher import TURN, Asked, Batch, Batcher, ClosedError, QueueFullError
 
 from .conftest import FakeModel, fake_vector
 
@@ -193,3 +193,28 @@ def test_two_models_take_turns() -> None:
 
     asyncio.run(run())
     assert len(one.batches) > 3 and len(two.batches) > 3
+
+
+def test_the_parts_of_a_request_are_let_in_together(fake: FakeModel) -> None:
+    asked = [Asked([f"{task}{number}" * 20 for number in range(10)], task) for task in ("Q", "D")]
+
+    async def run() -> None:
+        batcher = make(fake, max_queue_tokens=50)
+        for vectors, tokens in await batcher.embed_together("m", asked):  # alone they may exceed the limit
+            assert len(vectors) == 10
+            assert tokens > 0
+        assert batcher.queued_tokens == 0
+        fake.gate.clear()
+        fake.entered.clear()
+        first = asyncio.create_task(batcher.embed("m", ["first"], task="Q"))
+        await until(fake.entered.is_set)
+        with pytest.raises(QueueFullError):
+            await batcher.embed_together("m", asked)
+        fake.gate.set()
+        await first
+        with pytest.raises(RuntimeError, match="broke"):
+            await batcher.embed_together("m", [Asked(["good"], "Q"), Asked(["poison"], "D")])
+        await until(lambda: batcher.queued_tokens == 0)
+        batcher.close()
+
+    asyncio.run(run())

@@ -482,3 +482,18 @@ def test_columns_that_do_not_fit_name_set_and_row(made, kind, row, message):
 def test_a_set_of_which_nothing_is_left_says_why(made, kind, row):
     with pytest.raises(TrainingError, match=r"set 's': no training row can be made of .* \(1 "):
         made(kind, [row])
+
+
+def test_numbers_from_a_csv_file(made, tmp_path):
+    path = tmp_path / "rows.csv"
+    names = list(med(1))
+    path.write_text(",".join(names) + "\n" + ",".join(str(med(1)[name]) for name in names) + "\n")
+    found = convert(
+        TypeAdapter(MixtureSet).validate_python({"name": "s", "kind": "medmcqa", "source": str(path)}), 0, Counter()
+    )
+    assert [texts(one) for one in found] == [texts(one) for one in made("medmcqa", [med(1)])]
+    path.write_text("premise,hypothesis,label\na,b,0\na,c,2\nd,e,1\n")
+    found = convert(
+        TypeAdapter(MixtureSet).validate_python({"name": "s", "kind": "snli", "source": str(path)}), 0, Counter()
+    )
+    assert [texts(one) for one in found] == [("a", "b", ["c"])]

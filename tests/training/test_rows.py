@@ -167,3 +167,14 @@ def test_a_bad_row_is_named(bad, message):
 def test_no_rows_are_refused():
     with pytest.raises(TrainingError, match="no rows"):
         to_dataset([], "native", LossConfig())
+
+
+def test_the_native_form_has_the_start_models_own_prompts():
+    own = {"query": "Find: ", "passage": "Text: ", "STS": "Same: "}
+    rows = [row("a", "b", "c"), row("d", "e", symmetric=True), row("f", "g", symmetric=True)]
+    rows[1] = replace(rows[1], task="semantic similarity")
+    native = to_dataset(rows, "native", LossConfig(), own=own)
+    assert native["query"][:] == ["Find: a", "Same: d", "f"]
+    assert native["positive"][:] == ["Text: b", "Same: e", "g"]
+    assert native["negative_1"][0] == "Text: c"
+    assert to_dataset(rows, "unified", LossConfig(), own=own)["query"][0] == "task: find it | query: a"

@@ -46,8 +46,10 @@ class Chunking:
 
     def is_short(self, text: str) -> bool:
         """Whether the text is not to be cut."""
-        if len(text) <= self.longest or self.tokenizer is None:  # no token is shorter than a character
+        if self.tokenizer is None:
             return len(text) <= self.longest
+        if len(text.encode("utf-8")) <= self.longest:  # no token is shorter than a byte
+            return True
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids) <= self.longest
 
 

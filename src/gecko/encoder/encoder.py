@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -221,7 +221,7 @@ class Encoder:
         return encode_texts(self._runner(), texts, self._dim, prompt=prompt, side="query", progress=progress)
 
     def _embed(self, texts: Sequence[str], side: Literal["query", "document"], progress: bool) -> Vectors:
-        prompt = native_prompt(self.model.prompts, side) if self.form == "native" else ""
+        prompt = formats.native_prompt(self.model.prompts, side) if self.form == "native" else ""
         return encode_texts(self._runner(), texts, self._dim, prompt=prompt, side=side, progress=progress)
 
     def _runner(self) -> "SentenceTransformer":
@@ -249,17 +249,6 @@ class Encoder:
                 return torch.cuda.get_device_capability(self.model.device) >= (8, 0)
             case _:
                 return False
-
-
-def native_prompt(prompts: Mapping[str, str | None], side: Literal["query", "document"]) -> str:
-    """What a model's makers put in front of a query or a document; often nothing."""
-    match side:
-        case "query":
-            return prompts.get("query") or ""
-        case "document":
-            return next(filter(None, map(prompts.get, ("document", "passage", "corpus"))), "")
-        case _:
-            assert_never(side)
 
 
 def pooled_in_float32(model: "SentenceTransformer", dtype: "torch.dtype | None" = None) -> "SentenceTransformer":

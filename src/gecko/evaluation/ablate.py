@@ -252,7 +252,7 @@ class Ablation:
         """The run's start model, in its own format."""
         from gecko.encoder import load_encoder
 
-        return load_encoder(self.run.config.backbone)
+        return load_encoder(self.run.config.backbone, pad_token=self.run.config.train.backbone.pad_token)
 
     def _embed_queries(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
         return self.start.queries(texts, tasks)
@@ -304,7 +304,7 @@ class Ablation:
         values = {**config.model_dump(), **cell.train}
         values["loss"] = {**values["loss"], **cell.loss}
         if self.options.epochs is not None:
-            values["epochs"] = self.options.epochs
+            values |= {"epochs": self.options.epochs, "min_steps": 0}
         return TrainConfig.model_validate(values)
 
     def _key(self, cell: Cell, seed: int, rows: Sequence[Example]) -> str:
@@ -313,7 +313,7 @@ class Ablation:
         return digest(
             str(VERSION),
             str(trainer.VERSION),
-            self._start_identity,
+            self._trained_identity,
             self._sets_identity,
             self.settings(cell).model_dump_json(exclude=WITHOUT_EFFECT),
             cell.form or self.form,
@@ -331,6 +331,17 @@ class Ablation:
         from gecko.encoder import model_identity
 
         return model_identity(self.run.config.backbone)
+
+    @property
+    def _trained_from(self) -> str:
+        """What a student starts as: the run's ``student`` where it has one, else the start model."""
+        return self.run.config.student or self.run.config.backbone
+
+    @cached_property
+    def _trained_identity(self) -> str:
+        from gecko.encoder import model_identity
+
+        return model_identity(self._trained_from)
 
     def _file(self, key: str) -> Path:
         return self.folder / "cells" / f"{key}.json"
@@ -358,6 +369,17 @@ class Ablation:
         """The cells that are trained."""
         return list({training.cell.label: training.cell for training in self.plan}.values())
 
+    def _epochs(self, training: "Training") -> int:
+        from gecko.training.trainer import enough_steps
+
+        return enough_steps(self.settings(training.cell), training.rows).epochs
+
+    @property
+    def epochs(self) -> str:
+        """How many the trainings have: ``3``, or ``3 to 10`` where few rows are gone through more often."""
+        found = sorted({self._epochs(training) for training in self.plan})
+        return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
     def _left(self) -> "list[Training]":
         """The trainings that are not there yet; of equal ones, the first."""
         left = {training.key: training for training in reversed(self.plan) if not self._file(training.key).exists()}
@@ -382,7 +404,7 @@ class Ablation:
         began = time.perf_counter()
         train(
             rows,
-            resolve_model(self.run.config.backbone),
+            resolve_model(self._trained_from),
             work / "model",
             cell.form or self.form,
             self.settings(cell),
@@ -410,7 +432,7 @@ class Ablation:
         measured += len({label.passage_id for query in self.heldout for label in self.labels[query.id]}) + len(
             self.heldout
         )
-        worked = sum(training.rows * self.settings(training.cell).epochs for training in left)
+        worked = sum(training.rows * self._epochs(training) for training in left)
         return Estimate(len(left), kept, len(left) * (fixed + measured * text) + worked * row)
 
     def _speeds(self, rows: Sequence[Example]) -> tuple[float, float, float]:
@@ -418,8 +440,8 @@ class Ablation:
         from gecko.encoder import resolve_model
         from gecko.training import train
 
-        config = self.settings(self.planned[0]).model_copy(update={"epochs": 1})
-        start, seconds = resolve_model(self.run.config.backbone), []
+        config = self.settings(self.planned[0]).model_copy(update={"epochs": 1, "min_steps": 0})
+        start, seconds = resolve_model(self._trained_from), []
         sizes = (min(len(rows), config.batch), min(len(rows), 3 * config.batch))
         with tempfile.TemporaryDirectory() as folder:
             for size in sizes:
@@ -497,7 +519,7 @@ class Ablation:
             "sets": {data.name: len(data.queries) for data in self.sets},
             "heldout": len(self.heldout),
             "form": self.form,
-            "epochs": self.options.epochs or self.run.config.train.epochs,
+            "epochs": self.epochs,
             "seeds": self.options.seeds,
             "rerankers": self.rerankers(),
             "dims": self.dims(),
@@ -570,7 +592,7 @@ class Ablation:
 
         file = self._file(digest(str(VERSION), "dims", model_identity(spec), self._sets_identity))
         if not file.exists():
-            encoder = load_encoder(spec)
+            encoder = load_encoder(spec, pad_token=self.run.config.train.backbone.pad_token)
             full = encoder.dim
             widths = {full, *(self.run.config.train.dims or (full // 2, full // 4)), full // 8}
             with tempfile.TemporaryDirectory() as folder:  # embedded once, in full width, and cut
@@ -681,7 +703,7 @@ def combined(ablations: Sequence[Ablation]) -> dict[str, Any]:
         "sets": {data.name: len(data.queries) for ablation in ablations for data in ablation.sets},
         "heldout": 0,
         "form": first.form,
-        "epochs": first.options.epochs or first.run.config.train.epochs,
+        "epochs": " or ".join(dict.fromkeys(ablation.epochs for ablation in ablations)),
         "seeds": first.options.seeds,
         "rerankers": [],
         "dims": [],

@@ -25,8 +25,10 @@ TASKS = {
     "nfcorpus": "fact checking",
     "nq": "question answering",
     "fiqa": "question answering",
+    "fiqa2018": "question answering",  # mteb's name of it
     "msmarco": "question answering",
 }
+SYMMETRIC = {"quora", "quoraretrieval"}  # questions are looked for by questions
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class RetrievalSet:
         unknown_documents: judgements of documents the corpus lacks; they stay in ``qrels``, where they count against
             every ranking alike.
         unknown_queries: judged queries without a text; they are left out.
+        symmetric: passages are of the queries' sort, and the unified form shows them as such.
         exclude_own: a passage with the query's own id is left out of its ranking, as in sets where queries are passages.
     """
 
@@ -54,6 +57,7 @@ class RetrievalSet:
     task: str = DEFAULT_TASK
     unknown_documents: int = 0
     unknown_queries: int = 0
+    symmetric: bool = False
     exclude_own: bool = False
 
 
@@ -95,6 +99,7 @@ def load_beir(spec: str, split: str | None = None) -> RetrievalSet:
         task=TASKS.get(folder.resolve().name.lower(), DEFAULT_TASK),
         unknown_documents=sum(document not in known for key, _ in queries for document in judged[key]),
         unknown_queries=len(judged) - len(queries),
+        symmetric=folder.resolve().name.lower() in SYMMETRIC,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from gecko.device import has_fast_bfloat16
 from gecko.encoder.vectors import Vectors, shorten
+from gecko.formats import InputFormat
 from gecko.records import Passage, Text
 from gecko.store import digest
 
@@ -28,6 +29,11 @@ ROWS = 1 << 16  # cut to a narrower width together
 
 class SupportsEmbedding(Protocol):
     """What ranking needs of a model."""
+
+    @property
+    def form(self) -> InputFormat:
+        """The text form that it reads."""
+        ...
 
     def queries(self, texts: Sequence[str], tasks: Sequence[str] | str = "", *, progress: bool = False) -> Vectors:
         """Embed queries: float32 (n, dim), unit rows."""

@@ -83,7 +83,10 @@ def dense_run(
     data: RetrievalSet, encoder: SupportsEmbedding, k: int = DEPTH, *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
     """Cosine by query id and passage id of the best k passages, best first."""
-    passages = encoder.passages(data.passages, progress=progress)
+    if data.symmetric and encoder.form == "unified":
+        passages = encoder.queries([passage.text for passage in data.passages], data.task, progress=progress)
+    else:
+        passages = encoder.passages(data.passages, progress=progress)
     queries = encoder.queries([text for _, text in data.queries], data.task, progress=progress)
     places, cosines = top_k(queries, passages, k + data.exclude_own)
     found = {

@@ -347,7 +347,7 @@ def _loaded(task: Any, split: str | None) -> "list[RetrievalSet | TaskSet | Skip
 
 
 def _retrieval(task: Any, subset: str, split: str, rows: Mapping[str, Any], several: bool) -> RetrievalSet:
-    from gecko.evaluation.beir import TASKS
+    from gecko.evaluation.beir import SYMMETRIC, TASKS
 
     name = str(task.metadata.name)
     judged = {key: dict(grades) for key, grades in rows["relevant_docs"].items() if grades}
@@ -369,6 +369,7 @@ def _retrieval(task: Any, subset: str, split: str, rows: Mapping[str, Any], seve
         task=TASKS.get(name.lower(), DEFAULT_TASK),
         unknown_documents=sum(document not in known for key, _ in queries for document in judged[key]),
         unknown_queries=len(judged) - len(queries),
+        symmetric=name.lower() in SYMMETRIC,
         exclude_own=bool(task.ignore_identical_ids),
     )
 

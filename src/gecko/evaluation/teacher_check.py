@@ -66,13 +66,16 @@ def run_probe(
     start: "Encoder",
     *,
     passage_tokens: int,
+    precision: str = "auto",
     resamples: int,
     seed: int,
     ui: Ui | None = None,
 ) -> ProbeResult:
-    """Rerank the probe's passages with the teacher; its scores are cached by teacher, prompts and probe."""
+    """Rerank the probe's passages with the teacher; its scores are cached by teacher, precision, prompts and probe."""
     topics = probe()
-    scores, seconds, tokens, cached = _scores(topics, teacher, likelihood, relevance, passage_tokens, ui or Silent())
+    scores, seconds, tokens, cached = _scores(
+        topics, teacher, likelihood, relevance, passage_tokens, precision, ui or Silent()
+    )
     fusions: tuple[Fusion, ...] = ORDERS if teacher.can_score else ("rc",)
     orders = {name: [] for name in ("start", *fusions)}  # type: dict[str, list[Array]]
     for topic in topics:
@@ -102,10 +105,13 @@ def _scores(
     likelihood: Prompt,
     relevance: Prompt,
     passage_tokens: int,
+    precision: str,
     ui: Ui,
 ) -> tuple[dict[tuple[str, str], Score], float, int, bool]:
     prompts = prompt_hash(likelihood, relevance)
-    key = digest(str(VERSION), teacher.identity, prompts, data_hash("probe.jsonl"), str(passage_tokens))
+    key = digest(
+        str(VERSION), teacher.identity, prompts, data_hash("probe.jsonl"), str(passage_tokens), *not_auto(precision)
+    )
     file = cache_folder() / "checks" / f"{key}.json"
     if file.exists():
         rows = [Score(**row) for row in read_json(file)]
@@ -144,6 +150,11 @@ def _orders(
             ranked = fuse(candidates, given, name)
             runs[name][identifier] = descending([label.passage_id for label in ranked])
     return {name: per_query(run, topic.qrels, (HEADLINE,))[HEADLINE] for name, run in runs.items()}
+
+
+def not_auto(precision: str) -> list[str]:
+    """What a choice of ``relabel.precision`` adds to a key of scores: nothing where it is left to the machine."""
+    return [] if precision == "auto" else [precision]
 
 
 def refuse_by_probe(result: ProbeResult, teacher: str) -> None:

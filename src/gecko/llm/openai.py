@@ -608,7 +608,10 @@ def _label(label: str, labels: Sequence[str], shown: dict[str, float]) -> float 
     for token in (label, f" {label}", f"▁{label}"):
         if token in shown:
             return shown[token]
-    beginnings = {token.lstrip(" ▁"): value for token, value in shown.items()}
+    beginnings: dict[str, float] = {}
+    for token, value in shown.items():
+        bare = token.lstrip(" ▁")
+        beginnings[bare] = max(value, beginnings.get(bare, value))
     clear = [
         token
         for token in beginnings

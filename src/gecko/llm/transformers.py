@@ -37,6 +37,14 @@ from gecko.llm.base import NOTHING, Group, Judgement, Sampling, Usage, cut_at_st
 from gecko.prompts import Prompt
 
 NUCLEUS = 256  # the nucleus of top-p sampling is looked for among so many of the likeliest tokens
+# A family of models may make its logits or read its masks in ways of its own: each is asked this, once, in both ways.
+KNOWN_PROMPT = Prompt("known", "completion", "Read.\n\nPassage: {passage}\nQuery: {query}", (), (), (), (), "known")
+KNOWN_GROUP = Group("The cat sat on the mat, and the dog lay beside it.", ("Who sat on the mat?", "a dog beside a cat"))
+TOLERATED = 0.15  # of a token's log-probability: packs are rounded otherwise in half precision
+FULL, WINDOWED = (
+    "full_attention",
+    ("sliding_attention", "chunked_attention"),
+)  # kinds of layers that a pack can be read by
 READ_ROWS = 256  # rows of the output layer computed together: 256 x 152k x 6 bytes = 230 MB
 
 
@@ -69,13 +77,16 @@ class TransformersLM:
     """A causal language model from transformers as a teacher.
 
     Args:
-        model: any causal LM with full attention.
+        model: a causal LM with attention in every layer; prompts must be shorter than its window, where it has one.
         tokenizer: its tokenizer.
         name: what to call it.
         identity: hash of its weights.
         passage_tokens: longer passages are cut to so many tokens, and counted in ``usage.truncated``.
         pack_tokens: tokens of one forward pass; bounds the memory, whatever the number of pairs.
         head: the output layer in another precision, (R, width) states to (R, vocabulary) logits; none: the model's own.
+
+    Raises:
+        TeacherError: some layers are not attention, or the model gives other scores in a pack than alone.
     """
 
     can_score = True
@@ -102,6 +113,12 @@ class TransformersLM:
         self.usage = Usage()
         self._cuts: dict[str, _Cut] = {}
         self._caches: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        config: Any = model.config.get_text_config()
+        self._window = _window(config, name)
+        self._scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+        self._scale /= getattr(config, "logits_scaling", None) or 1.0
+        self._cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._refuse_unlike()
 
     # --- the protocol
 
@@ -283,6 +300,9 @@ class TransformersLM:
         """Final hidden states of a pack: (tokens, width)."""
         preamble = self._preamble(prompt)
         ids, mask, positions = self._tree(pack, preamble[0][0].shape[-2])
+        if self.model.config._attn_implementation == "eager":  # which adds the mask
+            least = torch.finfo(self.model.dtype).min
+            mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(~mask, least)
         self.usage.read += ids.shape[1]
         output = self._body()(
             input_ids=ids,
@@ -311,6 +331,11 @@ class TransformersLM:
                 positions += range(depth, depth + len(tail))
                 group_of += [number] * len(tail)
                 branch_of += [place] * len(tail)
+        if self._window is not None and (longest := 1 + max(positions)) > self._window:
+            raise TeacherError(
+                f"{self.name} looks back {self._window} tokens in some of its layers, and a prompt with passage and query "
+                f"has {longest}; lower relabel.passage_tokens (it is {self.passage_tokens}), or take another teacher"
+            )
         device = self.model.device
         group = torch.tensor(group_of, device=device)
         branch = torch.tensor(branch_of, device=device)
@@ -359,10 +384,40 @@ class TransformersLM:
             logits = torch.einsum("rd,rld->rl", rows.float(), output.weight[ids].float())  # (r, L)
             if output.bias is not None:
                 logits = logits + output.bias[ids].float()
-            everything = self._head(rows).float().scatter_(1, ids, logits)  # (r, V)
+            logits = self._final(logits)
+            everything = self._final(self._head(rows).float()).scatter_(1, ids, logits)  # (r, V)
             parts.append(logits - torch.logsumexp(everything, dim=-1, keepdim=True))
         logprobs = torch.cat(parts) if parts else hidden.new_zeros((0, wanted.shape[1]), dtype=torch.float32)
         return logprobs if targets.ndim == 2 else logprobs[:, 0]
+
+    def _final(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the model makes of its output layer's logits: some families scale or cap them."""
+        if self._scale != 1:
+            logits = logits * self._scale
+        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+    @torch.inference_mode()
+    def _refuse_unlike(self) -> None:
+        """Hold what is read off a pack against the model's own logits of the whole text, query by query."""
+        [row] = self.score(KNOWN_PROMPT, [KNOWN_GROUP])
+        cut = self._cuts.pop(KNOWN_PROMPT.hash)
+        self._caches.pop(KNOWN_PROMPT.hash)
+        self.usage = Usage()
+        [passage] = self._data_ids([f" {KNOWN_GROUP.passage}"])
+        context = cut.preamble + passage[: self.passage_tokens] + cut.middle
+        for query, (total, count) in zip(
+            self._data_ids([f" {text}" for text in KNOWN_GROUP.queries]), row, strict=True
+        ):
+            ids = torch.tensor([context + query], device=self.model.device)
+            logits = self.model(input_ids=ids, use_cache=False).logits[0].float()  # (T, V)
+            table = torch.log_softmax(logits[len(context) - 1 : -1], dim=-1)
+            own = float(table.gather(1, ids[0, len(context) :, None]).sum())
+            if abs(own - total) > TOLERATED * count:
+                raise TeacherError(
+                    f"{self.name} ({type(self.model).__name__}) gives other scores when queries share a passage than when "
+                    f"they are asked alone ({total / count:.2f} a token, not {own / count:.2f}), so it cannot be used here; "
+                    "serve it and take it with openai:, or take another teacher"
+                )
 
     # --- generation
 
@@ -389,7 +444,7 @@ class TransformersLM:
             output = self._body()(
                 input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
             )
-            logits = self._head(output.last_hidden_state[:, -1]).float()
+            logits = self._final(self._head(output.last_hidden_state[:, -1]).float())
             chosen = self._draw(logits, [generators[row] for row in alive], sampling)
             self.usage.written += len(alive)
             keep = []
@@ -434,3 +489,26 @@ class TransformersLM:
         spots = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
         places = torch.searchsorted(above, spots * above[:, -1:]).clamp(max=above.shape[1] - 1)
         return [int(token) for token in order.cpu().gather(1, places)[:, 0]]
+
+
+def _window(config: Any, name: str) -> int | None:
+    """How many tokens the most short-sighted layer looks back; none: all of them.
+
+    Raises:
+        TeacherError: a layer has no attention, so that it cannot be told who sees whom.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        window: int | None = getattr(config, "sliding_window", None)
+        return window
+    if other := sorted(set(kinds) - {FULL, *WINDOWED}):
+        raise TeacherError(
+            f"{name} has layers of the kind {', '.join(other)}, by which queries cannot share a passage; serve it and take "
+            "it with openai:, or take another teacher"
+        )
+    sizes = {
+        "sliding_attention": getattr(config, "sliding_window", None),
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+    }
+    found = [sizes[kind] for kind in set(kinds) if kind != FULL]
+    return min((size for size in found if size), default=None)

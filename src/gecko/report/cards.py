@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gecko.config import RunConfig
+from gecko.corpus.readers import SQL_SCHEMES
 from gecko.fret.release import COLUMNS
 from gecko.report.table import closing_rows, origins
 from gecko.report.text import shown
+from gecko.store import read_json
 
 if TYPE_CHECKING:
     from gecko.pipeline import Pipeline
@@ -32,9 +34,14 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 
 def public_name(spec: str) -> str:
-    """A model or corpus as the world may read it: of a path, only the last part."""
+    """A model or corpus as the world may read it: no address, no query, and of a path only the last part."""
+    if scheme := next((name for name in SQL_SCHEMES if spec.startswith(name)), None):
+        return f"an SQL query ({scheme.removesuffix(':')})"
+    if spec.startswith("openai:"):
+        return f"openai:{spec.partition('#')[2]}"
     kind, colon, rest = spec.rpartition(":") if spec.startswith(("hf:", "gguf:", "vllm:")) else ("", "", spec)
-    is_path = rest.startswith((".", "~", "/")) or Path(rest).expanduser().exists()
+    on_hub = kind in ("hf", "vllm") and not rest.startswith((".", "~", "/")) and not Path(rest).expanduser().exists()
+    is_path = not on_hub and (rest.startswith((".", "~")) or "/" in rest or Path(rest).expanduser().exists())
     return f"{kind}{colon}{Path(rest).name if is_path else rest}"
 
 
@@ -45,8 +52,12 @@ def licenses(config: RunConfig) -> dict[str, str]:
     return {
         "corpus": card.corpus_license or (of_corpus.pop() if len(of_corpus) == 1 else UNKNOWN),
         "teacher": card.teacher_license or LICENSES.get(config.llm, UNKNOWN),
-        "start model": card.start_license or LICENSES.get(config.backbone, UNKNOWN),
+        "start model": card.start_license or LICENSES.get(_trained_from(config), UNKNOWN),
     }
+
+
+def _trained_from(config: RunConfig) -> str:
+    return config.student or config.backbone
 
 
 def _license_fields(name: str) -> dict[str, Any]:
@@ -64,9 +75,13 @@ def model_card(pipeline: "Pipeline", result: Mapping[str, Any] | None) -> str:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
+    from gecko.training.trainer import enough_steps
+
     config = pipeline.config
-    name = config.card.title or f"{public_name(config.backbone).rpartition(':')[2].rpartition('/')[2]}-gecko"
+    start = _trained_from(config)
+    name = config.card.title or f"{public_name(start).rpartition(':')[2].rpartition('/')[2]}-gecko"
     form = result["form"] if result else pipeline.chosen_format()
+    trained = read_json(pipeline.run.path / f"train-{form}" / "training.json")
     measured = [
         EvalResult(
             task_type="retrieval",
@@ -78,11 +93,7 @@ def model_card(pipeline: "Pipeline", result: Mapping[str, Any] | None) -> str:
         )
         for set_name, entry in (result["sets"].items() if result else ())
     ]
-    base = HUB_NAMES.get(config.backbone) or (
-        config.backbone[3:]
-        if config.backbone.startswith("hf:") and public_name(config.backbone) == config.backbone
-        else None
-    )
+    base = HUB_NAMES.get(start) or (start[3:] if start.startswith("hf:") and public_name(start) == start else None)
     allowed = licenses(config)
     data = ModelCardData(
         base_model=base,
@@ -99,7 +110,11 @@ def model_card(pipeline: "Pipeline", result: Mapping[str, Any] | None) -> str:
         data,
         name=name,
         config=config,
-        start=public_name(config.backbone),
+        start=public_name(start),
+        miner=public_name(config.backbone),
+        settings=enough_steps(config.train, trained["rows"]),
+        steps=trained["steps"],
+        sets=[(entry.name, entry.kind) for entry in config.mixture.sets],
         teacher=public_name(config.llm),
         corpus=[public_name(source) for source in config.corpus.sources],
         passages=len(pipeline.passages),

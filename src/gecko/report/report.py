@@ -174,7 +174,12 @@ def _check(run: Run, stages: dict[str, Manifest]) -> dict[str, Any]:
     probe = _file(run, "check", "probe.json")
     generated, mined = stages["generate"], run.read("mine", Candidate)
     queries = len({candidate.query_id for candidate in mined})
-    seeds = _file(run, "seeds", "found.json")  # there if another model than the start model mined
+    seeds = _file(run, "seeds", "found.json")  # of another model's candidates, or of earlier ones
+    counted = run.manifest("seeds")
+    if counted is None or counted.parts["candidates"] != stages["mine"].identity:
+        seeds = None
+    by_start = not run.config.mine.warmup_epochs and not run.config.mine.model
+    natural = queries - sum(not candidate.natural for candidate in mined)
     return {
         "probe": probe,
         "probe_word": word(probe["low"], probe["high"]) if probe else "",
@@ -182,7 +187,7 @@ def _check(run: Run, stages: dict[str, Manifest]) -> dict[str, Any]:
         "asked": generated.rows + sum(generated.drops.values()),
         "queries": queries,
         "n": run.config.mine.n,
-        "found": seeds["found"] if seeds else queries - sum(not candidate.natural for candidate in mined),
+        "found": seeds["found"] if seeds else natural if by_start else None,
     }
 
 

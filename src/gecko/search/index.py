@@ -84,7 +84,13 @@ class IndexManifest:
 
 
 def build_index(
-    embedder: Embedder, passages: Iterable[Passage], folder: Path, config: IndexConfig, ui: Ui | None = None
+    embedder: Embedder,
+    passages: Iterable[Passage],
+    folder: Path,
+    config: IndexConfig,
+    ui: Ui | None = None,
+    *,
+    sources: str = "",
 ) -> "Index":
     """Build an index, go on with one that was stopped, or open a finished one.
 
@@ -94,6 +100,7 @@ def build_index(
         folder: made if need be.
         config: kind, form, dimensions.
         ui: where progress goes.
+        sources: what the passages are of (:func:`sources_identity`); a finished index of others is refused. Empty: not known.
 
     Raises:
         RunError: the folder holds an index of another model, of other passages or options, or something else.
@@ -102,6 +109,7 @@ def build_index(
     """
     ui = ui or Silent()
     parts = {"model": embedder.identity, "form": embedder.form, **asdict(config)}
+    parts |= {"sources": sources} if sources else {}
     dim = embedder.finish(np.zeros((0, embedder.dim), dtype=np.float32), config.dim).shape[1]
     if config.store == "binary" and dim % 8:
         raise ConfigError(f"store 'binary' with {dim} dimensions: give a multiple of 8")
@@ -248,10 +256,17 @@ class Index:
 def default_folder(embedder: Embedder, sources: Sequence[str], config: IndexConfig) -> Path:
     """A folder in the user's cache for the index of these sources as they are now: a changed file has another one."""
     from gecko import __version__
-    from gecko.corpus.readers import source_identity
     from gecko.llm.weights import cache_folder
 
-    known = [embedder.identity, embedder.form, __version__, str(config)]
+    known = [embedder.identity, embedder.form, __version__, str(config), sources_identity(sources)]
+    return cache_folder() / "index" / digest(*known)
+
+
+def sources_identity(sources: Sequence[str]) -> str:
+    """A hash of where passages come from as it is now: of files, their names, sizes and times."""
+    from gecko.corpus.readers import source_identity
+
+    known: list[str] = []
     for source in sources:
         path = Path(source).expanduser()
         if source == "stdlib" or not path.exists():  # a pattern, a data set or a query
@@ -261,7 +276,7 @@ def default_folder(embedder: Embedder, sources: Sequence[str], config: IndexConf
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             state = file.stat()
             known += [str(file), str(state.st_size), str(state.st_mtime_ns)]
-    return cache_folder() / "index" / digest(*known)
+    return digest(*known)
 
 
 def query_words(query: str) -> list[str]:
@@ -294,6 +309,11 @@ def _read_manifest(folder: Path, parts: dict[str, Any] | None) -> IndexManifest 
     except (TypeError, AttributeError) as error:
         raise RunError(f"{file} is not the manifest of an index ({error}); give another folder") from error
     if changed and parts:
+        if changed == ["sources"]:
+            raise RunError(
+                f"{folder} holds an index of other passages: its sources were others, or have changed since; give another "
+                "folder with --index, or remove this one"
+            )
         listed = ", ".join(f"{key} {manifest.parts.get(key)} there, {parts[key]} now" for key in changed)
         raise RunError(f"{folder} holds an index made otherwise: {listed}; use another folder, or the same options")
     return manifest

@@ -19,7 +19,7 @@ from gecko import __version__
 from gecko.encoder.vectors import shorten
 from gecko.errors import GeckoError
 from gecko.formats import TASKS
-from gecko.serving.batcher import TURN, Batcher, ClosedError, Model, QueueFullError
+from gecko.serving.batcher import TURN, Asked, Batcher, ClosedError, Model, QueueFullError
 from gecko.serving.config import ServeConfig
 from gecko.serving.errors import RequestError, error_response
 from gecko.serving.guard import Guard
@@ -133,14 +133,19 @@ class Service:
     async def embed(
         self, name: str, texts: Sequence[str], task: str, titles: Sequence[str] | None = None
     ) -> "tuple[Vectors, int]":
-        """Vectors of all dimensions, and the tokens read.
+        """Vectors of all dimensions, and the tokens read; errors as :meth:`embed_together`."""
+        [found] = await self.embed_together(name, [Asked(texts, task, titles)])
+        return found
+
+    async def embed_together(self, name: str, asked: Sequence[Asked]) -> "list[tuple[Vectors, int]]":
+        """For each part of a request its vectors of all dimensions, and the tokens read.
 
         Raises:
             RequestError: the model refuses a text, the queue is full, or the time is over.
         """
         try:
             async with asyncio.timeout(self.config.timeout):
-                return await self.batcher.embed(name, texts, task=task, titles=titles)
+                return await self.batcher.embed_together(name, asked)
         except GeckoError as error:
             raise RequestError(400, str(error)) from error
         except QueueFullError as error:
@@ -338,16 +343,15 @@ def _add_google(app: FastAPI, service: Service) -> None:
         groups: dict[str, list[int]] = {}
         for place, (_, task, _) in enumerate(checked):
             groups.setdefault(task, []).append(place)
-        jobs = [
-            service.embed(
-                model,
+        asked = [
+            Asked(
                 [checked[place][0] for place in places],
                 task,
                 [checked[place][2] or "" for place in places] if task == DOCUMENT else None,
             )
             for task, places in groups.items()
         ]
-        results = await unless_left(request, len(checked), _all(jobs))
+        results = await unless_left(request, len(checked), service.embed_together(model, asked))
         values: list[Any] = [None] * len(checked)
         for places, (vectors, _) in zip(groups.values(), results, strict=True):
             for place, row in zip(places, vectors, strict=True):
@@ -425,16 +429,6 @@ def _add_page(app: FastAPI, service: Service) -> None:
             hits = await asyncio.to_thread(passages.top, name, query, dim, body.k)
             results.append({"model": name, "dimensions": dim, "hits": hits})
         return _answer(_json({"results": results}))
-
-
-async def _all(jobs: "Sequence[Coroutine[Any, Any, Result]]") -> list[Result]:
-    """The results of all; when one fails the others are given up."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _dim(service: Service, name: str, body: EmbedContentRequest) -> int:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -74,23 +75,36 @@ class Batch:
         self.seconds = seconds
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Texts of one request with one task.
+
+    Attributes:
+        texts: n texts, raw, one or more.
+        task: what the vectors are for.
+        titles: n titles; only where the task has them.
+    """
+
+    texts: Sequence[str]
+    task: str
+    titles: Sequence[str] | None = None
+
+
 class _Job:
-    """Texts of one request with one task."""
+    """An :class:`Asked` in the queue."""
 
     __slots__ = ("costs", "done", "error", "future", "left", "model", "task", "texts", "titles", "tokens", "vectors")
 
-    def __init__(
-        self, model: str, texts: Sequence[str], task: str, titles: Sequence[str] | None, dim: int, costs: list[int]
-    ) -> None:
+    def __init__(self, model: str, asked: Asked, dim: int, costs: list[int]) -> None:
         self.model = model
-        self.texts = texts
-        self.task = task
-        self.titles = titles
+        self.texts = asked.texts
+        self.task = asked.task
+        self.titles = asked.titles
         self.costs = costs
-        self.vectors = np.empty((len(texts), dim), dtype=np.float32)
+        self.vectors = np.empty((len(costs), dim), dtype=np.float32)
         self.tokens = 0
         self.done = 0  # texts taken into batches
-        self.left = len(texts)  # texts not computed yet
+        self.left = len(costs)  # texts not computed yet
         self.error: Exception | None = None
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -151,16 +165,19 @@ class Batcher:
     async def embed(
         self, model: str, texts: Sequence[str], *, task: str, titles: Sequence[str] | None = None
     ) -> tuple["Vectors", int]:
-        """Embed texts of one request. Cancelling the call takes what has not been computed out of the queue.
+        """Embed texts of one task: :meth:`embed_together` of one :class:`Asked`."""
+        [found] = await self.embed_together(model, [Asked(texts, task, titles)])
+        return found
+
+    async def embed_together(self, model: str, asked: Sequence[Asked]) -> list[tuple["Vectors", int]]:
+        """Embed the texts of one request. Cancelling the call takes what has not been computed out of the queue.
 
         Args:
             model: its name.
-            texts: n texts, raw, one or more.
-            task: what the vectors are for.
-            titles: n titles; only where the task has them.
+            asked: one or more; they are let into the queue all or none.
 
         Returns:
-            float32 (n, dim), unit rows; and the number of tokens that the model read.
+            for each: float32 (n, dim), unit rows; and the number of tokens that the model read.
 
         Raises:
             QueueFullError: too much waits already.
@@ -169,23 +186,27 @@ class Batcher:
         """
         encoder = self._models[model]
         window = encoder.max_tokens or 2**31
-        costs = [min(window, _SPECIAL + -(-len(text) // _CHARS_PER_TOKEN)) for text in texts]
-        job = _Job(model, texts, task, titles, encoder.dim, costs)
-        cost = sum(costs)
+        jobs = []
+        for one in asked:
+            costs = [min(window, _SPECIAL + -(-len(text) // _CHARS_PER_TOKEN)) for text in one.texts]
+            jobs.append(_Job(model, one, encoder.dim, costs))
+        cost = sum(sum(job.costs) for job in jobs)
         with self._wake:
             if self._closed:
                 raise ClosedError("the server is stopping")
             if self._queued and self._queued + cost > self._max_queue:
                 raise QueueFullError(self._seconds_to_go(self._queued + cost - self._max_queue))
             self._queued += cost
-            self._jobs.append(job)
+            self._jobs.extend(jobs)
             self._wake.notify()
         try:
-            await job.future
+            await asyncio.gather(*(job.future for job in jobs))
         finally:
-            if job.future.cancelled():
-                self._forget(job)
-        return job.vectors, job.tokens
+            for job in jobs:
+                job.future.cancel()  # of one that is done it does nothing
+                if job.future.cancelled():
+                    self._forget(job)
+        return [(job.vectors, job.tokens) for job in jobs]
 
     def _seconds_to_go(self, tokens: int) -> int:
         return max(1, min(60, math.ceil(tokens / self._pace))) if self._pace else 1

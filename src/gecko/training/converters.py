@@ -289,10 +289,15 @@ def _fever_title(page: str) -> str:
     return page
 
 
+def _whole(value: Any) -> Any:
+    """A whole number that a CSV file holds as text; anything else as it is."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else value
+
+
 def _medmcqa(config: MedMcqaSet, rows: Rows, rng: np.random.Generator, drops: Drops) -> Iterator[Example]:
     for number, (place, row) in enumerate(rows, start=1):
         require(row, ("question", *OPTIONS, "cop"), place, config.kind)
-        question, answer = text_of(row, "question", place), row["cop"]
+        question, answer = text_of(row, "question", place), _whole(row["cop"])
         if answer is None or answer == -1:
             drops["no answer is given"] += 1
             continue
@@ -379,7 +384,7 @@ def _nli(config: MixtureSet, rows: Rows, rng: np.random.Generator, drops: Drops)
         columns = ("premise", "hypothesis", "label") if "premise" in row else ("sentence1", "sentence2", "gold_label")
         require(row, columns, place, config.kind)
         premise, hypothesis = (text_of(row, column, place) for column in columns[:2])
-        label = NLI_LABELS.get(row[columns[2]])
+        label = NLI_LABELS.get(_whole(row[columns[2]]))
         if label is None:
             raise TrainingError(f"{place}: {columns[2]} is {row[columns[2]]!r}; known are 0, 1, 2, -1 and their names")
         if label == UNDECIDED:

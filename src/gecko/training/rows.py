@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from gecko.config import LossConfig
 from gecko.errors import TrainingError
-from gecko.formats import InputFormat, render_example, render_passage
+from gecko.formats import InputFormat, native_prompt, render_example, render_passage, symmetric_prompt
 from gecko.records import Example, Passage, Text
 from gecko.training.loss import ABSENT
 
@@ -41,6 +41,7 @@ def to_dataset(
     form: InputFormat,
     config: LossConfig,
     passages: Mapping[str, Passage | Text] | None = None,
+    own: Mapping[str, str | None] | None = None,
 ) -> Dataset:
     """Rows in an input format, ready for :class:`gecko.training.loss.GeckoLoss`.
 
@@ -55,6 +56,7 @@ def to_dataset(
         form: the format in which they are written.
         config: which texts the loss needs.
         passages: the texts of the rows' candidates, by id; needed if ``config.distill`` is not 0.
+        own: the start model's saved prompts, which the native form puts in front, as everything that uses the model does.
 
     Raises:
         TrainingError: no rows; a row with an empty query, an empty text, a weight that is negative or not finite, or a
@@ -64,6 +66,8 @@ def to_dataset(
     if not examples:
         raise TrainingError("there are no rows to train on; look at what select dropped, or lower select.min_rc")
     texts, groups = _Numbers(), _Numbers()
+    own = (own or {}) if form == "native" else {}
+    before_passages = native_prompt(own, "document")
     listed = _listed(examples, config, passages or {})
     width = 0 if config.hard_negatives == "none" else max(len(example.negatives) for example in examples)
     scored = max(map(len, listed))
@@ -74,9 +78,9 @@ def to_dataset(
     }
     for row, (example, candidates) in enumerate(zip(examples, listed, strict=True)):
         _check(row, example, width)
-        query, positive, negatives = _rendered(row, example, form, config)
+        query, positive, negatives = _rendered(row, example, form, config, own)
         sides = list(zip((example.positive, *example.negatives), (positive, *negatives), strict=True))[: 1 + width]
-        shown = [(text, render_passage(text, form)) for text, _ in candidates]
+        shown = [(text, before_passages + render_passage(text, form)) for text, _ in candidates]
         numbers, candidate_numbers = (
             [
                 texts.of(("text", rendered), *([("id", example.dataset, text.id)] if text.id else []))
@@ -97,8 +101,16 @@ def to_dataset(
     return Dataset.from_dict(columns)
 
 
-def _rendered(row: int, example: Example, form: InputFormat, config: LossConfig) -> tuple[str, str, list[str]]:
+def _rendered(
+    row: int, example: Example, form: InputFormat, config: LossConfig, own: Mapping[str, str | None]
+) -> tuple[str, str, list[str]]:
     query, positive, negatives = render_example(example, form)
+    both = symmetric_prompt(own, example.task) if example.symmetric else None
+    before_query, before_passage = (
+        (native_prompt(own, "query"), native_prompt(own, "document")) if both is None else (both, both)
+    )
+    query, positive = before_query + query, before_passage + positive
+    negatives = [before_passage + negative for negative in negatives]
     if not (config.unique_ids and is_class(example)):
         return query, positive, negatives
     return f"{query} {row}", f"{positive} {row}", [f"{negative} {row}" for negative in negatives]

@@ -118,8 +118,8 @@ def train(
     say = say if first else lambda _: None
     began = time.perf_counter()
     with quiet_libraries(), _random_state_kept():
-        rows = to_dataset(examples, form, config.loss, passages)
         model = _load(start, config, seed, say)
+        rows = to_dataset(examples, form, config.loss, passages, model.prompts)
         dims = _dims(model, config)
         parts = {
             "version": str(VERSION),
