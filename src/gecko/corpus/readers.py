@@ -500,23 +500,29 @@ def _read_csv(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARS))  # the default refuses 131,073 characters
     kind = file.ending[1:]
-    reader = csv.reader((line for _, line in numbered), "excel-tab" if kind == "tsv" else "excel", strict=True)
+    fed: list[str] = []  # the places of a row's lines: one may have several, and a line that was too long is none
+
+    def feed() -> Iterator[str]:
+        for place, line in numbered:
+            fed.append(place)
+            yield line
+
+    reader = csv.reader(feed(), "excel-tab" if kind == "tsv" else "excel", strict=True)
     columns: list[str] = []
-    first = 1
     while True:
-        place = f"{file.place}:{first}"
+        fed.clear()
         try:
             row = next(reader, None)
         except csv.Error as error:
             raise CorpusError(
-                f'{place}: not valid {kind.upper()}: {error}; a field that begins with " must end with '
+                f'{fed[0]}: not valid {kind.upper()}: {error}; a field that begins with " must end with '
                 'one, and a " inside it is written twice'
             ) from error
         if row is None:
             return
-        first = reader.line_num + 1
         if not row:  # a blank line
             continue
+        place = fed[0]
         if not columns:
             columns = [name.strip() for name in row]
             _check_columns(columns, place, config)
