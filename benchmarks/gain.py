@@ -73,9 +73,9 @@ def main() -> None:
     for data, spec in zip(sets, given.sets, strict=True):
         config = _config(given, spec)
         try:
-            runs[data.name] = _distilled(given.out / data.name, config, given.force, ui)
+            runs[data.name] = _distilled(given.out / data.name, config, ui, force=given.force, refused=given.force)
             if given.second_round:
-                rounds[data.name] = _second(given.out, data.name, config, ui)
+                rounds[data.name] = _second(given.out, data.name, config, ui, given.force)
         except TeacherRefused as refusal:  # the other corpora need not wait for somebody to look
             ui.say(str(refusal))
             refused[data.name] = str(refusal)
@@ -133,14 +133,15 @@ def _config(given: argparse.Namespace, spec: str) -> RunConfig:
     return load_config(given.config, given.changes, base)
 
 
-def _distilled(folder: Path, config: RunConfig, force: bool, ui: Terminal) -> Path:
+def _distilled(folder: Path, config: RunConfig, ui: Terminal, *, force: bool, refused: bool) -> Path:
+    """``force``: with other settings than the folder's; ``refused``: with a teacher that the check refuses."""
     ui.say(f"\n{folder}")
     with Run(folder, config, force=force, say=ui.say) as run:
-        distill(run, ui)
+        distill(run, ui, force=refused)
     return folder
 
 
-def _second(out: Path, name: str, config: RunConfig, ui: Terminal) -> Path:
+def _second(out: Path, name: str, config: RunConfig, ui: Terminal, refused: bool) -> Path:
     """A run whose miner is the first round's student; it begins with all that the first round has."""
     first, folder = out / name, out / "round-2" / name
     if not (folder / "config.json").exists():
@@ -152,7 +153,7 @@ def _second(out: Path, name: str, config: RunConfig, ui: Terminal) -> Path:
     shutil.rmtree(miner, ignore_errors=True)
     shutil.copytree(first / "model", miner)
     mined = config.model_copy(update={"mine": config.mine.model_copy(update={"model": str(miner)})})
-    return _distilled(folder, mined, True, ui)
+    return _distilled(folder, mined, ui, force=True, refused=refused)
 
 
 def _model(run: Path) -> str:

@@ -538,7 +538,7 @@ def embed(
     address: Address = None,
     workers: Workers = None,
 ) -> None:
-    """Turn texts into vectors: .jsonl, .csv, .tsv, .parquet, .txt and .md files, or lines of standard input."""
+    """Turn texts into vectors: any source of gecko distill, or lines of standard input."""
     import json
     from itertools import chain
     from typing import get_args

@@ -442,7 +442,7 @@ class Pipeline:
         if not read_speed:
             raise TeacherError(
                 f"{teacher.name} does not say how many tokens it has read, so no budget and no estimate can be worked out; "
-                "set generate.queries to a number instead of a budget"
+                "set generate.queries to a number instead of a budget, and leave --dry-run out"
             )
         texts = [passage.content for topic in probe()[:2] for passage in topic.passages][: self.config.generate.batch]
         read, written = teacher.usage.read, teacher.usage.written

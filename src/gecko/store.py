@@ -398,7 +398,12 @@ class Run:
         """
         manifest = self.manifest(stage)
         if manifest is None or not manifest.done:
-            raise RunError(f"{self.path}: stage {stage} is not finished; run: gecko {stage} {self.path}")
+            if (self.path / "pretrain").exists() and not (self.path / "ingest").exists():
+                raise RunError(
+                    f"{self.path} is a run of gecko pretrain and has no stage {stage}; use its model, {self.path / 'model'}"
+                )
+            command = stage.partition("-")[0]  # relabel-2 is a part of relabel
+            raise RunError(f"{self.path}: stage {stage} is not finished; run: gecko {command} {self.path}")
         return manifest
 
     def read(self, stage: str, kind: type[R]) -> list[R]:

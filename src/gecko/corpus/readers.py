@@ -570,7 +570,7 @@ def _check_columns(columns: Sequence[str], place: str, config: CorpusConfig) -> 
     if config.text_field not in columns:
         raise CorpusError(
             f"{place}: no column is named {config.text_field}; the columns are: {_listed(columns)}; "
-            "rename one to text, or set corpus.text_field"
+            "rename one to text, or, for a run, give --set corpus.text_field=NAME"
         )
     wanted = _fields(config)
     twice = [name for name, count in Counter(columns).items() if count > 1 and name in wanted]
@@ -606,7 +606,7 @@ def _passage(row: Mapping[str, Any], source: str, place: str, config: CorpusConf
     if config.text_field not in row:
         raise CorpusError(
             f"{place}: no field is named {config.text_field}; the fields are: {_listed(row)}; "
-            "rename one to text, or set corpus.text_field"
+            "rename one to text, or, for a run, give --set corpus.text_field=NAME"
         )
     ids = [config.id_field] if config.id_field else ["_id", "id"]
     text, title = row[config.text_field], row.get(config.title_field)

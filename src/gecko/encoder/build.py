@@ -81,7 +81,8 @@ def _transformer(target: str, loading: dict[str, Any], config: BackboneConfig) -
     if tokenizer.pad_token is None:
         raise ConfigError(
             f"model {target} has no padding token, so texts of different lengths make no batch. Name a token of its "
-            f"vocabulary, for example train.backbone.pad_token = {tokenizer.eos_token!r}; padding is not attended to"
+            f"vocabulary, for example train.backbone.pad_token = {tokenizer.eos_token!r} (for gecko pretrain "
+            "pretrain.backbone.pad_token, too); padding is not attended to"
         )
     tokenizer.padding_side = "right"
     _attend_both_ways(module.model, target)

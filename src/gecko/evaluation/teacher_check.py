@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 HEADLINE = "ndcg@10"
 ORDERS: tuple[Fusion, ...] = ("ql", "rc", "rrf")
 VERSION = 1
+INSTEAD = (
+    "Take a stronger teacher with --llm (in a stage's own command --set llm=SPEC), or go on all the same with --force"
+)
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,7 @@ def refuse_by_probe(result: ProbeResult, teacher: str) -> None:
         raise TeacherRefused(
             f"{teacher} would make the embedder worse: on the reranking probe its order has nDCG@10 "
             f"{result.start + result.delta:.3f} against {result.start:.3f} for the start model ({result.delta:+.3f}, 95 % "
-            f"interval {result.low:+.3f} to {result.high:+.3f}). Take a stronger teacher with --llm, or go on all the same "
-            "with --force"
+            f"interval {result.low:+.3f} to {result.high:+.3f}). {INSTEAD}"
         )
 
 
@@ -182,7 +184,7 @@ def refuse_by_parsing(parsed: int, asked: int, drops: dict[str, int], config: Ch
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items(), key=lambda item: -item[1]))
         raise TeacherRefused(
             f"only {parsed} of {asked} generations of {teacher} parse ({reasons}), fewer than "
-            f"{config.min_parsed:.0%}. Take a stronger teacher with --llm, or go on all the same with --force"
+            f"{config.min_parsed:.0%}. {INSTEAD}"
         )
 
 
@@ -195,6 +197,5 @@ def refuse_by_seeds(found: int, asked: int, n: int, config: CheckConfig, teacher
     if asked and found / asked < config.min_seed_found:
         raise TeacherRefused(
             f"only {found} of {asked} queries by {teacher} find their own passage among the start model's first {n}, fewer "
-            f"than {config.min_seed_found:.0%}: they say too little about it. Take a stronger teacher with --llm, or go on "
-            "all the same with --force"
+            f"than {config.min_seed_found:.0%}: they say too little about it. {INSTEAD}"
         )

@@ -202,7 +202,8 @@ class TransformersLM:
                 except TemplateError as error:
                     raise TeacherError(
                         f"the chat template of {self.name} refuses prompt {prompt.name!r}: {error}; "
-                        "give a prompt file without a system message as prompts.relevance"
+                        "give a prompt file without a system message in its place (prompts.generate, query_likelihood, "
+                        "relevance or rate)"
                     ) from error
             before, _, after = text.partition("{passage}")
             middle, second, end = after.partition(prompt.slot)

@@ -38,8 +38,8 @@ class VllmLM(TransformersLM):
             import vllm
         except ImportError as error:
             raise TeacherError(
-                "--llm vllm:NAME needs vLLM and a GPU; install it with: pip install -c constraints-vllm.txt "
-                "'gecko-embed[vllm]'"
+                "--llm vllm:NAME needs vLLM and a GPU; install it in gecko's checkout with: pip install -c "
+                "constraints-vllm.txt -e '.[vllm]'"
             ) from error
         self._vllm: Any = vllm
         try:

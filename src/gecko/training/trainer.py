@@ -457,7 +457,8 @@ class _Trainer(SentenceTransformerTrainer):
         kept = f"the last good checkpoint is {whole[-1]}" if whole else "no checkpoint had been written"
         raise TrainingError(
             f"{what} after step {self.state.global_step}; {kept}. "
-            f"Lower train.learning_rate (it is {self.args.learning_rate}), raise train.loss.temperature, or look at the rows"
+            f"Lower learning_rate (it is {self.args.learning_rate}) or raise loss.temperature (train., in gecko pretrain "
+            "pretrain.), or look at the rows"
         )
 
 
