@@ -1,10 +1,11 @@
 """The teacher's reading in torch and in OpenVINO: the same packs, the same tree of passages and queries.
 
 The decoder is traced with its mask, its positions and the preamble's keys and values as inputs, so both read each passage
-once; the output layer is torch's for both. What OpenVINO is given: float32; 8-bit weights with inputs rounded at run time
-(its dynamic quantisation); and 8 bits throughout, with ranges that nncf finds on the first packs. ``ratio`` is our tokens/s
-over the fastest of these; ``limit_share`` the share of this machine's 8-bit products that our linear layers alone come to.
-Rank quality is the correlation of QL and RC with those in float32, and of the fused ranks of each query's passages.
+once; the output layer is ours for all. What OpenVINO is given: float32, or bfloat16 where that is fast; 8-bit weights with
+inputs rounded at run time (its dynamic quantisation); and 8 bits throughout, with ranges that nncf finds on the first packs.
+``ratio`` is our tokens/s over the fastest of these; ``limit_share`` the share of this machine's 8-bit products that our
+linear layers alone come to. Rank quality is the correlation of QL and RC with torch's in full precision, and of the fused
+ranks of each query's passages.
 
 CTranslate2 has no place for a mask of one's own, so it cannot share a passage among queries: it would read the whole
 prompt for each pair, about sixteen times the tokens.
@@ -27,6 +28,7 @@ import torch
 from relabel import linear_weights, matmul_peaks, teacher
 from transformers.cache_utils import Cache, DynamicLayer
 
+from gecko.device import has_fast_bfloat16
 from gecko.evaluation.builtin import probe
 from gecko.fret.relabel import relevance_logit
 from gecko.llm.base import Group
@@ -77,24 +79,31 @@ def main() -> None:
     groups = [Group(passage.content, queries) for passage in topic.passages[: given.passages]]
     fast = teacher(given.llm, "int8")
     ours, weights = _measured(fast, prompt, groups), linear_weights(fast)[0]
+    head = fast._head
     del fast  # two more copies of the weights, in float32, are on their way
     full = teacher(given.llm, "full")
     peaks = matmul_peaks(full.model.dtype)
-    found = {"torch, full precision": _measured(full, prompt, groups), "gecko, 8 bits": ours}
+    exact = _measured(full, prompt, groups)
+    found = {"torch, full precision": exact, "gecko, 8 bits": ours}
+    full._head = head
     inputs = [_inputs(full, prompt, pack) for pack in full._packs(prompt, groups, with_end=True)]
     nncf.set_log_level(logging.ERROR)
+    full.model.float()
+    hints = {
+        "INFERENCE_PRECISION_HINT": "bf16" if has_fast_bfloat16("cpu") else "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(full.model.config.hidden_size),
+    }
     with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
         plain = openvino.convert_model(Body(full).eval(), example_input=inputs[0])
     for name, make in _forms(inputs).items():
-        model = openvino.Core().compile_model(make(plain.clone()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        model = openvino.Core().compile_model(make(plain.clone()), "CPU", hints)
         full._forward = _by(model, full)  # type: ignore[method-assign]
         found[name] = _measured(full, prompt, groups)
         del model
-    exact = found["torch, full precision"][1]
     print(f"{full.name}; {torch.get_num_threads()} threads; {len(groups)} passages of {len(queries)} queries each")
     print("products: " + ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in peaks.items()))
     for name, (rate, scores) in found.items():
-        print(f"{name:44} {rate:7.1f} tokens/s   {_quality(scores, exact)}")
+        print(f"{name:44} {rate:7.1f} tokens/s   {_quality(scores, exact[1])}")
     others = [rate for name, (rate, _) in found.items() if name.startswith("OpenVINO")]
     limit = peaks["int8"] / (2 * weights)
     print(json.dumps({"ratio": round(ours[0] / max(others), 2), "limit_share": round(ours[0] / limit, 3)}))
@@ -106,7 +115,7 @@ def _forms(inputs: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, Callable[[An
         return nncf.quantize(model, data, subset_size=CALIBRATION, model_type=nncf.ModelType.TRANSFORMER)
 
     return {
-        "OpenVINO, float32": lambda model: model,
+        "OpenVINO, full precision": lambda model: model,
         "OpenVINO, 8-bit weights, dynamic inputs": lambda model: nncf.compress_weights(
             model, mode=nncf.CompressWeightsMode.INT8_SYM
         ),

@@ -117,13 +117,13 @@ def _needed_seconds(lm: TransformersLM, batch: int, prompts: int) -> float:
     weights, small = linear_weights(lm)
     head = lm.model.get_output_embeddings().weight
     size = (weights + head.numel()) * (1 if small else head.element_size())
-    block = torch.ones(1 << 28, dtype=torch.uint8, device=device)
+    block = torch.ones(1 << 26, dtype=torch.float32, device=device)  # 256 MB
     bandwidth = 0.0
     for _ in range(3):
         began = time.perf_counter()
-        block.sum(dtype=torch.int64)
+        block.sum()
         wait(device)
-        bandwidth = max(bandwidth, block.numel() / (time.perf_counter() - began))
+        bandwidth = max(bandwidth, block.nbytes / (time.perf_counter() - began))
     steps = lm.usage.written / min(batch, prompts)
     return 2 * weights * lm.usage.read / max(peaks.values()) + steps * size / bandwidth
 

@@ -204,7 +204,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     if given.steps:
         return answer
     padded, words = _tokens(trainer)
-    weights = sum(weight.numel() for name, weight in model.named_parameters() if "embeddings" not in name)
+    weights = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
     needed = 6 * weights * words / len(data) * clock.rows
     return {
         **answer,

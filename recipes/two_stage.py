@@ -43,6 +43,8 @@ class Size:
 
 SIZES = {"smoke": Size(60, 4, 8), "small": Size(3000, 100, 1000), "full": Size()}
 
+COPY = ".copy"  # marks a run's folder that two_stage.py has copied, and may replace
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the options, train what is not there yet, measure, print."""
@@ -122,10 +124,15 @@ def copied(run: Path, to: Path) -> None:
             f"{run} has selected no rows yet; give the folder of a run that gecko distill has brought so far"
         )
     if not ours.exists() or ours.read_bytes() != theirs.read_bytes():
+        if any(to.glob("relabel*/part-*")) and not (to / COPY).exists():
+            raise ConfigError(
+                f"{to} holds what a teacher was paid for, and is no copy; give another OUT, or move it away"
+            )
         aside = to.with_name(f"{to.name}.partial")
         for old in (to, aside):
             shutil.rmtree(old, ignore_errors=True)
         shutil.copytree(run, aside)
+        (aside / COPY).touch()
         aside.rename(to)
 
 

@@ -182,6 +182,7 @@ class _Relabelled:
         parts = {
             **self.source,
             **pipeline.teacher_parts("likelihood", "relevance"),
+            **pipeline.precision_parts,
             "candidates": self.run.finished(f"mine-{self.name}").identity,
             "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
             "schema": schema_digest(Score),

@@ -300,7 +300,7 @@ class Pipeline:
             "passage tokens": str(self.config.relabel.passage_tokens),
             "resamples": str(self.config.evaluate.resamples),
             "seed": str(self.config.seed),
-            **self._precision_parts,
+            **self.precision_parts,
             **_version("check"),
         }
 
@@ -753,7 +753,8 @@ class Pipeline:
         return loaded
 
     @property
-    def _precision_parts(self) -> dict[str, str]:
+    def precision_parts(self) -> dict[str, str]:
+        """What a choice of ``relabel.precision`` adds to what a score depends on; nothing where it is left to the machine."""
         precision = self.config.relabel.precision
         return {} if precision == "auto" else {"precision": precision}
 
@@ -779,7 +780,7 @@ class Pipeline:
             "queries kept": digest(*sorted(kept)),
             "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
             "schema": schema_digest(Score),
-            **self._precision_parts,
+            **self.precision_parts,
             **_version(RATE if rating else "relabel"),
         }
         pairs = sum(map(len, by_passage.values()))

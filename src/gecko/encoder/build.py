@@ -53,7 +53,10 @@ def load_backbone(target: str, config: BackboneConfig | None = None, seed: int =
     here = Path(target)
     made = (here / "modules.json").exists() if here.is_dir() else is_sentence_transformer_model(target)
     if made:
-        model = SentenceTransformer(target, trust_remote_code=False, model_kwargs=loading)
+        from gecko.encoder.encoder import hub_commit
+
+        revision = None if here.is_dir() else hub_commit(target) or None  # the commit that the model's identity names
+        model = SentenceTransformer(target, revision=revision, trust_remote_code=False, model_kwargs=loading)
     else:
         model = _around(_transformer(target, loading, config))
     if config.projection is not None and config.projection != model.get_embedding_dimension():

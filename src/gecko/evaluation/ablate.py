@@ -300,11 +300,14 @@ class Ablation:
 
     def settings(self, cell: Cell) -> TrainConfig:
         """How a cell is trained."""
-        config = self.run.config.train
-        values = {**config.model_dump(), **cell.train}
+        from gecko.training.trainer import enough_steps
+
+        # How often and in which batches follows from the run's rows: a cell with fewer must not be trained otherwise.
+        config = enough_steps(self.run.config.train, self.run.finished("select").rows)
+        values = {**config.model_dump(), "min_steps": 0, **cell.train}
         values["loss"] = {**values["loss"], **cell.loss}
         if self.options.epochs is not None:
-            values |= {"epochs": self.options.epochs, "min_steps": 0}
+            values |= {"epochs": self.options.epochs, "batch": self.run.config.train.batch} | cell.train
         return TrainConfig.model_validate(values)
 
     def _key(self, cell: Cell, seed: int, rows: Sequence[Example]) -> str:
@@ -370,9 +373,7 @@ class Ablation:
         return list({training.cell.label: training.cell for training in self.plan}.values())
 
     def _epochs(self, training: "Training") -> int:
-        from gecko.training.trainer import enough_steps
-
-        return enough_steps(self.settings(training.cell), training.rows).epochs
+        return self.settings(training.cell).epochs
 
     @property
     def epochs(self) -> str:

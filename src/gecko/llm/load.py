@@ -129,14 +129,16 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
 
     device = best_device()
     dtype = fast_dtype(device)
+    # The commit that the identity names: without it a load would go on to the hub's newest, and be called by the old name.
+    revision = None if Path(source).is_dir() else hub_commit(source) or None
     try:
         with quiet_libraries():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            width = AutoConfig.from_pretrained(source).get_text_config().hidden_size
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            width = AutoConfig.from_pretrained(source, revision=revision).get_text_config().hidden_size
             small = _wants_int8(config.precision, device, width)
             # What is rounded to 8 bits is loaded in 16, not in 32: a 1.5B model then fits 8 GiB anywhere.
             loaded = torch.bfloat16 if small else dtype
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=loaded, use_safetensors=True)
+            model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=loaded, use_safetensors=True)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise TeacherError(f"teacher {name} cannot be loaded: {first}; use {FORMS}") from error

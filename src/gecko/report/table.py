@@ -133,7 +133,8 @@ def verdict(result: Mapping[str, Any], rows: int, seconds: float, released: Mapp
     measured = [row for row in result_rows(result) if row.kept]
     agreed = [row for row in agreement_rows(result) if row.kept]
     if measured:
-        row = measured[0]
+        worse = [row for row in measured if row.word == "worse"]
+        row = (worse or measured)[0]  # of several sets, one on which it does harm is what has to be said
         name = shown(row.name)
         found = f"{row.difference} points of nDCG@10"
         match row.word:
@@ -146,6 +147,9 @@ def verdict(result: Mapping[str, Any], rows: int, seconds: float, released: Mapp
                 )
             case _:
                 said = f"No difference that the {row.queries:,} questions of {name} can show: {found}."
+        if len(measured) > 1:
+            better = sum(row.word == "better" for row in measured)
+            said += f" Of {len(measured)} sets it is better on {better} and worse on {len(worse)}."
         return f"{said} {_bought(rows, seconds)}{_added(released or {})}"
     ending = "Give a labelled set with --eval DIR to measure relevance."
     if agreed:
