@@ -69,6 +69,7 @@ VERSIONS = {
 
 STDLIB_QUESTIONS = "stdlib-questions"
 QUERIES_A_SHARD = 512
+CHARACTERS_A_TOKEN = 4  # of English
 FEW_ROWS = 20  # fewer are warned of: 6 did harm, 27 did none (docs/quality.md)
 RATED_BY_TEACHER = "teacher"  # as `rate.llm`
 MOST_SEEDS = 50_000  # considered for a budget; more than any single machine has time for
@@ -384,7 +385,7 @@ class Pipeline:
         lengths = np.array(self.teacher.count_tokens(texts))
 
         def costs(blocks: list[list[Seed]]) -> list[Cost]:
-            return prefix_costs(blocks, neighbours, lengths, config.relabel, config.mine, self._passes)
+            return prefix_costs(blocks, neighbours, lengths, config.relabel, config.mine, self._passes, self._alone)
 
         if config.budget is None:
             return Plan(blocks, None, 0.0, 0.0, costs(blocks)[-1])
@@ -822,14 +823,30 @@ class Pipeline:
             ids = [self._query_id(seed) for seed in block]
             members = [identifier for identifier in ids if identifier in queries]
             new = {passage for identifier in members for passage in retrieved[identifier]} - seen
-            spent += self._passes * sum(length[passage] for passage in new)
+            read = [passage for one in members for passage in retrieved[one]] if self._alone else new
+            spent += self._passes * sum(length[passage] for passage in read)
             tails = sum((words[identifier] + CONTROL_TOKENS) * len(retrieved[identifier]) for identifier in members)
             spent += self._passes * tails
+            if self._alone:
+                spent += self._alone[1] * len(read)
             if spent > limit and number >= 2:
                 break
             seen |= new
             kept += members
         return set(kept)
+
+    @cached_property
+    def _alone(self) -> tuple[int, int] | None:
+        """About the tokens of the prompts that write and that judge, for a teacher that reads each call in full."""
+        if not self.config.llm.startswith(("openai:", "vllm:")):
+            return None
+
+        def tokens(role: str) -> int:
+            prompt = self.prompts[role]
+            return (len(prompt.text) + sum(len(content) for _, content in prompt.messages)) // CHARACTERS_A_TOKEN
+
+        judging = {self.prompts[role].hash: tokens(role) for role in ("likelihood", "relevance")}
+        return tokens("generate"), sum(judging.values())
 
     @property
     def _passes(self) -> int:

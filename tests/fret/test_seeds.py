@@ -167,6 +167,16 @@ def test_prefix_costs_equal_counting_from_scratch(passes: int) -> None:
         assert cost.written == len(seeds) * WRITTEN_TOKENS
 
 
+def test_a_teacher_that_shares_nothing_reads_each_pair_in_full() -> None:
+    blocks = blocks_of(2, 2)
+    near = {seed.passage_id: [0, 1, 2] for block in blocks for seed in block}
+    tokens = np.array([10, 20, 30])
+    costs = prefix_costs(blocks, near, tokens, RelabelConfig(), MineConfig(n=3), 2, (100, 40))
+    writing = 4 * (10 + CONTROL_TOKENS + 100)
+    pairs = 4 * 2 * (60 + 3 * (QUERY_TOKENS + CONTROL_TOKENS)) + 4 * 3 * 40
+    assert (costs[-1].read, costs[-1].generate_read) == (writing + pairs, writing)
+
+
 def test_prefix_costs_grow() -> None:
     blocks = blocks_of(*[2] * 6)
     shared = {seed.passage_id: [0, 1, 2] for block in blocks for seed in block}

@@ -158,6 +158,7 @@ def prefix_costs(
     relabel: RelabelConfig,
     mine: MineConfig,
     passes: int,
+    alone: tuple[int, int] | None = None,
 ) -> list[Cost]:
     """What the first 1, 2, 3 … neighbourhoods cost together, each seed's nearest passages standing in for its candidates.
 
@@ -168,7 +169,10 @@ def prefix_costs(
         relabel: where long passages are cut.
         mine: N.
         passes: 1 if one prompt gives both scores, else 2.
+        alone: tokens of the prompt that writes, and of all prompts that judge, for a teacher that reads each call in full;
+            none: it reads its prompts once, and a passage once for all its queries.
     """
+    writing, judged = alone or (0, 0)
     read_length = np.minimum(passage_tokens, relabel.passage_tokens)
     candidates = pairs = for_writing = written = 0
     seen: set[int] = set()
@@ -178,10 +182,11 @@ def prefix_costs(
             near = neighbours[seed.passage_id]
             new = [index for index in near if index not in seen]
             seen.update(new)
-            for_writing += int(read_length[near[0]]) + CONTROL_TOKENS
-            candidates += int(read_length[new].sum())
+            for_writing += int(read_length[near[0]]) + CONTROL_TOKENS + writing
+            candidates += int(read_length[near if alone else new].sum())
             pairs += mine.n
             written += WRITTEN_TOKENS
-        judging = passes * (int(SPREAD * candidates) + pairs * (QUERY_TOKENS + CONTROL_TOKENS))
+        spread = 1.0 if alone else SPREAD
+        judging = passes * (int(spread * candidates) + pairs * (QUERY_TOKENS + CONTROL_TOKENS)) + pairs * judged
         costs.append(Cost(judging + for_writing, for_writing, written))
     return costs
