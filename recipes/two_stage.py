@@ -129,10 +129,14 @@ def copied(run: Path, to: Path) -> None:
                 f"{to} holds what a teacher was paid for, and is no copy; give another OUT, or move it away"
             )
         aside = to.with_name(f"{to.name}.partial")
-        for old in (to, aside):
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(run, aside)
+        # What a teacher was paid for on the mixture's sets is kept.
+        for kept in (*to.glob("mine-*"), *to.glob("relabel-*")):
+            if not (aside / kept.name).exists():
+                shutil.copytree(kept, aside / kept.name)
         (aside / COPY).touch()
+        shutil.rmtree(to, ignore_errors=True)
         aside.rename(to)
 
 

@@ -89,7 +89,8 @@ def slow_loss(queries, positives, negatives, ids, config, candidates=None, targe
                 score = cosine(queries[i], negatives[j, k])
                 if j == i and config.hard_negatives in ("own", "all"):
                     below = below + math.exp(config.hardness * score.item()) * torch.exp(score / tau)
-                if j != i and config.hard_negatives == "all" and counts(score):
+                is_query = config.mask_groups and negative == int(ids.query[i])
+                if j != i and config.hard_negatives == "all" and not is_query and counts(score):
                     below = below + torch.exp(score / tau)
         term = -torch.log(torch.exp(own / tau) / below)
         term = term + config.spread * squares / max(1, others)
@@ -122,7 +123,9 @@ def batch():
         weight=torch.tensor([1.0, 0.5, 2.0, 1.0, 0.25, 1.5]),
         same_tower=torch.tensor([True, False, True, True, False, True]),
         row=torch.arange(B),
-        negatives=torch.tensor([[20, 21], [22, ABSENT], [10, 23], [24, 25], [ABSENT, ABSENT], [26, 15]]),
+        negatives=torch.tensor(
+            [[20, 21], [22, ABSENT], [10, 23], [24, 1], [ABSENT, ABSENT], [26, 15]]
+        ),  # 3 has 1's query
         candidates=torch.tensor(
             [[10, 20, 30], [11, 31, ABSENT], [3, 23, 32], [ABSENT] * 3, [14, 33, 34], [15, -1, -1]]
         ),

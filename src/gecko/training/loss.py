@@ -204,7 +204,8 @@ def _contrast(q: Tensor, p: Tensor, n: Tensor, ids: RowIds, config: LossConfig, 
         case "all":
             removed = absent.flatten() | itself.repeat_interleave(hard, dim=1)  # (R, B·K)
             if config.mask_groups:
-                removed = removed | (ids.negatives.flatten() == mine.positive[:, None])
+                others = ids.negatives.flatten()  # of a symmetric set they may be this row's very query
+                removed = removed | (others == mine.positive[:, None]) | (others == mine.query[:, None])
             logits.append(from_others(q[rows] @ n.flatten(0, 1).T, removed))  # (R, B·K)
         case "own" | "none":
             pass
