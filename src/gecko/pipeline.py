@@ -62,7 +62,7 @@ VERSIONS = {
     "relabel": 1,
     "rate": 1,
     "select": 1,
-    "train": 2,
+    "train": 3,
     "agreement": 1,
     "evaluate": 2,
 }
@@ -70,7 +70,6 @@ VERSIONS = {
 STDLIB_QUESTIONS = "stdlib-questions"
 QUERIES_A_SHARD = 512
 CHARACTERS_A_TOKEN = 4  # of English
-FEW_ROWS = 20  # fewer are warned of: 6 did harm, 27 did none (docs/quality.md)
 RATED_BY_TEACHER = "teacher"  # as `rate.llm`
 MOST_SEEDS = 50_000  # considered for a budget; more than any single machine has time for
 LEAST_QUERIES = 4
@@ -1013,13 +1012,14 @@ class Pipeline:
             from gecko.encoder import resolve_model
             from gecko.training import train
             from gecko.training.mixture import sampling_of
+            from gecko.training.trainer import TOO_FEW
 
             examples = self.training_rows
             self.ui.say(f"training on {len(examples)} rows, {form} format")
-            if len(examples) < FEW_ROWS and form == self.config.train.formats[0]:
+            if len(examples) < TOO_FEW and form == self.config.train.formats[0]:
                 self.ui.say(
-                    f"warning: {len(examples)} rows are few to learn from, and may make the model worse (6 rows cost 2.6 "
-                    "points of nDCG@10 where that was measured); raise generate.queries or the budget, and measure the model"
+                    f"warning: {len(examples)} rows are few to learn from, and may make the model worse; raise "
+                    "generate.queries or the budget, and measure the model"
                 )
             checkpoints = self.run.path / f"train-{form}" / "checkpoints"
             start = resolve_model(spec)

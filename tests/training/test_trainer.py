@@ -509,7 +509,8 @@ def test_few_rows_are_gone_through_more_often() -> None:
     assert enough_steps(config.model_copy(update={"min_steps": 0}), 2).epochs == 3
     assert enough_steps(config, 600).epochs == 3  # small batches alone are enough
     assert enough_steps(small, 46) == small
-    few = enough_steps(config, 6)
-    assert (few.batch, few.epochs) == (16, 10)  # thirty passes through six rows do harm
-    assert enough_steps(few, 6) == few
-    assert enough_steps(config.model_copy(update={"epochs": 12}), 6).epochs == 12
+    few = enough_steps(config, 20)
+    assert (few.batch, few.epochs) == (16, 10)  # thirty passes through few rows do harm
+    assert enough_steps(few, 20) == few
+    assert enough_steps(config, 19) is config  # and so do ten through fewer
+    assert enough_steps(config.model_copy(update={"epochs": 12}), 20).epochs == 12
