@@ -222,6 +222,6 @@ def test_labels_that_an_old_version_leaves_out(tiny_qwen: Path, monkeypatch: pyt
 
 def test_a_missing_package_says_what_to_install(tiny_qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(TeacherError, match=r"pip install -c constraints-vllm.txt 'gecko-embed\[vllm\]'"):
+    with pytest.raises(TeacherError, match=r"pip install -c constraints-vllm.txt -e '\.\[vllm\]'"):
         load_teacher(f"vllm:{tiny_qwen}", RelabelConfig(), Silent())
     assert teacher_identity(f"vllm:{tiny_qwen}") != teacher_identity(f"hf:{tiny_qwen}")
