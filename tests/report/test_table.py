@@ -67,3 +67,12 @@ def test_cut_and_duration():
     assert cut("abc", 3) == "abc"
     assert cut("ab cd", 4) == "ab…"
     assert [duration(s) for s in (0, 12.3, 99, 100, 6000)] == ["0.0 s", "12 s", "99 s", "1.7 minutes", "1.7 hours"]
+
+
+def test_of_several_sets_one_that_is_worse_is_what_is_said(result):
+    both = result()
+    both["sets"] |= result(-0.05, -0.01, name="npl")["sets"]
+    said = verdict(both, 10, 10)
+    assert said.startswith("On npl the student is worse than its start")
+    assert "Do not use it." in said
+    assert "Of 2 sets it is better on 1 and worse on 1." in said

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gecko.errors import ConfigError
 from gecko.training.loss import GeckoLoss
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "two_stage.py"
@@ -125,3 +126,22 @@ def test_rows_that_a_teacher_was_paid_for_are_taken(recipe, data, tiny_bert, tmp
     before, after = (json.loads((run / "config.json").read_text()) for run in (paid, out / "gecko"))
     assert before["generate"] == after["generate"]  # the settings of the rows stay
     assert [entry["name"] for entry in after["mixture"]["sets"]] == ["stsb", "banking77"]
+
+
+def test_what_was_paid_for_is_not_replaced_by_a_copy(recipe, tmp_path):
+    module, _ = recipe
+    paid, other, to = (tmp_path / name for name in ("paid", "other", "to"))
+    for run in (paid, other):
+        (run / "select").mkdir(parents=True)
+        (run / "select" / "manifest.json").write_text(run.name)
+    module.copied(other, to)
+    (to / "relabel-set").mkdir()
+    (to / "relabel-set" / "part-00000.parquet").write_text("of the mixture")
+    module.copied(paid, to)  # a copy may be replaced, and keeps what was paid for
+    assert (to / "select" / "manifest.json").read_text() == "paid"
+    assert (to / "relabel-set" / "part-00000.parquet").read_text() == "of the mixture"
+    (paid / "relabel").mkdir()
+    (paid / "relabel" / "part-00000.parquet").write_text("dear")
+    with pytest.raises(ConfigError, match="holds what a teacher was paid for"):
+        module.copied(other, paid)
+    assert (paid / "relabel" / "part-00000.parquet").read_text() == "dear"
