@@ -598,9 +598,10 @@ def search(
         kind=_one_of("--kind", kind, get_args(Kind)), store=_one_of("--store", store, get_args(Store)), dim=dim
     )
     embedder = load(model)
-    folder = index or default_folder(embedder, corpus, config)
+    sources = sources_identity(corpus)
+    folder = index or default_folder(embedder, sources, config)
     passages = read_corpus(CorpusConfig(sources=corpus), Counts())
-    with build_index(embedder, passages, folder, config, ui, sources=sources_identity(corpus)) as built:
+    with build_index(embedder, passages, folder, config, ui, sources=sources) as built:
         ui.say(f"{len(built):,} passages, {built.manifest.kind} index, {built.manifest.store} vectors, in {folder}")
         for text in query or _typed_queries():
             hits = built.search([text], k, method=how, task=task)[0]

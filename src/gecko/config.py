@@ -709,11 +709,15 @@ def _with_tables(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            leaf = f"{prefix}{key}" in known_keys()
-            found[key] = _Table(value) if leaf else _with_tables(value, f"{prefix}{key}.")
+            whole = f"{prefix}{key}"
+            found[key] = _with_tables(value, f"{whole}.") if _is_section(whole) else _Table(value)
         else:
             found[key] = value
     return found
+
+
+def _is_section(key: str) -> bool:
+    return any(known.startswith(f"{key}.") for known in known_keys())
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -728,7 +732,7 @@ def _parse_override(text: str) -> dict[str, Any]:
             value = tomllib.loads(f"value = {raw}")["value"]
         except tomllib.TOMLDecodeError:
             value = raw
-    if isinstance(value, dict) and not any(known.startswith(f"{key.strip()}.") for known in known_keys()):
+    if isinstance(value, dict) and not _is_section(key.strip()):
         value = _Table(value)
     for part in reversed(key.strip().split(".")):
         value = {part: value}

@@ -5,7 +5,7 @@
 ``native`` is how an existing embedder was meant to be used: the query alone, and title and text as one string.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -89,13 +89,18 @@ def find_task(name: str) -> Task:
     )
 
 
+def first_prompt(prompts: Mapping[str, str | None], names: Iterable[str], default: str = "") -> str:
+    """The first of a model's saved prompts that has one of these names, and is not empty."""
+    return next(filter(None, map(prompts.get, names)), default)
+
+
 def native_prompt(prompts: Mapping[str, str | None], side: Literal["query", "document"]) -> str:
     """What a model's makers put in front of a query or a document; often nothing."""
     match side:
         case "query":
             return prompts.get("query") or ""
         case "document":
-            return next(filter(None, map(prompts.get, ("document", "passage", "corpus"))), "")
+            return first_prompt(prompts, ("document", "passage", "corpus"))
         case _:
             assert_never(side)
 
@@ -103,7 +108,7 @@ def native_prompt(prompts: Mapping[str, str | None], side: Literal["query", "doc
 def symmetric_prompt(prompts: Mapping[str, str | None], task: str) -> str:
     """What a model's makers put in front of both sides of a symmetric set with this task; often nothing."""
     known = _TASK_TEXTS.get(task)
-    return next(filter(None, map(prompts.get, known.own_prompts if known else ())), "")
+    return first_prompt(prompts, known.own_prompts if known else ())
 
 
 def render_query(query: str, task: str, form: InputFormat) -> str:

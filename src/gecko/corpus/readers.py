@@ -299,23 +299,21 @@ def _matching(pattern: Path, counts: Counts) -> Iterator[_File]:
     if not base.is_dir():
         raise CorpusError(f"corpus source {pattern}: there is no folder {base}; mend the pattern")
     root, rest = base.resolve(), str(PurePosixPath(*pattern.parts[len(fixed) :]))
-    shown = [
-        path for path in base.glob(rest) if not path.is_dir() and not _hidden(path.relative_to(base), rest, counts)
-    ]
-    found = sorted(path for path in shown if _is_wanted(path, root, counts))
+    named = PurePosixPath(rest).parts
+
+    def is_shown(path: Path) -> bool:
+        """Whether no folder above it is hidden, but for those that the pattern names."""
+        hidden = any(part.startswith(".") and part not in named for part in path.relative_to(base).parent.parts)
+        if hidden:
+            counts.notes["files skipped: hidden"] += 1
+        return not hidden
+
+    files = (path for path in base.glob(rest) if not path.is_dir())
+    found = sorted(path for path in files if is_shown(path) and _is_wanted(path, root, counts))
     if not found:
         raise CorpusError(f"corpus source {pattern} matches no file that can be read; mend the pattern")
     for path in found:
         yield _File(path.relative_to(base).as_posix(), str(path), path)
-
-
-def _hidden(path: Path, pattern: str, counts: Counts) -> bool:
-    """Whether a file or a folder above it is hidden, and the pattern does not name it."""
-    named = PurePosixPath(pattern).parts
-    hidden = any(part.startswith(".") and part not in named for part in path.parts)
-    if hidden:
-        counts.notes["files skipped: hidden"] += 1
-    return hidden
 
 
 def _members(archive: _File, counts: Counts) -> Iterator[_File]:

@@ -256,7 +256,7 @@ class Embedder:
             return ""
         # A model's default prompt is of texts in general: what retrieval puts in front is a query's or a document's own.
         retrieval = task.side == "document" or "query" in task.own_prompts
-        return next(filter(None, map(self._prompts.get, task.own_prompts)), "" if retrieval else self._default_prompt)
+        return formats.first_prompt(self._prompts, task.own_prompts, "" if retrieval else self._default_prompt)
 
     def _tokenise(self, texts: list[str]) -> list[tuple[int, tuple[int, ...] | None]]:
         """(number of tokens, the tokens) of each text."""

@@ -217,7 +217,7 @@ class Encoder:
         """
         if self.form == "unified":
             return self.queries(texts, task, progress=progress)
-        prompt = next(filter(None, map(self.model.prompts.get, names)), "")
+        prompt = formats.first_prompt(self.model.prompts, names)
         return encode_texts(self._runner(), texts, self._dim, prompt=prompt, side="query", progress=progress)
 
     def _embed(self, texts: Sequence[str], side: Literal["query", "document"], progress: bool) -> Vectors:

@@ -298,16 +298,20 @@ class Ablation:
             return rows
         return drawn(rows, math.ceil(cell.share * len(rows)), np.random.default_rng(seed), cell.draw)
 
-    def settings(self, cell: Cell) -> TrainConfig:
-        """How a cell is trained."""
+    @cached_property
+    def _train_config(self) -> TrainConfig:
+        """What all cells share. How often and in which batches follows from the run's rows, also for a cell with fewer."""
         from gecko.training.trainer import enough_steps
 
-        # How often and in which batches follows from the run's rows: a cell with fewer must not be trained otherwise.
-        config = enough_steps(self.run.config.train, self.run.finished("select").rows)
-        values = {**config.model_dump(), "min_steps": 0, **cell.train}
+        config, epochs = self.run.config.train, self.options.epochs
+        if epochs is None:
+            config = enough_steps(config, self.run.finished("select").rows)
+        return config.model_copy(update={"min_steps": 0, **({} if epochs is None else {"epochs": epochs})})
+
+    def settings(self, cell: Cell) -> TrainConfig:
+        """How a cell is trained."""
+        values = {**self._train_config.model_dump(), **cell.train}
         values["loss"] = {**values["loss"], **cell.loss}
-        if self.options.epochs is not None:
-            values |= {"epochs": self.options.epochs, "batch": self.run.config.train.batch} | cell.train
         return TrainConfig.model_validate(values)
 
     def _key(self, cell: Cell, seed: int, rows: Sequence[Example]) -> str:
@@ -372,14 +376,10 @@ class Ablation:
         """The cells that are trained."""
         return list({training.cell.label: training.cell for training in self.plan}.values())
 
-    def _epochs(self, training: "Training") -> int:
-        return self.settings(training.cell).epochs
-
     @property
-    def epochs(self) -> str:
-        """How many the trainings have: ``3``, or ``3 to 10`` where few rows are gone through more often."""
-        found = sorted({self._epochs(training) for training in self.plan})
-        return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+    def epochs(self) -> int:
+        """How many each training has."""
+        return self._train_config.epochs
 
     def _left(self) -> "list[Training]":
         """The trainings that are not there yet; of equal ones, the first."""
@@ -433,7 +433,7 @@ class Ablation:
         measured += len({label.passage_id for query in self.heldout for label in self.labels[query.id]}) + len(
             self.heldout
         )
-        worked = sum(training.rows * self._epochs(training) for training in left)
+        worked = sum(training.rows * self.epochs for training in left)
         return Estimate(len(left), kept, len(left) * (fixed + measured * text) + worked * row)
 
     def _speeds(self, rows: Sequence[Example]) -> tuple[float, float, float]:
@@ -441,7 +441,7 @@ class Ablation:
         from gecko.encoder import resolve_model
         from gecko.training import train
 
-        config = self.settings(self.planned[0]).model_copy(update={"epochs": 1, "min_steps": 0})
+        config = self.settings(self.planned[0]).model_copy(update={"epochs": 1})
         start, seconds = resolve_model(self._trained_from), []
         sizes = (min(len(rows), config.batch), min(len(rows), 3 * config.batch))
         with tempfile.TemporaryDirectory() as folder:
@@ -704,7 +704,7 @@ def combined(ablations: Sequence[Ablation]) -> dict[str, Any]:
         "sets": {data.name: len(data.queries) for ablation in ablations for data in ablation.sets},
         "heldout": 0,
         "form": first.form,
-        "epochs": " or ".join(dict.fromkeys(ablation.epochs for ablation in ablations)),
+        "epochs": " or ".join(dict.fromkeys(str(ablation.epochs) for ablation in ablations)),
         "seeds": first.options.seeds,
         "rerankers": [],
         "dims": [],

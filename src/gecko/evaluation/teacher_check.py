@@ -112,9 +112,8 @@ def _scores(
     ui: Ui,
 ) -> tuple[dict[tuple[str, str], Score], float, int, bool]:
     prompts = prompt_hash(likelihood, relevance)
-    key = digest(
-        str(VERSION), teacher.identity, prompts, data_hash("probe.jsonl"), str(passage_tokens), *not_auto(precision)
-    )
+    chosen = [] if precision == "auto" else [precision]
+    key = digest(str(VERSION), teacher.identity, prompts, data_hash("probe.jsonl"), str(passage_tokens), *chosen)
     file = cache_folder() / "checks" / f"{key}.json"
     if file.exists():
         rows = [Score(**row) for row in read_json(file)]
@@ -153,11 +152,6 @@ def _orders(
             ranked = fuse(candidates, given, name)
             runs[name][identifier] = descending([label.passage_id for label in ranked])
     return {name: per_query(run, topic.qrels, (HEADLINE,))[HEADLINE] for name, run in runs.items()}
-
-
-def not_auto(precision: str) -> list[str]:
-    """What a choice of ``relabel.precision`` adds to a key of scores: nothing where it is left to the machine."""
-    return [] if precision == "auto" else [precision]
 
 
 def refuse_by_probe(result: ProbeResult, teacher: str) -> None:

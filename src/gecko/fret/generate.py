@@ -20,10 +20,8 @@ from gecko.work import Counts
 MAX_QUERY_WORDS = 40
 MAX_TASK_CHARS = 200
 TITLE_ALONE, REPEATED = "title alone", "repeated"
-OF_NO_USE = (
-    TITLE_ALONE,
-    REPEATED,
-)  # why a text is dropped that does parse: for what its passage, or an earlier query, is
+# Why a text is dropped that does parse: for what its passage, or an earlier query, is.
+OF_NO_USE = (TITLE_ALONE, REPEATED)
 _MARKUP = re.compile(r"[`<>{}|\\]|\*\*|__\w|https?://|^\s*[#*\-•]\s|\[[^\]]*\]\(")
 
 

@@ -41,10 +41,8 @@ NUCLEUS = 256  # the nucleus of top-p sampling is looked for among so many of th
 KNOWN_PROMPT = Prompt("known", "completion", "Read.\n\nPassage: {passage}\nQuery: {query}", (), (), (), (), "known")
 KNOWN_GROUP = Group("The cat sat on the mat, and the dog lay beside it.", ("Who sat on the mat?", "a dog beside a cat"))
 TOLERATED = 0.15  # of a token's log-probability: packs are rounded otherwise in half precision
-FULL, WINDOWED = (
-    "full_attention",
-    ("sliding_attention", "chunked_attention"),
-)  # kinds of layers that a pack can be read by
+FULL = "full_attention"
+WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}  # kind of layer: setting
 READ_ROWS = 256  # rows of the output layer computed together: 256 x 152k x 6 bytes = 230 MB
 
 
@@ -502,14 +500,10 @@ def _window(config: Any, name: str) -> int | None:
     if kinds is None:
         window: int | None = getattr(config, "sliding_window", None)
         return window
-    if other := sorted(set(kinds) - {FULL, *WINDOWED}):
+    if other := sorted(set(kinds) - {FULL, *WINDOWS}):
         raise TeacherError(
             f"{name} has layers of the kind {', '.join(other)}, by which queries cannot share a passage; serve it and take "
             "it with openai:, or take another teacher"
         )
-    sizes = {
-        "sliding_attention": getattr(config, "sliding_window", None),
-        "chunked_attention": getattr(config, "attention_chunk_size", None),
-    }
-    found = [sizes[kind] for kind in set(kinds) if kind != FULL]
-    return min((size for size in found if size), default=None)
+    sizes = [getattr(config, WINDOWS[kind], None) for kind in set(kinds) - {FULL}]
+    return min(filter(None, sizes), default=None)

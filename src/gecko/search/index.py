@@ -253,12 +253,12 @@ class Index:
         return Passage(*row)
 
 
-def default_folder(embedder: Embedder, sources: Sequence[str], config: IndexConfig) -> Path:
-    """A folder in the user's cache for the index of these sources as they are now: a changed file has another one."""
+def default_folder(embedder: Embedder, sources: str, config: IndexConfig) -> Path:
+    """A folder in the user's cache for the index of sources, by :func:`sources_identity`: a changed file has another one."""
     from gecko import __version__
     from gecko.llm.weights import cache_folder
 
-    known = [embedder.identity, embedder.form, __version__, str(config), sources_identity(sources)]
+    known = [embedder.identity, embedder.form, __version__, str(config), sources]
     return cache_folder() / "index" / digest(*known)
 
 

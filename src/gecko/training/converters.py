@@ -103,9 +103,8 @@ def convert(config: MixtureSet, seed: int, drops: Drops) -> list[Example]:
         raise TrainingError(f"set {config.name!r}: no training row can be made of {config.source} ({why})")
     if config.limit is not None and len(made) > config.limit:
         drops["beyond the set's limit"] += len(made) - config.limit
-        made = [
-            made[place] for place in sorted(rng.permutation(len(made))[: config.limit])
-        ]  # a larger limit has these, too
+        kept = rng.permutation(len(made))[: config.limit]  # a larger limit has these, too
+        made = [made[place] for place in sorted(kept)]
     return made
 
 

@@ -105,10 +105,10 @@ def _rendered(
     row: int, example: Example, form: InputFormat, config: LossConfig, own: Mapping[str, str | None]
 ) -> tuple[str, str, list[str]]:
     query, positive, negatives = render_example(example, form)
-    both = symmetric_prompt(own, example.task) if example.symmetric else None
-    before_query, before_passage = (
-        (native_prompt(own, "query"), native_prompt(own, "document")) if both is None else (both, both)
-    )
+    if example.symmetric:
+        before_query = before_passage = symmetric_prompt(own, example.task)
+    else:
+        before_query, before_passage = native_prompt(own, "query"), native_prompt(own, "document")
     query, positive = before_query + query, before_passage + positive
     negatives = [before_passage + negative for negative in negatives]
     if not (config.unique_ids and is_class(example)):
