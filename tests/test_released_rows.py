@@ -17,10 +17,10 @@ from gecko.fret.release import COLUMNS, FILE, load_release, read_release, releas
 from gecko.pipeline import Pipeline, distill
 from gecko.prompts import load_prompt
 from gecko.publish import push
-from gecko.records import Example, Query
+from gecko.records import Example, Query, Score
 from gecko.report.cards import dataset_card, licenses, model_card, public_name
 from gecko.report.table import origins, verdict
-from gecko.store import Run
+from gecko.store import Run, Shard
 
 from .conftest import write_corpus
 
@@ -30,6 +30,7 @@ SHARED = (
     "generate.min_seed_chars=10",
     "generate.heldout=0.25",
     "mine.n=5",
+    "relabel.shard_passages=8",
     "select.min_rc=null",
     "train.epochs=1",
     "train.min_steps=0",
@@ -224,6 +225,26 @@ def test_a_release_grows_by_another_run(
     assert left > 0 and f"{left} rows were left out" in capsys.readouterr().out
     with pytest.raises(RunError, match="add a run"):
         main([str(release), "-o", str(tmp_path / "out")])
+
+
+def test_a_run_that_was_stopped_gives_the_queries_that_are_judged_in_full(release: Path, tmp_path: Path) -> None:
+    from gecko.publish import main
+
+    shutil.copytree(release / "run", tmp_path / "run")
+    file = tmp_path / "run" / "relabel" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    gone = manifest["shards"].pop()
+    file.write_text(json.dumps(manifest | {"done": False}))
+    with Run(release / "run") as run:
+        open_pairs = {score.query_id for score in run.read_shard(run.path / "relabel", Shard(**gone), Score)}
+        expected = [row["query_id"] for row in released_rows(run) if row["query_id"] not in open_pairs]
+    assert expected
+    main([str(tmp_path / "run"), "-o", str(tmp_path / "out")])
+    assert [row["query_id"] for row in read_release(str(tmp_path / "out"))] == expected
+    manifest["shards"] = []
+    file.write_text(json.dumps(manifest))
+    with Run(tmp_path / "run") as run, pytest.raises(RunError, match="has made nothing yet; run: gecko relabel"):
+        released_rows(run)
 
 
 # --- cards and a hub

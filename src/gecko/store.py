@@ -415,6 +415,17 @@ class Run:
         manifest = self.finished(stage)
         return [row for shard in manifest.shards for row in self.read_shard(self.path / stage, shard, kind)]
 
+    def read_so_far(self, stage: str, kind: type[R]) -> list[R]:
+        """All records that a stage has made, whether it came to its end or not.
+
+        Raises:
+            RunError: it never began, or a shard is missing or does not match its checksum.
+        """
+        manifest = self.manifest(stage)
+        if manifest is None or not manifest.shards:
+            raise RunError(f"{self.path}: stage {stage} has made nothing yet; run: gecko {stage} {self.path}")
+        return [row for shard in manifest.shards for row in self.read_shard(self.path / stage, shard, kind)]
+
     def read_shard(self, folder: Path, shard: Shard, kind: type[R]) -> list[R]:
         """The records of one shard in a stage's folder.
 

@@ -201,13 +201,13 @@ def _ranked(row: Mapping[str, Any], config: SelectConfig) -> list[Label]:
 
 
 def released_rows(run: Run) -> list[dict[str, Any]]:
-    """The judged queries of a run, as rows of :data:`SCHEMA`.
+    """The judged queries of a run, as rows of :data:`SCHEMA`; those of which every candidate is judged, if it was stopped.
 
     Raises:
-        RunError: the run is not relabelled.
+        RunError: nothing of the run is relabelled.
     """
     content = {passage.id: content_hash(passage) for passage in run.read("ingest", Passage)}
-    scores = {(score.query_id, score.passage_id): score for score in run.read("relabel", Score)}
+    scores = {(score.query_id, score.passage_id): score for score in run.read_so_far("relabel", Score)}
     candidates: dict[str, list[Candidate]] = {}
     for candidate in run.read("mine", Candidate):
         candidates.setdefault(candidate.query_id, []).append(candidate)
