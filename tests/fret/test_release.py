@@ -9,9 +9,11 @@ from gecko.errors import ConfigError, RunError
 from gecko.fret.release import (
     FILE,
     SCHEMA,
+    STDLIB,
     content_hash,
     heldout_seeds,
     load_release,
+    read_release,
     release_identity,
     release_path,
     shipped,
@@ -141,3 +143,16 @@ def test_no_such_release(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no release"):
         load_release(str(tmp_path), PASSAGES, CONFIG)
     assert all(release_path(name).is_file() for name in shipped())
+
+
+def test_most_of_the_shipped_rows_fit_the_documentation_of_the_running_python() -> None:
+    rows = list(read_release(STDLIB))
+    assert len(rows) > 2000
+    assert all(row["seed_id"] in [entry["passage_id"] for entry in row["candidates"]] for row in rows)
+    released = load_release()
+    assert len(released.queries) + released.counts.drops.total() == len(rows)
+    assert len(released.queries) > 0.7 * len(rows)  # all of them where the rows were made
+    examples = released.examples(SelectConfig())
+    assert len(examples) > 0.8 * len(released.queries)
+    held = {query.id for query in released.queries if query.split == "heldout"}
+    assert not held & {example.query_id for example in examples}
