@@ -284,3 +284,9 @@ def test_a_table_that_is_a_setting_takes_the_place_of_the_one_before(tmp_path: P
     path = recipe(tmp_path, "[select.task_shares]\nd = 1\n")
     assert change_config(first, path, ["generate.variables={}"]).select.task_shares == {"d": 1}
     assert change_config(first, None, ["generate.variables={}"]).generate.variables == {}
+
+
+def test_the_budget_of_a_command_holds_where_nothing_else_ends_the_run() -> None:
+    assert load_config(budget="10m").budget == "10m"
+    assert load_config(base={"budget": "1h"}, budget="10m").budget == "1h"
+    assert load_config(overrides=["generate.queries=50"], budget="10m").budget is None

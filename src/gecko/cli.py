@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gecko import __version__
-from gecko.config import RunConfig, load_config
+from gecko.config import DEFAULT_BUDGET, RunConfig, load_config
 from gecko.errors import ConfigError, GeckoError
 from gecko.progress import Terminal
 from gecko.shares import Share, parse_share
@@ -81,15 +81,16 @@ def demo(
     from gecko.fret.release import STDLIB, shipped
 
     base: dict[str, Any] = {"corpus": {"sources": ["stdlib"]}, "evaluate": {"sets": ["stdlib-questions"]}}
+    live = DEFAULT_BUDGET
     if STDLIB in shipped():
         # In half an hour: the rows that ship take the time of the second format, of which native was measured to be kept,
         # and of half of the rows that the teacher writes live. Queries that name their passage's title teach to match names.
+        live = "10m"
         base |= {
-            "budget": "10m",
             "select": {"released": [STDLIB], "max_title": 0.5},
             "train": {"formats": ["native"], "epochs": 2},
         }
-    _distil(DEMO, load_config(None, sets or (), _given(base, budget, llm, backbone)), force=force, dry_run=False)
+    _distil(DEMO, load_config(None, sets or (), _given(base, budget, llm, backbone), live), force=force, dry_run=False)
 
 
 @app.command()

@@ -569,7 +569,10 @@ def parse_budget(text: str) -> tuple[Literal["seconds", "tokens"], float]:
 
 
 def load_config(
-    path: Path | None = None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    budget: str = DEFAULT_BUDGET,
 ) -> RunConfig:
     """A run's settings: preset, then recipe file, then ``base`` values, then ``key=value`` overrides.
 
@@ -577,6 +580,7 @@ def load_config(
         path: a TOML recipe; it may name a ``preset``.
         overrides: ``section.key=value`` strings; a value is read as TOML, and as a plain string where that fails.
         base: values from the command line's own options.
+        budget: where neither a budget nor a number of queries is given.
 
     Raises:
         ConfigError: an unknown key, a bad value or an unreadable file; the message names it.
@@ -588,7 +592,7 @@ def load_config(
     for layer in (_preset(preset), recipe, given):
         _merge(values, layer)
     if "budget" not in values and "queries" not in values.get("generate", {}):
-        values["budget"] = DEFAULT_BUDGET
+        values["budget"] = budget
     return make_config(values, str(path) if path else "the settings")
 
 

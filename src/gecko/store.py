@@ -412,8 +412,7 @@ class Run:
         Raises:
             RunError: the stage is not finished, or a shard is missing or does not match its checksum.
         """
-        manifest = self.finished(stage)
-        return [row for shard in manifest.shards for row in self.read_shard(self.path / stage, shard, kind)]
+        return self._rows(self.path / stage, self.finished(stage), kind)
 
     def read_so_far(self, stage: str, kind: type[R]) -> list[R]:
         """All records that a stage has made, whether it came to its end or not.
@@ -424,7 +423,10 @@ class Run:
         manifest = self.manifest(stage)
         if manifest is None or not manifest.shards:
             raise RunError(f"{self.path}: stage {stage} has made nothing yet; run: gecko {stage} {self.path}")
-        return [row for shard in manifest.shards for row in self.read_shard(self.path / stage, shard, kind)]
+        return self._rows(self.path / stage, manifest, kind)
+
+    def _rows(self, folder: Path, manifest: Manifest, kind: type[R]) -> list[R]:
+        return [row for shard in manifest.shards for row in self.read_shard(folder, shard, kind)]
 
     def read_shard(self, folder: Path, shard: Shard, kind: type[R]) -> list[R]:
         """The records of one shard in a stage's folder.
@@ -474,7 +476,7 @@ class Run:
         current = self.manifest(stage)
         for folder, manifest in [*([(self.path / stage, current)] if current else []), *self.archived(stage)]:
             if manifest.done and manifest.identity == identity:
-                return [row for shard in manifest.shards for row in self.read_shard(folder, shard, kind)]
+                return self._rows(folder, manifest, kind)
         return None
 
     def _verify(self, path: Path, shard: Shard, mend: str = "") -> None:
