@@ -196,6 +196,6 @@ def test_every_reason_has_examples():
     assert list(select(queries, labels, PASSAGES, SelectConfig(), 0, counts)) == []
     assert counts.examples == {
         "held out": ["held out"],
-        "beyond the budget": ["not judged"],
+        "not judged in full": ["not judged"],
         "positive not relevant (RC <= 0)": ["-2.0: not answered ← Paper jam\nThe roller turned but no sheet arrived."],
     }

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gecko.config import SelectConfig
+from gecko.errors import TeacherError
 from gecko.fret.relabel import prompt_hash, relabel, relevance_logit
 from gecko.fret.select import group_labels
 from gecko.llm.base import Group, Judgement
@@ -66,6 +67,41 @@ def test_from_scores_to_the_order() -> None:
         ("bird", 2, 2, 1.0),
     ]
     assert labels[0].ql == pytest.approx(-(3 * math.log(2) + 2 * math.log(16)) / 5)
+
+
+class Refusing(FakeLM):
+    """Will not speak of godwits; says so unless it is silent."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        super().__init__()
+        self.silent = silent
+
+    def score(self, prompt: Prompt, groups: list[Group]) -> list[list[tuple[float, int]]]:
+        rows = super().score(prompt, groups)
+        self.usage.refused += not self.silent
+        return [
+            [(math.nan, 0) if "godwit" in query else found for query, found in zip(group.queries, row, strict=True)]
+            for group, row in zip(groups, rows, strict=True)
+        ]
+
+
+def test_what_the_teacher_refuses_has_no_score_and_its_query_no_label() -> None:
+    counts = Counts()
+    scores = list(relabel(PAIRS, Refusing(), LIKELIHOOD, RELEVANCE, counts))
+    assert [(score.query_id, score.passage_id) for score in scores] == [("q1", "jam")]
+    assert counts.notes["pairs that the teacher refused"] == 2
+    candidates = [Candidate("q1", "jam", 1, 0.9), Candidate("q2", "bird", 1, 0.9), Candidate("q2", "jam", 2, 0.8)]
+    whole = list(relabel(PAIRS, FakeLM(), LIKELIHOOD, RELEVANCE, Counts()))
+    assert group_labels([MOULD, OCEAN], candidates, scores, SelectConfig()).keys() == {"q1"}
+    assert group_labels([MOULD, OCEAN], candidates, whole[:2], SelectConfig()).keys() == {
+        "q1"
+    }  # one of two is not enough
+    assert group_labels([MOULD, OCEAN], candidates, whole, SelectConfig()).keys() == {"q1", "q2"}
+
+
+def test_a_score_that_is_no_number_is_an_error_where_nothing_was_refused() -> None:
+    with pytest.raises(TeacherError, match="no number for query q2 and passage bird"):
+        list(relabel(PAIRS, Refusing(silent=True), LIKELIHOOD, RELEVANCE, Counts()))
 
 
 class Graded(FakeLM):

@@ -114,7 +114,7 @@ def test_held_out_and_unlabelled_queries_are_dropped_and_counted() -> None:
     labels = {"q1": ranked("abc"), "q2": ranked("abc"), "q4": []}
     rows, counts = rows_of(queries, labels)
     assert [row.query_id for row in rows] == ["q1"]
-    assert counts.drops == {"held out": 2, "beyond the budget": 2}
+    assert counts.drops == {"held out": 2, "not judged in full": 2}
     assert counts.notes == {"positive is not the seed": 0}
 
 

@@ -1,6 +1,7 @@
 """The HTTP backend: against a real server process with a model in it, and against one that fails in every known way."""
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -247,6 +248,10 @@ def failing(words: Words) -> Iterator[str]:
                     found["top_logprobs"] = [{"Yes": float("nan")}]
                 case "empty":
                     reply = {"choices": []}
+                case "refused":
+                    return self.send(400, {"error": {"message": "the content filter was triggered"}})
+                case "filtered":
+                    reply["choices"][0] = {"finish_reason": "content_filter", "text": None, "logprobs": None}
                 case _:
                     with words.lock:
                         words.given[key] += 1
@@ -333,6 +338,36 @@ def test_nothing_is_lost_and_nothing_comes_twice(fault: str) -> None:
                 text = f"Passage: {group.passage}\nQuery: {query}\nAnswer:"
                 assert answer == pytest.approx((Words.value("Yes", text), Words.value("No", text)))
         assert set(words.given.values()) == {1}
+
+
+@pytest.mark.parametrize("fault", ["refused", "filtered"])
+def test_what_a_server_refuses_is_given_up_and_counted(fault: str) -> None:
+    words = Words()
+    with failing(words) as url:
+        lm = connect(url)
+        words.seen.clear()
+        words.faults = lambda body: fault if "number 7" in body["prompt"] else ""
+        scores, labels = lm.score(LIKELIHOOD, MANY), lm.label_logprobs(JUDGE, MANY)
+        for group, row, answers in zip(MANY, scores, labels, strict=True):
+            for query, (total, count), answer in zip(group.queries, row, answers, strict=True):
+                if group.passage == "passage number 7":
+                    assert math.isnan(total) and count == 0 and all(map(math.isnan, answer)) and len(answer) == 2
+                else:
+                    assert (total, count) == (pytest.approx(expected(group, query)[0]), expected(group, query)[1])
+                    assert not any(map(math.isnan, answer))
+        assert lm.usage.refused == 6  # three queries, two readings
+        assert set(words.seen.values()) == {1}  # no was taken for an answer
+        [written] = lm.generate(WRITE, ["passage number 7"], Sampling(0.0, 1.0, 4, (0,)))
+        assert written == "" and lm.usage.refused == 7
+
+
+def test_a_server_that_refuses_most_is_told() -> None:
+    words = Words()
+    with failing(words) as url:
+        lm = connect(url)
+        words.faults = lambda _: "refused"
+        with pytest.raises(TeacherError, match=r"refused (\d+) of \1 texts, the last with 400: the content filter was trig"):
+            lm.score(LIKELIHOOD, MANY)
 
 
 def test_a_storm_is_waited_out_and_one_without_end_is_told() -> None:

@@ -303,7 +303,10 @@ class Judge:
             for query, found in zip(queries, row, strict=True)
         }
         if not all(math.isfinite(value) for found in pairs.values() for value in found):
-            raise TeacherError(f"{teacher.name} gave a score that is no finite number under prompt {prompt.name!r}")
+            refused = f" It refused {teacher.usage.refused:,} texts." if teacher.usage.refused else ""
+            raise TeacherError(
+                f"{teacher.name} gave a score that is no finite number under prompt {prompt.name!r}.{refused}"
+            )
         seconds = time.perf_counter() - began
         self.answers(reading, prompt).add(pairs, teacher.usage.tokens - before, seconds)
 

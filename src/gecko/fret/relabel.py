@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from gecko.errors import TeacherError
 from gecko.llm.base import Group, Judgement, LanguageModel
 from gecko.prompts import Prompt, shielded
 from gecko.records import Passage, Query, Score
@@ -42,9 +43,15 @@ def relabel(
         relevance: P_RC.
         counts: tokens, and the passages that were cut.
         known: scores by query id and passage id that were paid for before; the teacher is not asked for them.
+
+    Yields:
+        One score a pair, but for those that the teacher refused, which are counted.
+
+    Raises:
+        TeacherError: a score is no number, though nothing was refused.
     """
     known = known or {}
-    tokens, cut = teacher.usage.tokens, teacher.usage.truncated
+    tokens, cut, refused = teacher.usage.tokens, teacher.usage.truncated, teacher.usage.refused
     asked = [
         (passage, fresh)
         for passage, queries in pairs
@@ -70,10 +77,20 @@ def relabel(
         for (passage, queries), row in zip(asked, judgements, strict=True)
         for query, found in zip(queries, row, strict=True)
     }
+    missing = {pair for pair, score in scores.items() if math.isnan(score.ql_sum) or math.isnan(score.rc)}
+    if missing:
+        if teacher.usage.refused == refused:
+            query_id, passage_id = min(missing)
+            raise TeacherError(
+                f"{teacher.name} gave a score that is no number for query {query_id} and passage {passage_id}; its weights "
+                "or the precision that it runs in are at fault (relabel.precision)"
+            )
+        counts.notes["pairs that the teacher refused"] += len(missing)
     for passage, queries in pairs:
         for query in queries:
             pair = (query.id, passage.id)
-            yield scores[pair] if pair in scores else known[pair]
+            if pair not in missing:
+                yield scores[pair] if pair in scores else known[pair]
 
 
 def judge(

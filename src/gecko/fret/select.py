@@ -38,7 +38,8 @@ def group_labels(
     tables = list(scored.values())
     labels = {}
     for query in queries:
-        if tables and all(query.id in table for table in tables):
+        wanted = {candidate.passage_id for candidate in by_query.get(query.id, ())}
+        if tables and wanted and all(wanted <= table.get(query.id, {}).keys() for table in tables):
             first, *others = (table[query.id] for table in tables)
             labels[query.id] = fuse(by_query[query.id], first, config.fusion, config.rrf_constant, others)
     return labels
@@ -171,7 +172,7 @@ def _rows(
             continue
         ranked = labels.get(query.id)
         if not ranked:
-            counts.drop("beyond the budget", query.text)
+            counts.drop("not judged in full", query.text)
             continue
         row = make_row(query, ranked, passages, config, seed)
         rc = next(label.rc for label in ranked if label.passage_id == row.positive.id)

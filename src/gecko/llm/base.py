@@ -58,11 +58,15 @@ class Sampling:
 
 @dataclass
 class Usage:
-    """What a backend has read and written since it was made, in tokens that it really processed."""
+    """What a backend has read and written since it was made, in tokens that it really processed.
+
+    ``truncated`` and ``refused`` count passages that were cut, and texts and pairs that it would not answer.
+    """
 
     read: int = 0
     written: int = 0
     truncated: int = 0
+    refused: int = 0
 
     @property
     def tokens(self) -> int:
@@ -71,7 +75,7 @@ class Usage:
 
 
 class LanguageModel(Protocol):
-    """A teacher.
+    """A teacher. What it refuses to answer (``usage.refused``) is an empty text, or a pair whose scores are NaN.
 
     Attributes:
         name: what to call it before people.

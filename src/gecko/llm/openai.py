@@ -9,6 +9,8 @@ What is notable here:
   the least likely one shown, which is as much as it can have.
 - Text goes out as text, so the server's tokenizer would parse ``<|im_end|>`` out of a passage. Such strings are broken up
   (:func:`defused`). Borders of a query are found again in the tokens that come back.
+- What a server will not answer, as a content filter does, is given up and counted, and the pair has no score; a server that
+  refuses more than it answers is no teacher.
 - Dropped connections, time-outs, damaged replies, 429 and 5xx are asked again, with growing pauses and jitter; a pause that
   the server names holds all requests back. The key comes from the environment and goes into the header alone.
 """
@@ -41,12 +43,13 @@ CHARS_PER_TOKEN = 4  # the tokenizer is the server's: passages are cut, and toke
 TOP = (20, 5)  # first tokens shown, as many as the server allows
 MOST_STOPS = 4  # that the API takes; texts are cut at all of them here
 RETRIED = {408, 409, 425, 429}
+GIVEN_UP = {400, 413, 422}  # of one text: a content filter, or one that is too long
 LONGEST_WAIT = 600.0  # seconds that a server may ask for
 KNOWN = (
     "The quick brown fox jumps over the lazy dog, and the dog goes on sleeping in the sun. By noon the shade has reached "
     "the old gate; a cart comes down the road, stops at the well, and two women draw water without a word."
 )
-LEAST_ANSWERS = 8  # after so many without any label the prompt is given up
+LEAST_ANSWERS = 8  # after so many without any label the prompt is given up, after so many refusals the server may be
 SAME = 0.05  # nats a token by which two readings of one text may differ
 
 # What chat templates and tokenizers use as control tokens: <|...|> of most, <｜...｜> of DeepSeek, and those in plain
@@ -161,7 +164,7 @@ class OpenAILM:
         self._requests = requests
         self._random = random.Random(identity)
         self._lock = threading.Lock()
-        self._answers = self._seen = 0
+        self._answers = self._seen = self._answered = 0
         self._not_before = 0.0
         self._echo: int | None = None  # tokens that must be generated for an echo: 0, or 1 where 0 is refused
         self._chat_scores = False
@@ -191,13 +194,15 @@ class OpenAILM:
             return cut_at_stop(text, prompt.stop)[0]
 
         chosen = variables or [""] * len(passages)
-        return self._all(write, list(zip(self._cut(passages), chosen, sampling.seeds, strict=True)))
+        texts = self._all(write, list(zip(self._cut(passages), chosen, sampling.seeds, strict=True)))
+        return [text or "" for text in texts]
 
     def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:
         """See :class:`gecko.llm.base.LanguageModel`."""
         self._needs_query(prompt)
         self._can_score_under(prompt)
-        return self._pairs(lambda passage, query, stop: self._likelihood(prompt, passage, query, stop)[:2], groups)
+        rows = self._pairs(lambda passage, query, stop: self._likelihood(prompt, passage, query, stop)[:2], groups)
+        return [[(math.nan, 0) if found is None else found for found in row] for row in rows]
 
     def label_logprobs(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
         """See :class:`gecko.llm.base.LanguageModel`."""
@@ -219,9 +224,12 @@ class OpenAILM:
             return total, count, self._shown(prompt, passage, query, stop)
 
         read = self._pairs(both, groups)
-        labels = self._labels(prompt, [[shown for *_, shown in row] for row in read])
+        labels = self._labels(prompt, [[found[2] if found else None for found in row] for row in read])
         return [
-            [Judgement(total, count, answer) for (total, count, _), answer in zip(row, answers, strict=True)]
+            [
+                Judgement(*(found[:2] if found else (math.nan, 0)), answer)
+                for found, answer in zip(row, answers, strict=True)
+            ]
             for row, answers in zip(read, labels, strict=True)
         ]
 
@@ -367,9 +375,11 @@ class OpenAILM:
         wanted = _wanted(prompt.form, self._top[prompt.form])
         return self._ask(path, body | wanted | {"max_tokens": 1, "temperature": 0}, _SHOWN[prompt.form], stop)
 
-    def _labels(self, prompt: Prompt, shown: Sequence[Sequence[dict[str, float]]]) -> list[list[tuple[float, ...]]]:
-        found = [[[_label(label, prompt.labels, one) for label in prompt.labels] for one in row] for row in shown]
-        self._answers += sum(map(len, found))
+    def _labels(
+        self, prompt: Prompt, shown: Sequence[Sequence[dict[str, float] | None]]
+    ) -> list[list[tuple[float, ...]]]:
+        found = [[[_label(label, prompt.labels, one or {}) for label in prompt.labels] for one in row] for row in shown]
+        self._answers += sum(one is not None for row in shown for one in row)
         self._seen += sum(any(value is not None for value in values) for row in found for values in row)
         if self._answers >= LEAST_ANSWERS and not self._seen:
             raise TeacherError(
@@ -379,8 +389,8 @@ class OpenAILM:
             )
         return [
             [
-                tuple(min(one.values()) if value is None else value for value in values)
-                for values, one in zip(row, line, strict=True)
+                tuple(min(one.values(), default=math.nan) if value is None else value for value in values)
+                for values, one in zip(row, [one or {} for one in line], strict=True)
             ]
             for row, line in zip(found, shown, strict=True)
         ]
@@ -406,8 +416,8 @@ class OpenAILM:
     def _echo_body(self, text: str) -> dict[str, Any]:
         return {"prompt": text, "max_tokens": self._echo, "temperature": 0, "echo": True, "logprobs": 1}
 
-    def _pairs(self, ask: Callable[[str, str, threading.Event], T], groups: Sequence[Group]) -> list[list[T]]:
-        """``ask`` for each pair, several at a time; the results stand where their pairs do."""
+    def _pairs(self, ask: Callable[[str, str, threading.Event], T], groups: Sequence[Group]) -> list[list[T | None]]:
+        """``ask`` for each pair, several at a time; the results stand where their pairs do. None: it was refused."""
         passages = self._cut([group.passage for group in groups])
         pairs = [
             (passage, defused(query))
@@ -417,16 +427,42 @@ class OpenAILM:
         found = iter(self._all(lambda pair, stop: ask(*pair, stop), pairs))
         return [[next(found) for _ in group.queries] for group in groups]
 
-    def _all(self, ask: Callable[[R, threading.Event], T], items: Sequence[R]) -> list[T]:
+    def _all(self, ask: Callable[[R, threading.Event], T], items: Sequence[R]) -> list[T | None]:
         stop = threading.Event()
+
+        def one(item: R) -> T | None:
+            try:
+                found = ask(item, stop)
+            except _RefusedError as refusal:
+                self._give_up(refusal)
+                return None
+            with self._lock:
+                self._answered += 1
+            return found
+
         with ThreadPoolExecutor(max_workers=self._requests) as pool:
-            waiting = [pool.submit(ask, item, stop) for item in items]
+            waiting = [pool.submit(one, item) for item in items]
             try:
                 return [one.result() for one in waiting]
             except BaseException:
                 stop.set()  # those that wait for another attempt give up
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+
+    def _give_up(self, refusal: _RefusedError) -> None:
+        """Count what was refused.
+
+        Raises:
+            TeacherError: more was refused than answered, so it is not the text that is at fault.
+        """
+        with self._lock:
+            self.usage.refused += 1
+            refused, asked = self.usage.refused, self.usage.refused + self._answered
+        if refused >= LEAST_ANSWERS and 2 * refused > asked:
+            raise TeacherError(
+                f"{self._where} refused {refused:,} of {asked:,} texts, the last with {refusal}; mend what it complains of, "
+                "or take another server. What was finished before is kept, run the same command again"
+            )
 
     def _ask(
         self,
@@ -437,7 +473,12 @@ class OpenAILM:
         *,
         probing: bool = False,
     ) -> T:
-        """One answer, after as many attempts as it takes; ``read`` refuses a reply that cannot be right."""
+        """One answer, after as many attempts as it takes; ``read`` refuses a reply that cannot be right.
+
+        Raises:
+            _RefusedError: the server will not answer this.
+            TeacherError: it cannot answer anything.
+        """
         cause = ""
         attempts = min(3, self._patience.attempts) if probing else self._patience.attempts
         for attempt in range(attempts):
@@ -450,6 +491,9 @@ class OpenAILM:
                 if response.status_code == 200:
                     try:
                         reply = response.json()
+                        if _filtered(reply):
+                            self._count(reply)
+                            raise _RefusedError("200: the answer was held back by a content filter")
                         found = read(reply)
                         self._count(reply)
                         return found
@@ -467,7 +511,7 @@ class OpenAILM:
                         f"{self._address.url} refuses the key ({self._complaint(response)}); put a valid one in the "
                         "environment variable GECKO_API_KEY"
                     )
-                elif probing:
+                elif probing or response.status_code in GIVEN_UP:
                     raise _RefusedError(self._complaint(response))
                 else:
                     raise TeacherError(f"{self._address.url}{path}: {self._complaint(response)}")
@@ -595,6 +639,10 @@ _SHOWN: dict[Form, Callable[[dict[str, Any]], dict[str, float]]] = {
 
 def _wanted(form: Form, top: int) -> dict[str, Any]:
     return {"logprobs": True, "top_logprobs": top} if form == "chat" else {"logprobs": top}
+
+
+def _filtered(reply: dict[str, Any]) -> bool:
+    return any(choice.get("finish_reason") == "content_filter" for choice in reply.get("choices") or ())
 
 
 def _written(reply: dict[str, Any]) -> str:
