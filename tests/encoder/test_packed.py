@@ -80,7 +80,8 @@ def test_neighbours_do_not_matter(
 
 @needs_int8
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_linear_is_rounding_and_nothing_else(dtype: torch.dtype) -> None:
+def test_int8_linear_is_rounding_and_nothing_else(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gecko.encoder.packed.ROUNDED_TOKENS", 7)  # 20 tokens are three pieces
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(48, 64, generator=generator), torch.randn(48, generator=generator)
     x = torch.randn(20, 64, generator=generator) * torch.logspace(-3, 3, 20)[:, None]  # tokens of very different size

@@ -366,7 +366,9 @@ def test_a_server_that_refuses_most_is_told() -> None:
     with failing(words) as url:
         lm = connect(url)
         words.faults = lambda _: "refused"
-        with pytest.raises(TeacherError, match=r"refused (\d+) of \1 texts, the last with 400: the content filter was trig"):
+        with pytest.raises(
+            TeacherError, match=r"refused (\d+) of \1 texts, the last with 400: the content filter was trig"
+        ):
             lm.score(LIKELIHOOD, MANY)
 
 
