@@ -1,12 +1,13 @@
 """The teacher check: what the probe computes, what is cached, and where each test draws its line."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from gecko.config import CheckConfig
 from gecko.encoder import load_encoder
-from gecko.errors import TeacherRefused
+from gecko.errors import TeacherError, TeacherRefused
 from gecko.evaluation.builtin import probe
 from gecko.evaluation.teacher_check import ProbeResult, refuse_by_parsing, refuse_by_probe, refuse_by_seeds, run_probe
 from gecko.llm.fake import FakeLM
@@ -64,6 +65,18 @@ def test_a_perverse_teacher_is_refused(tiny_model: Path) -> None:
     assert result.high < 0
     with pytest.raises(TeacherRefused, match=r"knowing would make the embedder worse.*--llm.*--force"):
         refuse_by_probe(result, "knowing")
+
+
+def test_a_teacher_that_refuses_pairs_of_the_probe_is_told(tiny_model: Path) -> None:
+    class Shy(Knowing):
+        def score(self, prompt, groups):
+            self.usage.refused += 1
+            return [[(math.nan, 0), *row[1:]] for row in super().score(prompt, groups)]
+
+    pairs = sum(len(topic.queries) * len(topic.passages) for topic in probe())
+    passages = sum(len(topic.passages) for topic in probe())
+    with pytest.raises(TeacherError, match=rf"refused {passages:,} of {pairs:,} pairs of the reranking probe"):
+        result_of(Shy(1), tiny_model)
 
 
 def test_answers_are_kept_by_teacher(tiny_model: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gecko.config import SelectConfig
 from gecko.errors import TeacherError
-from gecko.fret.relabel import prompt_hash, relabel, relevance_logit
+from gecko.fret.relabel import REFUSED, prompt_hash, relabel, relevance_logit
 from gecko.fret.select import group_labels
 from gecko.llm.base import Group, Judgement
 from gecko.llm.fake import FakeLM
@@ -89,7 +89,7 @@ def test_what_the_teacher_refuses_has_no_score_and_its_query_no_label() -> None:
     counts = Counts()
     scores = list(relabel(PAIRS, Refusing(), LIKELIHOOD, RELEVANCE, counts))
     assert [(score.query_id, score.passage_id) for score in scores] == [("q1", "jam")]
-    assert counts.notes["pairs that the teacher refused"] == 2
+    assert counts.notes[REFUSED] == 2
     candidates = [Candidate("q1", "jam", 1, 0.9), Candidate("q2", "bird", 1, 0.9), Candidate("q2", "jam", 2, 0.8)]
     whole = list(relabel(PAIRS, FakeLM(), LIKELIHOOD, RELEVANCE, Counts()))
     assert group_labels([MOULD, OCEAN], candidates, scores, SelectConfig()).keys() == {"q1"}

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gecko.config import CheckConfig
-from gecko.errors import TeacherRefused
+from gecko.errors import TeacherError, TeacherRefused
 from gecko.evaluation.builtin import ProbeTopic, data_hash, probe
 from gecko.evaluation.metrics import Array, bootstrap_ci, descending, per_query
 from gecko.fret.fuse import Fusion, fuse
-from gecko.fret.relabel import prompt_hash, relabel
+from gecko.fret.relabel import REFUSED, prompt_hash, relabel
 from gecko.llm.base import LanguageModel
 from gecko.llm.weights import cache_folder
 from gecko.progress import Silent, Ui
@@ -125,6 +125,11 @@ def _scores(
             pairs = [(passage, queries) for passage in topic.passages]
             rows += list(relabel(pairs, teacher, likelihood, relevance, counts))
             advance(1)
+    if refused := counts.notes[REFUSED]:
+        raise TeacherError(
+            f"{teacher.name} refused {refused:,} of {len(rows) + refused:,} pairs of the reranking probe, texts on everyday "
+            "subjects; take another teacher, or leave the check out with --set check.enabled=false"
+        )
     write_json(file, [asdict(row) for row in rows])
     return {(row.query_id, row.passage_id): row for row in rows}, time.perf_counter() - began, counts.tokens, False
 

@@ -20,6 +20,8 @@ from gecko.records import Passage, Query, Score
 from gecko.store import digest
 from gecko.work import Counts
 
+REFUSED = "pairs that the teacher refused"  # in what relabel counts
+
 
 def prompt_hash(likelihood: Prompt, relevance: Prompt) -> str:
     """One hash for the two prompts that made a score."""
@@ -85,7 +87,7 @@ def relabel(
                 f"{teacher.name} gave a score that is no number for query {query_id} and passage {passage_id}; its weights "
                 "or the precision that it runs in are at fault (relabel.precision)"
             )
-        counts.notes["pairs that the teacher refused"] += len(missing)
+        counts.notes[REFUSED] += len(missing)
     for passage, queries in pairs:
         for query in queries:
             pair = (query.id, passage.id)
