@@ -12,6 +12,16 @@ def weight_levels() -> int:
     return 127 if has_vnni() else 63
 
 
+def row_step(rows: int) -> int:
+    """What a number of rows is padded to a multiple of.
+
+    oneDNN keeps a kernel, a quarter of a megabyte, for each number of rows that it meets, and a thousand of them.
+    """
+    if rows < 16:
+        return 1
+    return 16 if rows < 256 else 64
+
+
 class PackedWeights:
     """Weights (out, in), rounded with a scale an output channel, in the layout that the kernel reads."""
 
@@ -32,7 +42,9 @@ class PackedWeights:
         Returns:
             (rows, out).
         """
+        rows = len(rounded)
+        rounded = torch.nn.functional.pad(rounded, (0, 0, 0, -rows % row_step(rows)))
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             rounded, step, ZERO, self._bytes, self._scale, self._zero, None, 1.0, 0, kind, "none", [], ""
         )
-        return product
+        return product[:rows]

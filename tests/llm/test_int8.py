@@ -7,7 +7,7 @@ from torch import nn
 from gecko.config import RelabelConfig
 from gecko.device import has_int8
 from gecko.errors import TeacherError
-from gecko.int8 import ZERO, weight_levels
+from gecko.int8 import ZERO, PackedWeights, row_step, weight_levels
 from gecko.llm.base import Group
 from gecko.llm.int8 import ROWS, Int8Linear, _Rounder, pieces, round_rows, to_int8
 from gecko.llm.load import _wants_int8, load_teacher
@@ -32,6 +32,20 @@ def test_rounding_is_within_half_a_step_whatever_the_neighbours(dtype, rows):
     assert torch.equal(alone_scale[0], scale[-1])
     if rows > 1:
         assert (rounded[1:].float() - ZERO).abs().amax(dim=1).min() >= 126  # the whole range is used
+
+
+@needs_int8
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 255, 257])
+def test_any_number_of_rows_is_multiplied_by_few_kernels(rows):
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(24, 32, generator=generator)
+    rounded = torch.randint(1, 256, (rows, 32), generator=generator, dtype=torch.uint8)
+    scale = weight.abs().amax(dim=1) / weight_levels()
+    exact = (rounded.double() - ZERO) @ (weight / scale[:, None]).round().double().T * scale.double()
+    found = PackedWeights(weight).multiply(rounded, torch.float32)
+    assert found.shape == (rows, 24)
+    assert torch.allclose(found.double(), exact, atol=1e-3)
+    assert len({count + -count % row_step(count) for count in range(1, 2049)}) < 64
 
 
 def test_wide_inputs_are_cut_into_pieces():
