@@ -130,7 +130,9 @@ def copied(run: Path, to: Path) -> None:
             )
         aside = to.with_name(f"{to.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(run, aside, ignore=shutil.ignore_patterns("train-*", "archive"))  # what it trained is not ours
+        shutil.copytree(run, aside)
+        for theirs_alone in (*aside.glob("train-*"), aside / "archive"):  # what it trained is not ours
+            shutil.rmtree(theirs_alone, ignore_errors=True)
         # What a teacher was paid for on the mixture's sets is kept.
         for kept in (*to.glob("mine-*"), *to.glob("relabel-*")):
             if not (aside / kept.name).exists():

@@ -206,9 +206,8 @@ class Int8Linear:
 
         from gecko.int8 import ZERO
 
-        largest = torch.maximum(x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True).neg_()).clamp_min_(
-            1e-12
-        )  # (N, 1)
+        highest, lowest = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
+        largest = torch.maximum(highest, lowest.neg_()).clamp_min_(1e-12)  # (N, 1)
         signed = torch.empty(x.shape, dtype=torch.int8)  # floats are cast to unsigned bytes far more slowly
         for start in range(0, len(x), ROUNDED_TOKENS):
             part = slice(start, start + ROUNDED_TOKENS)
