@@ -159,15 +159,15 @@ def peak(precision: str, size: int = 2048, seconds: float = 1.0) -> float:
     import torch
 
     from gecko.device import fast_dtype
-    from gecko.encoder.packed import Int8Linear
+    from gecko.int8 import PackedWeights
 
     left, right = torch.randn(size, size), torch.randn(size, size)
     if precision == "int8":
-        layer = Int8Linear(right, torch.zeros(size), fast_dtype("cpu"))
+        weights = PackedWeights(right)
         values = torch.randint(0, 256, (size, size)).to(torch.uint8)
 
         def product():
-            return layer.product(values)
+            return weights.multiply(values, fast_dtype("cpu"))
     else:
         left, right = (part.to(getattr(torch, precision)) for part in (left, right))
 

@@ -5,6 +5,7 @@ import torch
 from gecko.device import has_vnni
 
 ZERO = 128  # oneDNN is fast for unsigned activations only, so a signed value v is kept as v + 128
+ROUNDED = 96 * 1024  # values rounded together: their float32 copy stays in the cache of a core
 
 
 def weight_levels() -> int:
@@ -22,6 +23,29 @@ def row_step(rows: int) -> int:
     return 16 if rows < 256 else 64
 
 
+def round_rows(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round each row to ``scale * (byte - 128)``, bytes in 1 to 255; a row's bytes do not depend on the rows beside it.
+
+    Args:
+        source: (rows, width), any float type.
+
+    Returns:
+        Bytes (rows, width) and scales (rows, 1) in the type of ``source``.
+    """
+    rounded = torch.empty(source.shape, dtype=torch.int8)  # floats are cast to unsigned bytes far more slowly
+    scale = source.new_empty((len(source), 1))
+    together = max(1, ROUNDED // source.shape[1])
+    for start in range(0, len(source), together):
+        part = slice(start, start + together)
+        values = source[part].float()
+        peak = torch.maximum(values.amax(dim=-1, keepdim=True), -values.amin(dim=-1, keepdim=True))
+        # Kept in the type that they will be multiplied in, so that both directions use the same number. That may be a
+        # little less than peak / 127; 127.4 still fits a byte.
+        scale[part] = peak.clamp(min=1e-30) / 127
+        rounded[part] = (values * scale[part].float().reciprocal()).round_()
+    return rounded.view(torch.uint8).bitwise_xor_(ZERO), scale  # v + 128, without a carry
+
+
 class PackedWeights:
     """Weights (out, in), rounded with a scale an output channel, in the layout that the kernel reads."""
 
@@ -31,13 +55,12 @@ class PackedWeights:
         self._bytes = torch.ops.onednn.qlinear_prepack((weight / self._scale[:, None]).round().to(torch.int8), None)
         self._zero = torch.zeros(len(weight), dtype=torch.int8)
 
-    def multiply(self, rounded: torch.Tensor, kind: torch.dtype, step: float = 1.0) -> torch.Tensor:
-        """The product with ``step * (byte - 128)``, before any scale of a row.
+    def multiply(self, rounded: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+        """The product with ``byte - 128``, before the scale of a row.
 
         Args:
-            rounded: bytes (rows, in).
+            rounded: bytes (rows, in), as :func:`round_rows` gives them.
             kind: the float type of the result.
-            step: what one unit of a byte stands for.
 
         Returns:
             (rows, out).
@@ -45,6 +68,6 @@ class PackedWeights:
         rows = len(rounded)
         rounded = torch.nn.functional.pad(rounded, (0, 0, 0, -rows % row_step(rows)))
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            rounded, step, ZERO, self._bytes, self._scale, self._zero, None, 1.0, 0, kind, "none", [], ""
+            rounded, 1.0, ZERO, self._bytes, self._scale, self._zero, None, 1.0, 0, kind, "none", [], ""
         )
         return product[:rows]

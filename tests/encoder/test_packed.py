@@ -81,12 +81,12 @@ def test_neighbours_do_not_matter(
 @needs_int8
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_linear_is_rounding_and_nothing_else(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gecko.encoder.packed.ROUNDED_TOKENS", 7)  # 20 tokens are three pieces
+    monkeypatch.setattr("gecko.int8.ROUNDED", 7 * 64)  # 20 tokens are three pieces
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(48, 64, generator=generator), torch.randn(48, generator=generator)
     x = torch.randn(20, 64, generator=generator) * torch.logspace(-3, 3, 20)[:, None]  # tokens of very different size
     x[3] = 0
-    scale, step = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / 126, weight.abs().amax(1) / weight_levels()
+    scale, step = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127, weight.abs().amax(1) / weight_levels()
     slow = (x / scale).round() @ (weight / step[:, None]).round().T * scale * step + bias
     got = Int8Linear(weight, bias, dtype)(x.to(dtype)).float()
     size = x.norm(dim=1, keepdim=True) * weight.norm(dim=1) / 8 + bias.abs()

@@ -258,6 +258,43 @@ def test_numbers_that_are_none_are_refused(start: Encoder) -> None:
         measure(Broken(), start)
 
 
+class Refusing(Teacher):
+    """Will not answer what speaks of a red cat; counts it as a server's refusals are counted."""
+
+    def judge(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[Judgement]]:
+        none = Judgement(float("nan"), 0, (float("nan"),) * 2)
+        rows = super().judge(prompt, groups)
+        self.usage.refused += sum("red cat" in query for group in groups for query in group.queries)
+        return [
+            [none if "red cat" in query else found for query, found in zip(group.queries, row, strict=True)]
+            for group, row in zip(groups, rows, strict=True)
+        ]
+
+
+def with_queries(data: RetrievalSet, cats: bool) -> RetrievalSet:
+    queries = [(key, query) for key, query in data.queries if ("red cat" in query) == cats]
+    return replace(data, queries=queries, qrels={key: data.qrels[key] for key, _ in queries})
+
+
+def test_a_query_of_which_a_pair_is_refused_is_left_out_and_not_asked_again(
+    start: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, queries=30)
+    found = measure(Refusing(), start, config)
+    again = Refusing()
+    assert measure(again, start, config) == found
+    assert not again.asked
+    cats = with_queries(SETS[0], cats=True)
+    count = len(cats.queries)
+    assert found["forms"]["relevance"]["sets"]["one"]["queries"] == 30 - count < 30
+    with pytest.raises(EvaluationError, match=f"refused a pair of {count} of {count} queries of one"):
+        measure(again, start, config, [cats])
+    monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "other"))
+    answered = measure(Teacher(), start, config, [with_queries(data, cats=False) for data in SETS])
+    for part in ("sets", "macro", "rrf_over"):
+        assert found["forms"]["relevance"][part] == answered["forms"]["relevance"][part]
+
+
 def test_forms(tmp_path: Path) -> None:
     assert load_form("relevance").joint
     two = load_form(TWO)

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-LEVELS = 126  # of an activation's largest entry; 127 would overflow when bfloat16 rounds the scale up
 PACKED_TOKENS = 2048  # tokens a batch: what a layer writes stays in the cache
-ROUNDED_TOKENS = 256  # rounded together: their floats stay in the cache of a core
 
 
 def can_pack(model: "SentenceTransformer") -> bool:
@@ -189,8 +187,8 @@ class Linear:
 class Int8Linear:
     """A linear layer whose product is of 8-bit integers.
 
-    Row i of the input is written as ``s_i q_i`` with ``q_i`` in -126…126, row j of the weights as ``t_j w_j`` with
-    ``w_j`` in -127…127. oneDNN computes ``q_i · w_j t_j``; the token's scale and the bias are applied after it.
+    Row i of the input is written as ``s_i q_i`` (:func:`gecko.int8.round_rows`), row j of the weights as ``t_j w_j``. oneDNN
+    computes ``q_i · w_j t_j``; the token's scale and the bias are applied after it.
     """
 
     def __init__(self, weight: "Tensor", bias: "Tensor", dtype: "torch.dtype") -> None:
@@ -198,26 +196,15 @@ class Int8Linear:
 
         self._weight = PackedWeights(weight)
         self._bias = bias.to(dtype)
-        self._dtype = dtype
 
     def __call__(self, x: "Tensor") -> "Tensor":
         """(N, in) to (N, out)."""
         import torch
 
-        from gecko.int8 import ZERO
+        from gecko.int8 import round_rows
 
-        highest, lowest = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
-        largest = torch.maximum(highest, lowest.neg_()).clamp_min_(1e-12)  # (N, 1)
-        signed = torch.empty(x.shape, dtype=torch.int8)  # floats are cast to unsigned bytes far more slowly
-        for start in range(0, len(x), ROUNDED_TOKENS):
-            part = slice(start, start + ROUNDED_TOKENS)
-            signed[part] = (x[part] * (LEVELS / largest[part])).round_()
-        rounded = signed.view(torch.uint8).bitwise_xor_(ZERO)  # v + 128, without a carry
-        return torch.addcmul(self._bias, self.product(rounded), largest)
-
-    def product(self, rounded: "Tensor") -> "Tensor":
-        """The product alone: uint8 (N, in), 128 for 0, of tokens whose largest entry is 1; (N, out)."""
-        return self._weight.multiply(rounded, self._dtype, 1 / LEVELS)
+        rounded, scale = round_rows(x)
+        return torch.addcmul(self._bias, self._weight.multiply(rounded, self._bias.dtype), scale)
 
 
 def equal_runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -136,7 +136,7 @@ def spread_forms(specs: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass
 class Answers:
-    """What one teacher said under one prompt: ``pairs`` maps a pair's hash to (QL sum, QL tokens, RC).
+    """What one teacher said under one prompt: ``pairs`` maps a pair's hash to (QL sum, QL tokens, RC), NaN where it refused.
 
     ``tokens`` and ``seconds`` are what the answers took, over all the sessions.
     """
@@ -281,7 +281,7 @@ class Judge:
         self, teacher: LanguageModel, reading: Reading, prompt: Prompt, batch: Sequence[tuple[Passage, Sequence[str]]]
     ) -> None:
         groups = [Group(passage.content, tuple(queries)) for passage, queries in batch]
-        began, before = time.perf_counter(), teacher.usage.tokens
+        began, before, refused = time.perf_counter(), teacher.usage.tokens, teacher.usage.refused
         rows: list[list[tuple[float, int, float]]]
         match reading:
             case "both":
@@ -302,13 +302,16 @@ class Judge:
             for (passage, queries), row in zip(batch, rows, strict=True)
             for query, found in zip(queries, row, strict=True)
         }
-        if not all(math.isfinite(value) for found in pairs.values() for value in found):
-            refused = f" It refused {teacher.usage.refused:,} texts." if teacher.usage.refused else ""
-            raise TeacherError(
-                f"{teacher.name} gave a score that is no finite number under prompt {prompt.name!r}.{refused}"
-            )
+        if teacher.usage.refused == refused and not all(map(_is_whole, pairs.values())):
+            raise TeacherError(f"{teacher.name} gave a score that is no finite number under prompt {prompt.name!r}")
         seconds = time.perf_counter() - began
         self.answers(reading, prompt).add(pairs, teacher.usage.tokens - before, seconds)
+
+    def refused(self, form: Form, query: str, passage: Passage) -> bool:
+        """Whether the teacher would not answer a pair that was asked for."""
+        key = pair_key(query, passage)
+        found = [self._find(reading, prompt, key) for reading, prompt in self.readings(form)]
+        return not all(answer is None or _is_whole(answer) for answer in found)
 
     def score(self, form: Form, query_id: str, query: str, passage: Passage) -> Score:
         """Both scores of a pair that was asked for."""
@@ -351,6 +354,10 @@ class Judge:
         return float(found["tokens"]), float(found["seconds"])
 
 
+def _is_whole(answer: tuple[float, int, float]) -> bool:
+    return math.isfinite(answer[0]) and math.isfinite(answer[2])
+
+
 _READ = {"both": "judging", "ql": "query likelihood", "rc": "relevance"}
 
 # --- the measurement
@@ -359,7 +366,10 @@ _READ = {"both": "judging", "ql": "query likelihood", "rc": "relevance"}
 def sample_queries(data: RetrievalSet, count: int, seed: int) -> RetrievalSet:
     """A set with ``count`` of its queries, drawn at random and kept in file order; a larger draw includes a smaller."""
     chosen = sorted(np.random.default_rng(seed).permutation(len(data.queries))[:count].tolist())
-    queries = [data.queries[place] for place in chosen]
+    return _with_queries(data, [data.queries[place] for place in chosen])
+
+
+def _with_queries(data: RetrievalSet, queries: list[tuple[str, str]]) -> RetrievalSet:
     return replace(data, queries=queries, qrels={key: data.qrels[key] for key, _ in queries})
 
 
@@ -403,10 +413,11 @@ def measure_orders(
         start_identity: hash of the start model.
 
     Returns:
-        by form, each set with nDCG@10 of each order and query.
+        by form, each set with nDCG@10 of each order and query; a query is left out under all forms, and that is said, where
+        the teacher refused a pair of it under any.
 
     Raises:
-        EvaluationError: two sets have one name.
+        EvaluationError: two sets have one name, or no query of a set is left.
         RunError: another check of the same teacher is at work.
     """
     refuse_equal_names([data.name for data in sets])
@@ -421,6 +432,8 @@ def measure_orders(
                 groups = _groups(data, run)
                 for form in forms:
                     judge.ask(form, groups, data.name)
+                data = _answered(data, groups, forms, judge)
+                for form in forms:
                     measured[form.name].append(Measured(data, _orders(data, run, by_id, form, judge)))
     except Timeout:
         raise RunError(
@@ -437,6 +450,27 @@ def _groups(data: RetrievalSet, run: dict[str, dict[str, float]]) -> list[tuple[
         for passage_id in found:
             asked.setdefault(passage_id, []).append(texts[query_id])
     return [(passage, list(dict.fromkeys(asked[passage.id]))) for passage in data.passages if passage.id in asked]
+
+
+def _answered(
+    data: RetrievalSet, groups: Sequence[tuple[Passage, Sequence[str]]], forms: Sequence[Form], judge: Judge
+) -> RetrievalSet:
+    """A set less the queries of which the teacher refused a pair, so that all orders are of the same ones."""
+    refused = {
+        query
+        for passage, queries in groups
+        for query in queries
+        if any(judge.refused(form, query, passage) for form in forms)
+    }
+    if not refused:
+        return data
+    left = [(key, query) for key, query in data.queries if query not in refused]
+    lost, all_of_them = len(data.queries) - len(left), len(data.queries)
+    what = f"{judge.known['name']} refused a pair of {lost} of {all_of_them} queries of {data.name}"
+    if not left:
+        raise EvaluationError(f"{what}, so it orders none; take another teacher, or mend what its server complains of")
+    judge.ui.say(f"{what}; they are left out")
+    return _with_queries(data, left)
 
 
 def teacher_value(
