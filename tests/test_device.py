@@ -31,12 +31,18 @@ def test_the_speed_is_that_of_products_and_is_measured_once(monkeypatch):
     asked = []
     linear = torch.nn.functional.linear
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+
     def counted(states, weight):
+        assert torch.get_num_threads() == 1
         asked.append(states.dtype)
         return linear(states, weight)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
     first, second = device._bfloat16_speed(), device._bfloat16_speed()
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(threads)
     assert first == second > 0
     assert set(asked) == {torch.float32, torch.bfloat16}
     assert len(asked) == 16

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from gecko.config import RunConfig, load_config
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused
+from gecko.fret.seeds import most_seeds, prefix_costs
 from gecko.llm.base import Usage
 from gecko.llm.fake import FakeLM
 from gecko.paid import REUSED
@@ -199,6 +200,25 @@ def test_a_budget_in_tokens_bounds_the_run(corpus: Path, tiny_model: Path, tmp_p
             pipeline.relabel()
             sizes.append(len({score.query_id for score in run.read("relabel", Score)}))
     assert 0 < sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("budget", ["3000tok", "20s"])
+def test_drawing_no_more_seeds_than_a_budget_buys_changes_no_plan(
+    corpus: Path, tiny_model: Path, tmp_path: Path, budget: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "_measure", lambda self: (150.0, 20.0, 1.0))
+    plans, drawn = [], []
+    monkeypatch.setattr(
+        "gecko.pipeline.prefix_costs", lambda blocks, *rest: drawn.append(len(blocks)) or prefix_costs(blocks, *rest)
+    )
+    config = settings(corpus, tiny_model, "generate.queries=null", f"budget={budget}", "generate.neighbourhood=1")
+    for most in (most_seeds, lambda *_: 50_000):
+        monkeypatch.setattr("gecko.pipeline.most_seeds", most)
+        with Run(tmp_path / str(len(plans)), config) as run:
+            Pipeline(run).ingest()
+            plans.append(Pipeline(run).plan)
+    assert plans[0] == plans[1]
+    assert drawn[0] < drawn[2]  # each plan is priced twice: all that was drawn, and what it buys
 
 
 def test_the_papers_initial_embedder_is_trained_first(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:

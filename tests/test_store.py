@@ -12,6 +12,7 @@ from gecko.config import RunConfig
 from gecko.errors import ConfigError, RunError, StorageError
 from gecko.records import Passage, Query
 from gecko.store import (
+    AHEAD,
     Counts,
     Manifest,
     Run,
@@ -358,21 +359,21 @@ DAMAGE = {
     "flipped bit": (flip, "does not match its checksum"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-10]), "does not match its checksum"),
     "emptied": (lambda path: path.write_bytes(b""), "does not match its checksum"),
-    "missing": (lambda path: path.unlink(), "is missing"),
 }
+MISSING = {"missing": (lambda path: path.unlink(), "is missing")}
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", DAMAGE | MISSING)
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_damaged_shard_is_named(tmp_path: Path, kind: str, number: int) -> None:
     run_stage(tmp_path)
     path = tmp_path / "ingest" / f"part-{number:05d}.parquet"
-    damage, message = DAMAGE[kind]
+    damage, message = (DAMAGE | MISSING)[kind]
     damage(path)
     with Run(tmp_path) as run, pytest.raises(RunError) as caught:
         run.read("ingest", Passage)
     assert f"shard {path} {message}" in str(caught.value)
-    assert f"delete the folder {path.parent}" in str(caught.value)
+    assert f"gecko ingest {tmp_path} makes it again" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -385,6 +386,60 @@ def test_a_damaged_shard_is_not_continued_from(tmp_path: Path, kind: str) -> Non
     with pytest.raises(RunError) as caught:
         run_stage(tmp_path, forbidden)
     assert f"shard {path} {message}" in str(caught.value)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("numbers", [[0], [1], [0, 2]])
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_deleted_shard_alone_is_made_again(
+    tmp_path: Path, whole: tuple[dict[str, bytes], str], finished: bool, numbers: list[int], killed: bool
+) -> None:
+    if finished:
+        run_stage(tmp_path)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(tmp_path, stops_at(ITEMS[-1]))
+    for number in numbers:
+        (tmp_path / "ingest" / f"part-{number:05d}.parquet").unlink()
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(tmp_path, stops_at(ITEMS[numbers[-1]]))
+    made: list[str] = []
+    manifest = run_stage(tmp_path, lambda item, counts: (made.append(item), passages(item, counts))[1])
+    expected = numbers[-1:] if killed else numbers
+    assert made == [ITEMS[number] for number in expected] + ([] if finished else [ITEMS[-1]])
+    assert (shard_bytes(tmp_path), manifest.identity) == whole
+    assert run_stage(tmp_path, forbidden).done
+    assert not (tmp_path / "ingest" / AHEAD).exists()
+
+
+def test_a_deleted_shard_of_a_stage_that_reads_in_order_is_made_again(
+    tmp_path: Path, whole: tuple[dict[str, bytes], str]
+) -> None:
+    def run(upto: int = len(ITEMS), change: bool = False) -> Manifest:
+        def batches() -> Iterator[tuple[list[Passage], Counts]]:
+            for item in ITEMS[:upto]:
+                counts = Counts()
+                yield list(passages(item, counts))[change:], counts
+            if upto < len(ITEMS):
+                raise KeyboardInterrupt
+
+        with Run(tmp_path, CONFIG) as held:
+            return held.stream("ingest", Passage, PARTS, batches)
+
+    def lose() -> None:
+        (tmp_path / "ingest" / "part-00001.parquet").unlink()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(upto=3)
+    lose()
+    with pytest.raises(KeyboardInterrupt):
+        run(upto=3)
+    assert run().identity == whole[1]
+    lose()
+    with pytest.raises(RunError, match="the input of part 1 has changed"):
+        run(change=True)
+    assert (run().identity, shard_bytes(tmp_path)) == (whole[1], whole[0])
 
 
 def test_deleting_the_stage_mends_it(tmp_path: Path, whole: tuple[dict[str, bytes], str]) -> None:

@@ -352,10 +352,15 @@ def evaluate(run: RunArg, evals: Evals = None, sets: Sets = None, force: Force =
 
 
 @app.command()
-def report(run: RunArg) -> None:
+def report(
+    run: RunArg,
+    figures: Annotated[
+        Path | None, typer.Option("--plots", help="A folder for its plots, an SVG file each.", metavar="DIR")
+    ] = None,
+) -> None:
     """Write the report of a run again."""
     with _stage(run, None, False) as pipeline:
-        print(pipeline.report())
+        print(pipeline.report(figures))
 
 
 @app.command()

@@ -45,17 +45,26 @@ def has_fast_bfloat16(device: str) -> bool:
 
 @cache
 def _bfloat16_speed() -> float:
-    """Products in bfloat16 over those in float32 in the same time, best of eight each; a few hundredths of a second."""
+    """Products in bfloat16 over those in float32 in the same time, best of eight each; a few hundredths of a second.
+
+    One thread's own processor time: on a machine with other work, several threads wait for the slowest, and wall time
+    says anything.
+    """
     import torch
 
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    with torch.inference_mode():
-        pairs = {dtype: (torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)) for dtype in best}
-        for _ in range(8):  # by turns, so that what else the machine does slows both
-            for dtype, (states, weight) in pairs.items():
-                began = time.perf_counter()
-                torch.nn.functional.linear(states, weight)
-                best[dtype] = min(best[dtype], time.perf_counter() - began)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            pairs = {dtype: (torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)) for dtype in best}
+            for _ in range(8):
+                for dtype, (states, weight) in pairs.items():
+                    began = time.thread_time()
+                    torch.nn.functional.linear(states, weight)
+                    best[dtype] = min(best[dtype], time.thread_time() - began)
+    finally:
+        torch.set_num_threads(threads)
     return best[torch.float32] / best[torch.bfloat16]
 
 

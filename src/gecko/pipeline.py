@@ -9,6 +9,7 @@ first needs them, so a run whose shards are all there loads none.
 """
 
 import gc
+import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,7 +24,16 @@ from gecko.config import FRET, WITHOUT_EFFECT, MixtureConfig, parse_budget
 from gecko.encoder.sent import SentEncoder
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
-from gecko.fret.seeds import CONTROL_TOKENS, QUERY_TOKENS, Cost, Seed, draw_seeds, prefix_costs, within_count
+from gecko.fret.seeds import (
+    CONTROL_TOKENS,
+    QUERY_TOKENS,
+    Cost,
+    Seed,
+    draw_seeds,
+    most_seeds,
+    prefix_costs,
+    within_count,
+)
 from gecko.jobs import EncoderLoader, Judge, Judging, Mine, SentTeacher, TeacherLoader, Write, Writing
 from gecko.paid import (
     PLAN,
@@ -73,6 +83,7 @@ CHARACTERS_A_TOKEN = 4  # of English
 RATED_BY_TEACHER = "teacher"  # as `rate.llm`
 MOST_SEEDS = 50_000  # considered for a budget; more than any single machine has time for
 LEAST_QUERIES = 4
+TOKENISED = 1024  # texts at a time
 ESTIMATE_SAMPLE = 64  # passages whose embedding is timed
 
 
@@ -366,36 +377,41 @@ class Pipeline:
 
         config = self.config
         vectors = np.asarray(self.vectors)
+        left = math.inf
+        read_speed = write_speed = 0.0
+        read_price = write_price = 1.0  # of a token, in the budget's unit
+        if config.budget is not None:
+            unit, amount = parse_budget(config.budget)
+            left = amount - self._probe_cost(unit)
+            if unit == "seconds":
+                read_speed, write_speed, measuring = self._measure()
+                read_price, write_price = 1 / read_speed, 1 / write_speed
+                left -= measuring
         count = config.generate.queries
         limit = MOST_SEEDS if count is None else count
+        if left < math.inf:  # more than it can buy need not be drawn, and the first are the same
+            limit = min(limit, most_seeds(left, read_price, write_price, config.mine, config.generate))
         taken = {identifier for spec in config.select.released for identifier in heldout_seeds(spec)}
         rng = np.random.default_rng(config.seed)
         first = paid_seeds(self.run, self._plan_parts(), self.by_id)
         blocks = draw_seeds(self.passages, vectors, config.generate, rng, limit, taken, first)
         if count is not None:
             blocks = within_count(blocks, count)
-            if (found := sum(map(len, blocks))) < count:
+            if (found := sum(map(len, blocks))) < min(count, limit):
                 self.ui.say(f"generate.queries = {count:,}, but there are only {found:,} seeds; raise generate.rounds")
         place = {passage.id: index for index, passage in enumerate(self.passages)}
         chosen = list(dict.fromkeys(seed.passage_id for block in blocks for seed in block))
         near, _ = top_k(vectors[[place[identifier] for identifier in chosen]], vectors, config.mine.n)
         neighbours = dict(zip(chosen, near.tolist(), strict=True))
-        texts = [passage.content[: 16 * config.relabel.passage_tokens] for passage in self.passages]
-        lengths = np.array(self.teacher.count_tokens(texts))
+        read = np.unique(near)
+        lengths = np.zeros(len(self.passages), dtype=np.int64)
+        lengths[read] = self._teachers_tokens([self.passages[index].content for index in read])
 
         def costs(blocks: list[list[Seed]]) -> list[Cost]:
             return prefix_costs(blocks, neighbours, lengths, config.relabel, config.mine, self._passes, self._alone)
 
         if config.budget is None:
             return Plan(blocks, None, 0.0, 0.0, costs(blocks)[-1])
-        unit, amount = parse_budget(config.budget)
-        read_speed = write_speed = 0.0
-        read_price = write_price = 1.0  # of a token, in the budget's unit
-        left = amount - self._probe_cost(unit)
-        if unit == "seconds":
-            read_speed, write_speed, measuring = self._measure()
-            read_price, write_price = 1 / read_speed, 1 / write_speed
-            left -= measuring
 
         def price(cost: Cost) -> float:
             return cost.read * read_price + cost.written * write_price
@@ -418,6 +434,15 @@ class Pipeline:
         speeds = f" ({read_speed:.0f} tokens/s read, {write_speed:.0f} written)" if read_speed else ""
         self.ui.say(f"the budget of {config.budget} buys about {sum(map(len, blocks))} queries{speeds}")
         return Plan(blocks, max(1, int((left - writing) / read_price)), read_speed, write_speed, expected)
+
+    def _teachers_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, right up to ``relabel.passage_tokens``; a block at a time, since a tokenizer holds much."""
+        most = 16 * self.config.relabel.passage_tokens  # characters; what is behind them is not read
+        return [
+            count
+            for start in range(0, len(texts), TOKENISED)
+            for count in self.teacher.count_tokens([text[:most] for text in texts[start : start + TOKENISED]])
+        ]
 
     def _probe_cost(self, unit: str) -> float:
         """What the reranking probe has taken from the budget, in seconds or tokens."""
@@ -862,8 +887,7 @@ class Pipeline:
 
         def make(path: Path) -> None:
             limit = self.config.relabel.passage_tokens
-            counted = self.teacher.count_tokens([text[: 16 * limit] for text in texts])
-            write_json(path, [min(count, limit) for count in counted])
+            write_json(path, [min(count, limit) for count in self._teachers_tokens(texts)])
 
         counts = read_json(self.run.artifact(stage, parts, "tokens.json", make))
         return dict(zip(ids, counts, strict=True))
@@ -1112,13 +1136,13 @@ class Pipeline:
         result: dict[str, Any] = read_json(self.run.artifact("evaluate", parts, "results.json", make))
         return result
 
-    def report(self) -> Path:
-        """Write ``RUN/report.html``, and the cards of the model and the rows."""
+    def report(self, figures: Path | None = None) -> Path:
+        """Write ``RUN/report.html``, and the cards of the model and the rows; the plots, too, where a folder is named."""
         from gecko.publish import write_cards
         from gecko.report import write_report
 
         path = self.run.path / "report.html"
-        write_report(self, path)
+        write_report(self, path, figures)
         write_cards(self)
         return path
 

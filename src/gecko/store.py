@@ -479,12 +479,34 @@ class Run:
                 return self._rows(folder, manifest, kind)
         return None
 
-    def _verify(self, path: Path, shard: Shard, mend: str = "") -> None:
-        mend = mend or f"delete the folder {path.parent} to do the stage again"
+    def _verify(self, path: Path, shard: Shard) -> None:
+        stage = path.parent.name.partition("-")[0]  # relabel-2 is a part of relabel
+        again = f"gecko {stage} {self.path} makes it again"
+        mend = f"delete it, and {again}"
+        if path.parent.parent != self.path:
+            mend = again = f"delete the folder {path.parent}, and what it holds is paid for again"
         if not path.exists():
-            raise RunError(f"shard {path} is missing; {mend}")
+            raise RunError(f"shard {path} is missing; {again}")
         if file_sha256(path) != shard.sha256:
             raise RunError(f"shard {path} does not match its checksum (damaged or edited); {mend}")
+
+    def _lost(self, manifest: Manifest) -> list[int]:
+        """The places of the shards whose files were deleted. They are made again, the others are kept."""
+        folder = self.path / manifest.stage
+        lost = [place for place, shard in enumerate(manifest.shards) if not (folder / shard.file).exists()]
+        if lost:
+            self.say(f"{manifest.stage}: {len(lost)} of {len(manifest.shards)} parts are missing, and are made again")
+        return lost
+
+    def _reopened(self, manifest: Manifest) -> Manifest:
+        """A manifest up to the first shard that is lost; those behind it wait for their turn, as if made ahead."""
+        if lost := self._lost(manifest):
+            folder = self.path / manifest.stage
+            behind = {shard.index: shard for shard in manifest.shards[lost[0] :]} | self._ahead(folder, manifest)
+            self._write_part(folder / AHEAD, manifest, behind)  # first, so that a kill in between loses none
+            manifest.shards, manifest.done = manifest.shards[: lost[0]], False
+            self.save(manifest)
+        return manifest
 
     def execute(
         self,
@@ -514,7 +536,7 @@ class Run:
             RunError: a shard on disk is damaged.
             StorageError: the disk is full.
         """
-        manifest = self.prepare(stage, parts, growing)
+        manifest = self._reopened(self.prepare(stage, parts, growing))
         if manifest.done:
             return manifest
         items = shards() if callable(shards) else shards
@@ -557,7 +579,7 @@ class Run:
         share = self.share if self.share is not None and self.share.covers(stage) else None
         if share is not None:
             self._hold()  # it was let go if this is the second stage that is shared
-        manifest = self.prepare(stage, parts, growing)
+        manifest = self._reopened(self.prepare(stage, parts, growing))
         if manifest.done:
             return manifest
         return self._fill(manifest, kind, shards, job, engine, bar, key, share)
@@ -582,8 +604,7 @@ class Run:
         ahead = self._ahead(folder, manifest)
         own = {index: shard for index, shard in ahead.items() if share is None or share.has(index)}
         for shard in own.values():
-            again = f"delete it, and it is made again, or the folder {folder} to do the stage again"
-            self._verify(folder / shard.file, shard, again)
+            self._verify(folder / shard.file, shard)
         known.update(ahead)
         if share is None and ahead:
             self.say(f"{manifest.stage}: {len(ahead)} of {len(items)} parts were made out of turn, and are taken over")
@@ -718,28 +739,30 @@ class Run:
                 was killed makes them again from the first, and writes those that are missing.
 
         Raises:
-            RunError: a shard on disk is damaged, or the input is not what it was when the stage began.
+            RunError: a shard on disk is damaged, or the input is not what it was when the stage began. What was deleted is
+                made again.
             StorageError: the disk is full.
         """
         manifest = self.prepare(stage, parts)
-        if manifest.done:
+        lost = self._lost(manifest)
+        if manifest.done and not lost:
             return manifest
         written = len(manifest.shards)
-        for shard in manifest.shards:
-            self._verify(self.path / stage / shard.file, shard)
-        if written:
+        for place, shard in enumerate(manifest.shards):
+            if place not in lost:
+                self._verify(self.path / stage / shard.file, shard)
+        if written and not manifest.done:
             self.say(f"{stage}: continues at part {written + 1}")
         start = time.perf_counter()
         for index, (rows, counts) in enumerate(batches()):
-            if index < written:
-                if len(rows) != manifest.shards[index].rows:
-                    raise RunError(
-                        f"{self.path / stage}: the input of part {index + 1} has changed while the stage was not running; "
-                        f"delete the folder to do it again"
-                    )
-            else:
+            if index < written and len(rows) != manifest.shards[index].rows:
+                raise RunError(
+                    f"{self.path / stage}: the input of part {index + 1} has changed while the stage was not running; "
+                    f"delete the folder to do it again"
+                )
+            if index >= written or index in lost:
                 seconds = time.perf_counter() - start - counts.waited
-                manifest.shards.append(self._write_shard(stage, index, kind, rows, counts, seconds))
+                manifest.shards[index : index + 1] = [self._write_shard(stage, index, kind, rows, counts, seconds)]
                 self.save(manifest)
             start = time.perf_counter()
         manifest.done = True

@@ -14,6 +14,7 @@ import torch
 from gecko.config import BackboneConfig
 from gecko.encoder import load_encoder, save_model
 from gecko.encoder.build import add_lora, attends_both_ways, load_backbone, merge_lora, trained_weights
+from gecko.encoder.encoder import pooled_in_float32
 from gecko.errors import ConfigError
 
 WORDS = "a river stone bread light engine garden winter copper signal task query title text none search result : |"
@@ -266,3 +267,15 @@ def test_a_model_that_stays_causal_is_refused(raw, monkeypatch):
     monkeypatch.setattr("gecko.encoder.build.attends_both_ways", lambda _: False)
     with pytest.raises(ConfigError, match="LlamaModel.* attends to earlier tokens only"):
         load_backbone(str(raw("llama")))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "modernbert"])
+def test_a_bfloat16_copy_keeps_the_rotary_frequencies(raw, kind):
+    model = load_backbone(str(raw(kind)))
+    twin = pooled_in_float32(model, torch.bfloat16)
+    assert {weight.dtype for weight in twin[0].parameters()} == {torch.bfloat16}
+    kept, found = dict(model[0].named_buffers()), dict(twin[0].named_buffers())
+    assert any("inv_freq" in name for name in kept)
+    assert all(torch.equal(kept[name], found[name]) and kept[name].dtype == found[name].dtype for name in kept)
+    assert twin.encode(["one two"])[0].dtype.name == "float32"
+    assert {weight.dtype for weight in model[0].parameters()} == {torch.float32}

@@ -1,6 +1,7 @@
 import re
 import shutil
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
@@ -66,6 +67,19 @@ def test_whole_report(make_run, result):
     # generate and relabel, 10 s each
     assert f"took 20 s of teacher time (generate and relabel), {20 / rows:.2f} seconds a kept row" in page.text
     assert "earlier" not in page.text
+
+
+def test_the_plots_stand_alone_in_a_folder(make_run, result, tmp_path):
+    pipeline = make_run(result())
+    folder = tmp_path / "new" / "plots"
+    write_report(pipeline, tmp_path / "report.html", folder)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page == write(pipeline)
+    assert {path.name for path in folder.iterdir()} == {"gain.svg", "loss.svg", "time.svg", "seed.svg", "rc.svg"}
+    for path in folder.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert ElementTree.fromstring(text).tag.endswith("svg")
+        assert "var(--" not in text  # the page's colours are not there
 
 
 def test_what_the_teacher_changed_is_counted_over_all_judged_queries(make_run):

@@ -56,6 +56,18 @@ def test_equal_texts_have_equal_numbers_whatever_their_ids():
     assert ids.negatives[2, 0] == ids.query[0]
 
 
+@pytest.mark.parametrize("form", ["native", "unified"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rows_of_one_query_are_related_though_one_has_lost_its_task(form, symmetric):
+    one, other = row("a", "b", symmetric=symmetric), row("a", "c", symmetric=symmetric)
+    for rows in ([one, replace(other, task="")], [one, other]):
+        ids = RowIds.from_labels(torch.tensor(to_dataset(rows, form, LossConfig())["label"][:]))
+        assert ids.related().all()
+        assert ids.positive[0] != ids.positive[1]
+    asked = to_dataset([row("a", "b"), row("c", "a")], form, LossConfig())["label"][:]
+    assert RowIds.from_labels(torch.tensor(asked)).related().all()  # a passage that reads as a query of the batch
+
+
 def test_groups_are_counted_set_by_set_and_may_be_missing():
     ids = ids_of(
         [row("a", "b", group="1"), row("c", "d", group="1"), row("e", "f", group="1", dataset="t"), row("g", "h")]

@@ -142,6 +142,16 @@ def test_resumed_equals_uninterrupted(run, whole, stop_before, call):
     assert resumed[0].losses == whole[0].losses
 
 
+def test_a_resumed_training_keeps_the_precision_that_it_began_in(run, whole, stop_before, monkeypatch):
+    config = CONFIG.model_copy(update={"bf16": None})
+    monkeypatch.setattr(trainer, "has_fast_bfloat16", lambda _: False)
+    stop_before(4)
+    with pytest.raises(Stop):
+        run("cut", config=config)
+    monkeypatch.setattr(trainer, "has_fast_bfloat16", lambda _: True)  # measured anew, beside other work
+    assert equal(run("cut", config=config)[1], whole[1])
+
+
 def test_a_finished_training_is_not_repeated(run, stop_before):
     first = run()
     stop_before(1)
@@ -514,3 +524,4 @@ def test_few_rows_are_gone_through_more_often() -> None:
     assert enough_steps(few, 20) == few
     assert enough_steps(config, 19) is config  # and so do ten through fewer
     assert enough_steps(config.model_copy(update={"epochs": 12}), 20).epochs == 12
+    assert enough_steps(config.model_copy(update={"batch": 96, "devices": 3}), 46).batch == 18  # six rows a device

@@ -252,13 +252,18 @@ class Encoder:
 
 
 def pooled_in_float32(model: "SentenceTransformer", dtype: "torch.dtype | None" = None) -> "SentenceTransformer":
-    """A copy whose transformer computes in ``dtype`` (none: as it does); what follows it gets float32."""
+    """A copy whose transformer computes in ``dtype`` (none: as it does); what follows it gets float32.
+
+    Its buffers stay as they are: rotary frequencies in bfloat16 would turn every position by something else.
+    """
     import copy
 
     import torch
 
     twin = copy.deepcopy(model)
-    first = twin[0] if dtype is None else twin[0].to(dtype)
+    first = twin[0]
+    for weight in first.parameters() if dtype is not None else ():
+        weight.data = weight.data.to(dtype)
 
     def widen(_module: Any, _inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
         return {

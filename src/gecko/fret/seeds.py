@@ -9,6 +9,7 @@ grow. Once every passage was a seed, the neighbourhoods come again, without thos
 has grown, the seeds that the run has paid for come first, and the others are drawn from what is left.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -79,23 +80,23 @@ def draw_seeds(
             f"none of the {len(passages)} passages has {config.min_seed_chars} characters; lower generate.min_seed_chars"
         )
     begun = _still_free(first, passages, free)
-    already = sum(map(len, begun))
+    so_far = sum(map(len, begun))
     blocks: list[list[int]] = []
     for centre in rng.permutation(len(passages)):
-        if limit is not None and already + sum(map(len, blocks)) >= limit:
+        if limit is not None and so_far >= limit:
             break
         if not free[centre]:
             continue
-        if config.neighbourhood == 1:
-            blocks.append([int(centre)])
-            continue
-        near = vectors @ vectors[centre]
-        near[~free] = -np.inf
-        near[centre] = np.inf
-        size = min(config.neighbourhood, int(free.sum()))
-        chosen = np.argsort(-near, kind="stable")[:size]
-        free[chosen] = False
-        blocks.append([int(index) for index in chosen])
+        chosen = [int(centre)]
+        if config.neighbourhood > 1:
+            near = vectors @ vectors[centre]
+            near[~free] = -np.inf
+            near[centre] = np.inf
+            size = min(config.neighbourhood, int(free.sum()))
+            chosen = np.argsort(-near, kind="stable")[:size].tolist()
+            free[chosen] = False
+        blocks.append(chosen)
+        so_far += len(chosen)
     held = _heldout(len(begun) + len(blocks), config)
     drawn = begun + [
         [Seed(passages[index].id, "heldout" if number in held else "train") for index in block]
@@ -149,6 +150,20 @@ def within_count(blocks: Sequence[Sequence[Seed]], count: int) -> list[list[Seed
         chosen.append(list(block[:left]))
         left -= len(block)
     return chosen
+
+
+def most_seeds(budget: float, read: float, written: float, mine: MineConfig, config: GenerateConfig) -> int:
+    """More seeds than a budget buys: two neighbourhoods, or what it would buy if passages and prompts cost nothing.
+
+    Args:
+        budget: what is to be spent.
+        read: price of a token that is read, in the budget's unit.
+        written: of one that is written.
+        mine: N.
+        config: the size of a neighbourhood.
+    """
+    least = WRITTEN_TOKENS * written + mine.n * (QUERY_TOKENS + CONTROL_TOKENS) * read
+    return max(2 * config.neighbourhood, math.ceil(max(0.0, budget) / least))
 
 
 def prefix_costs(

@@ -26,6 +26,7 @@ EXAMPLES = 12
 TASKS = 15
 RATED = 3  # of the worst and of the best
 EXCERPT = 300
+PLOT = "_plot"  # what a plot's name ends with in the page's content
 RECORD_STAGES = ("ingest", "generate", "mine", "relabel", "rate", "select")
 TEACHER_STAGES = ("generate", "relabel", "rate")
 
@@ -39,18 +40,26 @@ class Shown:
     label: "Label | None"
 
 
-def write_report(pipeline: "Pipeline", path: Path) -> None:
+def write_report(pipeline: "Pipeline", path: Path, figures: Path | None = None) -> None:
     """Write the report of a run whose rows are selected; what is not measured yet is left out.
 
     Args:
         pipeline: of the run.
         path: of the HTML file.
+        figures: a folder for the report's plots, an SVG file each.
 
     Raises:
         RunError: a stage up to ``select`` is not finished, or a file is damaged.
-        StorageError: the disk refuses the file.
+        StorageError: the disk refuses a file.
     """
-    write_bytes(path, render("report.html.j2", _content(pipeline)).encode("utf-8"))
+    content = _content(pipeline)
+    write_bytes(path, render("report.html.j2", content).encode("utf-8"))
+    if figures is None:
+        return
+    for name, plot in (content | content["labels"]).items():
+        if name.endswith(PLOT) and plot is not None:
+            alone = plots.standalone(str(plot["svg"]))
+            write_bytes(figures / f"{name.removesuffix(PLOT)}.svg", alone.encode("utf-8"))
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:

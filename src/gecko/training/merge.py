@@ -43,7 +43,9 @@ def merge_models(specs: Sequence[str], folder: Path, method: Method = "soup", we
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is in use; give a folder that does not exist yet")
     first = load_encoder(specs[0])
-    merged = {name: value.double() if _merges(value) else value for name, value in first.model.state_dict().items()}
+    merged = {
+        name: value.cpu().double() if _merges(value) else value for name, value in first.model.state_dict().items()
+    }
     total = shares[0]
     for spec, share in zip(specs[1:], shares[1:], strict=True):
         other = load_encoder(spec)
@@ -51,7 +53,7 @@ def merge_models(specs: Sequence[str], folder: Path, method: Method = "soup", we
         total += share
         for name, value in other.model.state_dict().items():
             if _merges(value):
-                merged[name] = _between(merged[name], value.double(), share / total if total else 0.0, method)
+                merged[name] = _between(merged[name], value.cpu().double(), share / total if total else 0.0, method)
             elif not torch.equal(merged[name], value):
                 raise TrainingError(f"{spec}: {name} differs from that of {specs[0]}, and is no weight to be merged")
     own = first.model.state_dict()

@@ -48,8 +48,8 @@ def to_dataset(
     The columns: ``query``, ``positive``, ``negative_1`` to ``negative_K`` (K: the most that any row has; 0 where the
     loss uses none), ``candidate_1`` to ``candidate_C`` (the same, of the scored candidates), and ``label``, a list of
     8 + K + 2 C integers, see :meth:`gecko.training.loss.RowIds.from_labels`. Texts have equal numbers when they are
-    equal once rendered, or have the same id in the same set. Groups are counted set by set. With ``config.unique_ids``
-    the texts of a row whose group is a class, and not its positive, end in the row's number.
+    equal, whatever task or prompt stands before them, or have the same id in the same set. Groups are counted set by set.
+    With ``config.unique_ids`` the texts of a row whose group is a class, and not its positive, end in the row's number.
 
     Args:
         examples: the rows.
@@ -78,23 +78,19 @@ def to_dataset(
     }
     for row, (example, candidates) in enumerate(zip(examples, listed, strict=True)):
         _check(row, example, width)
-        query, positive, negatives = _rendered(row, example, form, config, own)
-        sides = list(zip((example.positive, *example.negatives), (positive, *negatives), strict=True))[: 1 + width]
-        shown = [(text, before_passages + render_passage(text, form)) for text, _ in candidates]
-        numbers, candidate_numbers = (
-            [
-                texts.of(("text", rendered), *([("id", example.dataset, text.id)] if text.id else []))
-                for text, rendered in some
-            ]
-            for some in (sides, shown)
-        )
+        mark = f" {row}" if config.unique_ids and is_class(example) else ""
+        query, positive, negatives = _rendered(example, form, own, mark)
+        sides = [example.positive, *example.negatives][: 1 + width]
+        numbers = [texts.of(*_keys(example, text, _plain(example, text) + mark)) for text in sides]
+        shown = [before_passages + render_passage(text, form) for text, _ in candidates]
+        candidate_numbers = [texts.of(*_keys(example, text, render_passage(text, "native"))) for text, _ in candidates]
         missing, empty = 1 + width - len(sides), scored - len(shown)
-        label = [texts.of(("text", query)), numbers[0]]
+        label = [texts.of(("text", example.query + mark)), numbers[0]]
         label += [groups.of((example.dataset, example.group)) if example.group else ABSENT]
         label += [_bits(example.weight), int(_same_tower(example, config)), row, width, scored]
         label += [*numbers[1:], *[ABSENT] * missing, *candidate_numbers, *[ABSENT] * empty]
         label += [*(_bits(fused) for _, fused in candidates), *[0] * empty]
-        written = (query, *(text for _, text in sides), *[FILLER] * missing, *(text for _, text in shown))
+        written = (query, positive, *negatives[:width], *[FILLER] * missing, *shown)
         for column, value in zip(columns.values(), (*written, *[FILLER] * empty, label), strict=True):
             column.append(value)
     _refuse_one_group(examples, columns["label"], width, config)
@@ -102,18 +98,25 @@ def to_dataset(
 
 
 def _rendered(
-    row: int, example: Example, form: InputFormat, config: LossConfig, own: Mapping[str, str | None]
+    example: Example, form: InputFormat, own: Mapping[str, str | None], mark: str
 ) -> tuple[str, str, list[str]]:
+    """(query, positive, negatives) as they are encoded; ``mark`` stands at the end of each."""
     query, positive, negatives = render_example(example, form)
     if example.symmetric:
         before_query = before_passage = symmetric_prompt(own, example.task)
     else:
         before_query, before_passage = native_prompt(own, "query"), native_prompt(own, "document")
-    query, positive = before_query + query, before_passage + positive
-    negatives = [before_passage + negative for negative in negatives]
-    if not (config.unique_ids and is_class(example)):
-        return query, positive, negatives
-    return f"{query} {row}", f"{positive} {row}", [f"{negative} {row}" for negative in negatives]
+    passages = [before_passage + text + mark for text in (positive, *negatives)]
+    return before_query + query + mark, passages[0], passages[1:]
+
+
+def _plain(example: Example, text: Text) -> str:
+    """A side as it reads whatever the format, the task and the model's prompts: as such it is compared with others."""
+    return text.text if example.symmetric else render_passage(text, "native")
+
+
+def _keys(example: Example, text: Passage | Text, plain: str) -> list[tuple[str, ...]]:
+    return [("text", plain), *([("id", example.dataset, text.id)] if text.id else [])]
 
 
 def is_class(example: Example) -> bool:

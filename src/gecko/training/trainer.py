@@ -47,7 +47,7 @@ from gecko.training.heldout import hold_out
 from gecko.training.loss import ABSENT, FIXED_COLUMNS, GeckoLoss, RowIds
 from gecko.training.rows import to_dataset
 
-VERSION = 3  # part of the fingerprint; raised when the same rows and settings give other weights
+VERSION = 4  # part of the fingerprint; raised when the same rows and settings give other weights
 FILES = "files.json"
 FINGERPRINT = "fingerprint.json"
 LORA = "lora.safetensors"
@@ -69,7 +69,7 @@ def enough_steps(config: TrainConfig, rows: int) -> TrainConfig:
     """
     if rows < TOO_FEW or config.epochs * -(-rows // config.batch) >= config.min_steps:
         return config
-    batch = min(config.batch, SMALL_BATCH)
+    batch = min(config.batch, -(-SMALL_BATCH // config.devices) * config.devices)  # each device has as many
     wanted = -(-config.min_steps // -(-rows // batch))
     epochs = max(config.epochs, min(wanted, MOST_EPOCHS))
     return config.model_copy(update={"batch": batch, "epochs": epochs})
@@ -113,8 +113,9 @@ def train(
     """
     config = enough_steps(config, len(examples))
     if config.devices > 1 and "RANK" not in os.environ:
-        job = Job(list(examples), start, folder, form, config, seed, checkpoints, sampling, passages)
-        return on_devices(job, say)
+        used = {key for example in examples for key in example.candidates} if config.loss.distill else set()
+        texts = {key: passages[key] for key in used if key in passages} if passages else None
+        return on_devices(Job(list(examples), start, folder, form, config, seed, checkpoints, sampling, texts), say)
     first = int(os.environ.get("RANK", "0")) == 0
     say = say if first else lambda _: None
     began = time.perf_counter()
@@ -141,7 +142,7 @@ def train(
         batches = _batches([examples[place] for place in kept], trained, config, sampling, seed)
         own = checkpoints / digest(*parts, *parts.values())
         args = _arguments(config, len(batches) // batches.processes, seed, own)
-        checkpoint = _last_checkpoint(own, parts, say) if first else None
+        checkpoint = _last_checkpoint(own, parts, args.bf16, say) if first else None
         args.distributed_state.wait_for_everyone()
         if not first:
             checkpoint = max(_whole_checkpoints(own), key=_step, default=None)
@@ -280,10 +281,20 @@ def _batches(
     return SetBatches(sets, lengths, config.batch // processes, sampling or Sampling(), seed, processes)
 
 
+def _bf16(config: TrainConfig, checkpoints: Path) -> bool:
+    """Whether to train in bfloat16: as it is set, as this training began, or where that is fast."""
+    if config.bf16 is not None:
+        return config.bf16
+    with contextlib.suppress(RunError):
+        if (checkpoints / FINGERPRINT).exists() and "bf16" in (known := read_json(checkpoints / FINGERPRINT)):
+            return bool(known["bf16"])
+    return has_fast_bfloat16(best_device())
+
+
 def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -> SentenceTransformerTrainingArguments:
     steps = config.epochs * -(-a_pass // config.accumulate)
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    return SentenceTransformerTrainingArguments(
+    args = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch,  # what makes the batches is given to the trainer ready-made
@@ -293,7 +304,7 @@ def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -
         warmup_steps=config.warmup_ratio,  # below 1, it is a share of all steps
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        bf16=has_fast_bfloat16(best_device()) if config.bf16 is None else config.bf16,
+        bf16=_bf16(config, checkpoints),
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
         seed=seed,
@@ -315,6 +326,8 @@ def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    args._n_gpu = min(args.n_gpu, 1)  # several in one process would be DataParallel's; train.devices is for them
+    return args
 
 
 def _collator(model: SentenceTransformer, config: TrainConfig) -> Collator:
@@ -536,7 +549,7 @@ class _Bar(TrainerCallback):
             self._progress.update(self._task, completed=state.global_step)
 
 
-def _last_checkpoint(folder: Path, parts: dict[str, str], say: Callable[[str], None]) -> Path | None:
+def _last_checkpoint(folder: Path, parts: dict[str, str], bf16: bool, say: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint of this very training; what is not whole is removed.
 
     Beside ``folder`` may lie those of trainings with other rows or settings. They stay, so that a setting that is changed
@@ -550,7 +563,7 @@ def _last_checkpoint(folder: Path, parts: dict[str, str], say: Callable[[str], N
                     known = read_json(other)
                 changed = ", ".join(key for key in parts if parts[key] != known.get(key))
                 say(f"{whole[-1]} is of another training ({changed} differ) and is kept; this one starts afresh")
-        write_json(folder / FINGERPRINT, parts)
+        write_json(folder / FINGERPRINT, {**parts, "bf16": bf16})
         return None
     whole = _whole_checkpoints(folder)
     for path in _checkpoints(folder):
@@ -609,7 +622,8 @@ def _mean_cosine(model: SentenceTransformer, texts: Sequence[str]) -> float:
         return 0.0
     vectors = model.encode(
         list(texts), normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False, prompt=""
-    ).double()
+    )
+    vectors = vectors.cpu().double()  # a Mac's GPU has no such numbers
     count = len(texts)
     return float((vectors.sum(dim=0).square().sum() - count) / (count * (count - 1)))
 
