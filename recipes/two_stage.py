@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gecko.config import load_config
+from gecko.config import RunConfig, load_config
 from gecko.errors import ConfigError, GeckoError
 from gecko.store import digest, read_json, write_json
 
@@ -174,7 +174,7 @@ def test_sets(given: argparse.Namespace, size: Size) -> Any:
 
 def measure(given: argparse.Namespace, size: Size, sets: Any, stages: dict[str, Path]) -> str:
     """All models on all sets, as a Markdown table; what was measured before is not measured again."""
-    tokens = load_config(HERE / f"two-stage-{given.size}.toml", given.set).train.max_tokens
+    config = load_config(HERE / f"two-stage-{given.size}.toml", given.set)
     stage1, fret, both = (str(stages[name] / "model") for name in ("stage1", "fret", "gecko"))
     wanted = [  # label, model, width, and what it is held against
         ("MiniLM", "minilm", None, None),
@@ -191,7 +191,7 @@ def measure(given: argparse.Namespace, size: Size, sets: Any, stages: dict[str, 
     rows = [["model", "dims", *names[: len(sets.retrieval)], "mean", *names[len(sets.retrieval) :], "difference to"]]
     bm25: list[str] = []
     for label, model, width, against in wanted:
-        found = measured(given.out / "measured", sets, tokens, size, model, width, against)
+        found = measured(given.out / "measured", sets, config, size, model, width, against)
         each = list(found["sets"].values())
         each.append(found.get("macro", each[0]))  # a single set is its own mean
         bm25 = [f"{row['bm25']:.3f}" for row in each]
@@ -256,11 +256,12 @@ def similarity_sets(data: Path, out: Path, size: Size) -> list[Any]:
 
 
 def measured(
-    folder: Path, sets: Any, tokens: int, size: Size, model: str, width: int | None, against: str | None
+    folder: Path, sets: Any, config: RunConfig, size: Size, model: str, width: int | None, against: str | None
 ) -> dict[str, Any]:
     """What ``gecko eval --json`` prints, and the width; from ``folder`` if it is there.
 
-    No model reads more than ``tokens`` of a text, so that the raw one, which has no bound of its own, has that of the others.
+    No model reads more than ``train.max_tokens`` of a text, so that the raw one, which has no bound of its own, has that of
+    the others.
     """
     from gecko.encoder import load_encoder, model_identity
     from gecko.evaluation.cache import KeptEmbeddings
@@ -269,10 +270,11 @@ def measured(
     from gecko.progress import Terminal
 
     def kept(spec: str, dim: int | None) -> KeptEmbeddings:
-        encoder = load_encoder(spec)
+        encoder = load_encoder(spec, pad_token=config.pretrain.backbone.pad_token)
         encoder.model.max_seq_length = min(tokens, encoder.model.max_seq_length or tokens)
         return KeptEmbeddings(encoder.truncated(dim) if dim else encoder, cache_folder() / "embeddings")
 
+    tokens = config.train.max_tokens
     models = [model_identity(spec) if spec else "" for spec in (model, against)]
     sizes = [f"{data.name}:{len(data.queries)}:{len(data.passages)}" for data in sets.retrieval]
     sizes += [data.name for data in sets.tasks]

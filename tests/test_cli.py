@@ -83,6 +83,18 @@ def test_a_setting_can_be_changed_for_one_stage(run: Path) -> None:
     assert "taken back from archive" in back.stderr
 
 
+def test_a_setting_of_the_corpus_reads_it_again(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    manifest = folder / "ingest" / "manifest.json"
+    before = sum(shard["rows"] for shard in json.loads(manifest.read_text())["shards"])
+    done = gecko("select", folder, "--set", "corpus.min_chars=70")
+    assert done.returncode == 0, done.stderr
+    assert 0 < sum(shard["rows"] for shard in json.loads(manifest.read_text())["shards"]) < before
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

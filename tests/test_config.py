@@ -286,6 +286,21 @@ def test_a_table_that_is_a_setting_takes_the_place_of_the_one_before(tmp_path: P
     assert change_config(first, None, ["generate.variables={}"]).generate.variables == {}
 
 
+@pytest.mark.parametrize("by_recipe", [True, False])
+def test_another_preset_takes_the_place_of_the_runs(tmp_path: Path, by_recipe: bool) -> None:
+    def changed(config: RunConfig, preset: str) -> RunConfig:
+        if by_recipe:
+            return change_config(config, recipe(tmp_path, f'preset = "{preset}"\n'))
+        return change_config(config, None, [f"preset={preset}"])
+
+    first = load_config(overrides=["generate.queries=50", "train.batch=32"])
+    paper = load_config(overrides=["preset=paper", "generate.queries=50", "train.batch=32"])
+    assert changed(first, "paper") == paper != first
+    assert changed(paper, "default") == first
+    own = load_config(overrides=["generate.queries=50", "train.min_steps=7"])  # not as the preset has it: it stays
+    assert changed(own, "paper").train.min_steps == 7
+
+
 def test_the_budget_of_a_command_holds_where_nothing_else_ends_the_run() -> None:
     assert load_config(budget="10m").budget == "10m"
     assert load_config(base={"budget": "1h"}, budget="10m").budget == "1h"

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 from sentence_transformers import SentenceTransformer
 
-from gecko.config import RunConfig, load_config
+from gecko.config import RunConfig, change_config, load_config
 from gecko.encoder import load_encoder
 from gecko.errors import PublishError, RunError
 from gecko.evaluation import evaluate_retrieval, load_beir
@@ -340,6 +340,21 @@ def test_push(both: Path) -> None:
     assert listed == {file for file in sent[1]["files"] if (both / "model" / file).is_file()}
     assert (made_rows[1]["repo_type"], made_rows[1]["private"]) == ("dataset", False)
     assert sent_rows[1]["files"] == ["README.md", FILE]
+
+
+def test_a_model_of_other_rows_is_not_pushed(both: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(both, folder)
+    with Run(folder) as run:
+        config = change_config(run.config, None, ["select.negative=none"])
+    with Run(folder, config, force=True) as run:
+        pipeline = Pipeline(run)
+        pipeline.through("select")
+        with pytest.raises(PublishError, match="was made from an earlier select.* run: gecko train .* gecko evaluate "):
+            push(pipeline, "me/mine", dry_run=True, api=Hub(), say=lambda _: None)
+        push(pipeline, "me/rows", "dataset", dry_run=True, api=Hub(), say=lambda _: None)
+        pipeline.evaluate()
+        push(pipeline, "me/mine", dry_run=True, api=Hub(), say=lambda _: None)
 
 
 def test_a_hub_that_refuses(both: Path) -> None:

@@ -15,7 +15,7 @@ from gecko.paid import all_scores
 from gecko.pipeline import Pipeline
 from gecko.progress import Ui
 from gecko.prompts import Prompt
-from gecko.records import Example
+from gecko.records import Example, Score
 from gecko.store import Run, digest
 
 
@@ -26,11 +26,16 @@ class Second(FakeLM):
     asked = 0
 
     def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:
-        Second.asked += sum(len(group.queries) for group in groups)
+        type(self).asked += sum(len(group.queries) for group in groups)
         return [
             [(-1.0 - int(digest(group.passage, query)[:4], 16) / 65536, 1) for query in group.queries]
             for group in groups
         ]
+
+
+class Third(Second):
+    name, identity = "third", "third-1"
+    asked = 0
 
 
 class Mute(FakeLM):
@@ -44,7 +49,7 @@ class Mute(FakeLM):
 
 @pytest.fixture(autouse=True)
 def teachers(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"fake": FakeLM, "second": Second, "mute": Mute}
+    known = {"fake": FakeLM, "second": Second, "third": Third, "mute": Mute}
 
     def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> FakeLM:
         return known[spec]()
@@ -52,6 +57,7 @@ def teachers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "load_teacher", load_teacher)
     monkeypatch.setattr(load, "teacher_identity", lambda spec: known[spec].identity)
     monkeypatch.setattr(Second, "asked", 0)
+    monkeypatch.setattr(Third, "asked", 0)
 
 
 def settings(folder: Path, words: list[str], model: Path, *more: str):
@@ -90,6 +96,20 @@ def test_two_teachers(tmp_path: Path, words: list[str], tiny_model: Path) -> Non
     with Run(folder, settings(tmp_path, words, tiny_model), force=True) as run:  # and back: nobody is asked again
         assert rows_of(Pipeline(run, force=True)) == alone
     assert Second.asked == count
+
+
+def test_teachers_in_another_place_of_the_list_are_not_asked_again(
+    tmp_path: Path, words: list[str], tiny_model: Path
+) -> None:
+    folder, asked = tmp_path / "run", []
+    for teachers in ('["second","third"]', '["third","second"]', '["third"]', "[]", '["third","second"]'):
+        given = settings(tmp_path, words, tiny_model, f"relabel.teachers={teachers}")
+        with Run(folder, given, force=True) as run:
+            rows_of(Pipeline(run, force=True))
+            assert len(all_scores(run)) == (1 + teachers.count('d"')) * len(run.read("relabel", Score))
+        asked.append((Second.asked, Third.asked))
+    assert 0 < asked[0][0] == asked[0][1]
+    assert len(set(asked)) == 1
 
 
 def test_a_teacher_without_likelihood(tmp_path: Path, words: list[str], tiny_model: Path) -> None:

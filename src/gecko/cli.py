@@ -138,6 +138,12 @@ def _distil(
         print(f"model: {folder / 'model'}   report: {folder / 'report.html'}   {time.perf_counter() - began:.0f} s")
 
 
+def _left_out(counts: Any, ui: Terminal) -> None:
+    """Say what was not read as it stands, where there is such."""
+    if said := [f"{count:,} {what}" for what, count in [*counts.drops.items(), *counts.notes.items()] if count]:
+        ui.say(f"of what was read: {', '.join(said)}")
+
+
 def _print(table: Table, width: int = 120) -> None:
     # A pipe has no width of its own; 80 columns would cut the numbers.
     Console(width=None if sys.stdout.isatty() else width).print(table)
@@ -197,8 +203,12 @@ def _stage(
             return
         with Run(path, say=ui.say) as run:
             config = change_config(run.config, recipe, sets or ()) if sets or recipe else None
+            before = run.config
         with Run(path, config, force=True, say=ui.say) as run:
-            yield Pipeline(run, ui, force=force, engine=engine)
+            pipeline = Pipeline(run, ui, force=force, engine=engine)
+            if run.config.corpus != before.corpus:
+                pipeline.ingest()
+            yield pipeline
 
 
 def _shared_stage(
@@ -544,37 +554,56 @@ def embed(
     task: Task = "RETRIEVAL_DOCUMENT",
     dim: Dim = None,
     output: Annotated[str, typer.Option(help="float32, int8 or binary.")] = "float32",
+    split: Annotated[
+        bool,
+        typer.Option("--split", help="Make passages of long texts, and drop repeated ones, as distill and search do."),
+    ] = False,
     precision: PrecisionOption = "auto",
     engine: EngineName = "local",
     address: Address = None,
     workers: Workers = None,
 ) -> None:
-    """Turn texts into vectors: any source of gecko distill, or lines of standard input."""
+    """Turn texts into vectors: any source of gecko distill, or lines of standard input.
+
+    A text is one vector, of as much of it as the model reads; --split gives one a passage.
+    """
     import json
     from itertools import chain
     from typing import get_args
 
-    from gecko.corpus.readers import read_source
+    from gecko.config import CorpusConfig
+    from gecko.corpus import ingest as read_corpus
+    from gecko.corpus.readers import Reader, read_source
     from gecko.encoder import load
     from gecko.encoder.engine import Precision
     from gecko.encoder.vectors import Output
     from gecko.search import BulkConfig, embed_rows, embed_to_folder, read_lines
+    from gecko.work import Counts
 
     config = BulkConfig(task=task, dim=dim, output=_one_of("--output", output, get_args(Output)))
     embedder = load(model, precision=_one_of("--precision", precision, get_args(Precision)))
-    specs = inputs or ["-"]
-    rows = chain.from_iterable(read_lines(sys.stdin.buffer) if spec == "-" else read_source(spec) for spec in specs)
-    if out is not None:
-        ui, began = Terminal(), time.perf_counter()
-        with _engine(engine, address, workers, ui) as used:
-            manifest = embed_to_folder(embedder, rows, out, config, ui, used)
-        ui.say(f"{manifest.rows:,} vectors in {out}   {time.perf_counter() - began:.0f} s")
-        return
-    if engine != "local":
+    specs, counts, ui = inputs or ["-"], Counts(), Terminal()
+    if split and "-" in specs:
+        raise ConfigError("--split: lines of standard input are taken as they are; give files or folders")
+    if out is None and engine != "local":
         raise ConfigError(f"--engine {engine}: give a folder with -o")
-    for batch, vectors in embed_rows(embedder, rows, config):
-        for row, vector in zip(batch, vectors, strict=True):
-            print(json.dumps({"id": row.id, "embedding": vector.tolist()}))
+    if split:
+        rows = read_corpus(CorpusConfig(sources=specs), counts)
+    else:
+        reader = Reader(counts=counts)
+        rows = chain.from_iterable(
+            read_lines(sys.stdin.buffer) if spec == "-" else read_source(spec, reader) for spec in specs
+        )
+    with _engine(engine, address, workers, ui) as used:
+        if out is not None:
+            began = time.perf_counter()
+            manifest = embed_to_folder(embedder, rows, out, config, ui, used)
+            ui.say(f"{manifest.rows:,} vectors in {out}   {time.perf_counter() - began:.0f} s")
+        else:
+            for batch, vectors in embed_rows(embedder, rows, config):
+                for row, vector in zip(batch, vectors, strict=True):
+                    print(json.dumps({"id": row.id, "embedding": vector.tolist()}))
+    _left_out(counts, ui)
 
 
 @app.command()
@@ -608,11 +637,18 @@ def search(
     config = IndexConfig(
         kind=_one_of("--kind", kind, get_args(Kind)), store=_one_of("--store", store, get_args(Store)), dim=dim
     )
+    for source in corpus:
+        if index is not None and index.absolute().is_relative_to(Path(source).expanduser().absolute()):
+            raise ConfigError(
+                f"--index {index} lies in the corpus folder {source}, whose files it would be; give one outside"
+            )
     embedder = load(model)
     sources = sources_identity(corpus)
     folder = index or default_folder(embedder, sources, config)
-    passages = read_corpus(CorpusConfig(sources=corpus), Counts())
+    counts = Counts()
+    passages = read_corpus(CorpusConfig(sources=corpus), counts)
     with build_index(embedder, passages, folder, config, ui, sources=sources) as built:
+        _left_out(counts, ui)
         ui.say(f"{len(built):,} passages, {built.manifest.kind} index, {built.manifest.store} vectors, in {folder}")
         for text in query or _typed_queries():
             hits = built.search([text], k, method=how, task=task)[0]
@@ -769,7 +805,9 @@ def serve(
         from gecko.corpus import ingest as read_corpus
         from gecko.work import Counts
 
-        passages = list(read_corpus(CorpusConfig(sources=corpus), Counts()))
+        counts = Counts()
+        passages = list(read_corpus(CorpusConfig(sources=corpus), counts))
+        _left_out(counts, ui)
     models = load_models(model, start, name, _one_of("--precision", precision, get_args(Precision)))
     search = embed_corpus(models, passages, ui) if passages else None
     run(Service(models, config, keys, search), listener, ui.say, log_requests=log_requests)

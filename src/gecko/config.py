@@ -597,7 +597,7 @@ def load_config(
 
 
 def change_config(config: RunConfig, path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The settings of a run that exists with those of a recipe (and of its preset, if it names one) put over them.
+    """The settings of a run with those of a recipe put over them; a preset that is named takes the place of the run's.
 
     Args:
         config: the run's settings.
@@ -607,11 +607,24 @@ def change_config(config: RunConfig, path: Path | None, overrides: Sequence[str]
     Raises:
         ConfigError: as for :func:`load_config`.
     """
-    recipe = _read_recipe(path) if path else {}
+    recipe, given = _read_recipe(path) if path else {}, override({}, overrides)
     values = config.model_dump()
-    for layer in (_preset(recipe["preset"]) if "preset" in recipe else {}, recipe, override({}, overrides)):
+    layers = [recipe, given]
+    if preset := given.get("preset", recipe.get("preset")):
+        _unset(values, PRESETS[config.preset])
+        layers.insert(0, _preset(preset))
+    for layer in layers:
         _merge(values, layer)
     return make_config(values, str(path) if path else "--set")
+
+
+def _unset(values: dict[str, Any], preset: Mapping[str, Any]) -> None:
+    """Take out what is as a preset has it, so that it becomes the fields' default."""
+    for key, value in preset.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+            _unset(values[key], value)
+        elif values.get(key) == value:
+            del values[key]
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

@@ -175,7 +175,11 @@ def paid_scores(
 ) -> PaidScores:
     """All scores that earlier stages of this run had made of ``queries``, where query and passage read as they did."""
     paid = PaidScores()
-    for folder, manifest in run.earlier(stage, parts, growing):
+    teachers = sorted(
+        path.name for path in run.path.glob("relabel*")
+    )  # one may have stood in another place of the list
+    archived = (path.name.rpartition("-")[0] for path in (run.path / "archive").glob("relabel*"))
+    for folder, manifest in run.earlier(stage, parts, growing, {*teachers, *archived}):
         asked = run.made("generate", manifest.parts["queries"], Query)
         if asked is None:
             continue  # without the texts nobody can say what the scores are of

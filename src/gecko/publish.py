@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gecko.config import RunConfig
-from gecko.errors import PublishError, RunError
+from gecko.errors import GeckoError, PublishError, RunError
 from gecko.fret.release import FILE, read_release, released_rows, write_release
 from gecko.prompts import load_prompt
 from gecko.store import CARD, Run, digest, read_json, write_bytes
@@ -45,10 +45,11 @@ def write_cards(pipeline: "Pipeline") -> None:
 
 
 def _model_card(pipeline: "Pipeline") -> str:
+    from gecko.report import stale_stages
     from gecko.report.cards import model_card
 
     manifest, path = pipeline.run.manifest("evaluate"), pipeline.run.path / "evaluate" / "results.json"
-    done = manifest is not None and manifest.done and path.exists()
+    done = manifest is not None and manifest.done and path.exists() and not stale_stages(pipeline.run)
     return model_card(pipeline, read_json(path) if done else None)
 
 
@@ -133,6 +134,14 @@ def push(
         validate_repo_id(repo)
     except HFValidationError as error:
         raise PublishError(f"{repo!r} is no name of a repository ({error}); write OWNER/NAME") from error
+    from gecko.report import stale_stages
+
+    if kind == "model" and (stale := stale_stages(pipeline.run)):
+        path = pipeline.run.path
+        raise PublishError(
+            f"{path}: {'; '.join(stale)}, so that the card would tell of another model than the one that is there; run: "
+            f"gecko train {path}, then: gecko evaluate {path}"
+        )
     write_cards(pipeline)
     folder = pipeline.run.path / "model" if kind == "model" else dataset_folder(pipeline)
     if not folder.exists():
@@ -183,4 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except GeckoError as failure:
+        raise SystemExit(f"error: {failure}") from None

@@ -58,6 +58,11 @@ Item = TypeVar("Item")
 
 def digest(*parts: str | bytes) -> str:
     """A hash of several strings in which their borders count; 16 hexadecimal digits."""
+    return digest_of(parts)
+
+
+def digest_of(parts: Iterable[str | bytes]) -> str:
+    """:func:`digest` of strings that come one by one."""
     joined = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8") if isinstance(part, str) else part
@@ -446,17 +451,24 @@ class Run:
                 f"run, another folder, or delete the folder {folder} to do the stage again"
             ) from error
 
-    def earlier(self, stage: str, parts: Mapping[str, str], growing: Collection[str]) -> list[tuple[Path, Manifest]]:
+    def earlier(
+        self, stage: str, parts: Mapping[str, str], growing: Collection[str], alike: Collection[str] = ()
+    ) -> list[tuple[Path, Manifest]]:
         """What the stage made before of the same ``parts``, but for those named in ``growing``; the longest first.
 
-        Its shards may be fewer than were planned: a stage that never ended has paid for those it has.
+        Its shards may be fewer than were planned: a stage that never ended has paid for those it has. The stages named in
+        ``alike`` do the same work, so that what they made counts, too.
         """
 
         def fixed(parts: Mapping[str, str]) -> dict[str, str]:
             return {key: value for key, value in parts.items() if key not in growing}
 
         found = []
-        for folder, manifest in self.archived(stage):
+        made = [entry for name in dict.fromkeys((stage, *alike)) for entry in self.archived(name)]
+        for name in alike:
+            if name != stage and (manifest := self.manifest(name)) is not None:
+                made.append((self.path / name, manifest))
+        for folder, manifest in made:
             if fixed(manifest.parts) == fixed(parts):
                 ahead = self._ahead(folder, manifest)
                 manifest.shards += [ahead[index] for index in sorted(ahead)]

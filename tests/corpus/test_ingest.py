@@ -171,6 +171,15 @@ def test_near_duplicates_are_found_and_named(source):
     assert len(passages) == 41
 
 
+def test_near_duplicates_of_a_script_without_spaces(source):
+    one = "".join(chr(0x4E00 + (7 * step * step) % 997) for step in range(60))
+    other = "".join(chr(0x4E00 + (11 * step * step + 5) % 991) for step in range(60))
+    rows = [{"id": "a", "text": one}, {"id": "b", "text": other}, {"id": "c", "text": one[:-2] + other[:2]}]
+    passages, counts = run(source(*rows), near_duplicates=0.8)
+    assert [passage.id for passage in passages] == ["a", "b"]
+    assert counts.drops == {"near duplicate": 1}
+
+
 def test_minhash_agrees_with_jaccard():
     from gecko.corpus.duplicates import Seen
 

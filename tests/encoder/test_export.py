@@ -6,7 +6,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 import gecko
-from gecko.encoder import export, save_model
+from gecko.encoder import export, load_encoder, save_model
 from gecko.encoder.export import export_model
 from gecko.errors import ConfigError
 
@@ -41,6 +41,16 @@ def test_an_exported_model_is_the_model(source: Path, tmp_path: Path, target, in
         gecko.load(str(tmp_path / "out"), precision="bfloat16")
     with pytest.raises(ConfigError, match="not empty"):
         export_model(str(source), tmp_path / "out", target)
+
+
+def test_an_export_into_the_working_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    export_model(str(source), Path(), "onnx")
+    assert gecko.load(str(folder)).dim == 32
+    with pytest.raises(ConfigError, match="is an exported model, which gecko embed, search and serve read"):
+        load_encoder(str(folder))
 
 
 def test_the_graph_runs_without_gecko(source: Path, tmp_path: Path) -> None:

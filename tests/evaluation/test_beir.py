@@ -34,6 +34,16 @@ def test_reads(tmp_path: Path) -> None:
     assert data.unknown_documents == data.unknown_queries == 0
 
 
+def test_queries_that_are_passages_do_not_find_themselves(tmp_path: Path) -> None:
+    folder = write(tmp_path / "arguana")
+    assert not load_beir(str(folder)).exclude_own
+    (folder / "queries.jsonl").write_text('{"_id": "d1", "text": "one "}\n{"_id": "d2", "text": "two"}\n')
+    (folder / "qrels" / "test.tsv").write_text("d1\td2\t1\nd2\td1\t1\n")
+    assert load_beir(str(folder)).exclude_own
+    (folder / "queries.jsonl").write_text('{"_id": "d1", "text": "uno"}\n{"_id": "d2", "text": "dos"}\n')
+    assert not load_beir(str(folder)).exclude_own  # the ids alone say nothing
+
+
 def test_split_and_header(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", "q1\td1\t1\r\nq1\tgone\t1\nqx\td1\t1\n")
     (folder / "qrels" / "dev.tsv").write_text("q2\td2\t1\n")

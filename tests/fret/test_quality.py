@@ -6,10 +6,11 @@ import pytest
 
 from gecko.config import SelectConfig
 from gecko.fret.fuse import Label
-from gecko.fret.quality import copied, kind, leaked, near_by_vectors, near_by_words, words
+from gecko.fret.quality import copied, kind, leaked, near_by_vectors, near_by_words
 from gecko.fret.select import select
 from gecko.records import Passage, Query
 from gecko.store import Counts
+from gecko.text import words
 
 
 def test_copied_words():

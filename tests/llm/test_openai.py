@@ -23,7 +23,7 @@ from gecko.config import RelabelConfig
 from gecko.errors import ConfigError, TeacherError
 from gecko.llm.base import Group, Sampling
 from gecko.llm.load import load_teacher, teacher_identity
-from gecko.llm.openai import KNOWN, Address, OpenAILM, Patience, _label, defused, key_for, parse_address
+from gecko.llm.openai import KNOWN, Address, OpenAILM, Patience, _label, _written, defused, key_for, parse_address
 from gecko.llm.transformers import TransformersLM
 from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
@@ -163,6 +163,11 @@ def test_what_a_server_cannot_do(process: str) -> None:
 
 
 # --- a server that fails
+
+
+def test_half_a_character_is_replaced() -> None:
+    assert _written({"choices": [{"text": json.loads('"so \\ud83d"')}]}) == "so \ufffd"
+    assert _written({"choices": [{"message": {"content": "so \U0001f600"}}]}) == "so \U0001f600"
 
 
 class Words:

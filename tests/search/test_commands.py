@@ -40,3 +40,38 @@ def test_embed_and_search(tiny_model: Path, words: list[str], tmp_path: Path, mo
     typed = gecko("search", tiny_model, corpus, stdin=f"{texts[7]}\n")
     assert texts[7] in typed.stdout
     assert len(list((tmp_path / "cache" / "gecko" / "index").iterdir())) == 1
+
+
+def test_what_is_not_read_is_told(tiny_model: Path, words: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "README.md").write_text(f"# Read me\n\n{' '.join(words[:8])}\n")
+    (folder / "rows.jsonl").write_text('{"text": "a row beside documents"}\n')
+    (folder / ".#lock").symlink_to(folder / "gone")
+    for _ in range(2):
+        first = gecko("search", tiny_model, folder, "--index", tmp_path / "index", "-q", words[3])
+        (folder / ".git").mkdir(exist_ok=True)
+        (folder / ".git" / "head").write_text("no part of the corpus")
+    assert "building" not in first.stderr
+    first = gecko("search", tiny_model, folder, "--index", tmp_path / "other", "-q", words[3])
+    assert "1 files skipped: rows beside documents" in " ".join(first.stderr.split())
+    assert "1 files skipped: rows beside documents" in " ".join(gecko("embed", tiny_model, folder).stderr.split())
+    with pytest.raises(ConfigError, match="index lies in the corpus folder"):
+        gecko("search", tiny_model, folder, "--index", folder / "index", "-q", words[3])
+
+
+def test_long_texts_are_split_if_asked(tiny_model: Path, words: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "long.md"
+    text = "\n\n".join(f"## Part {n}\n\n" + " ".join(words[n % 20 : n % 20 + 9]) * 40 for n in range(6))
+    file.write_text(f"# All\n\n{text}\n")
+    assert len(gecko("embed", tiny_model, file).stdout.splitlines()) == 1
+    ids = [json.loads(line)["id"] for line in gecko("embed", tiny_model, file, "--split").stdout.splitlines()]
+    found = json.loads(
+        gecko("search", tiny_model, file, "--index", tmp_path / "i", "--json", "-k", 100, "-q", words[3]).stdout
+    )
+    assert sorted(ids) == sorted(hit["passage"]["id"] for hit in found["hits"])
+    assert len(ids) > 1
+    with pytest.raises(ConfigError, match="--split: lines of standard input are taken as they are"):
+        gecko("embed", tiny_model, "--split", stdin="a\n")
+    with pytest.raises(ConfigError, match="--workers: for --engine ray only"):
+        gecko("embed", tiny_model, "--workers", 3, stdin="a\n")

@@ -57,6 +57,11 @@ def test_openai_options(live: Live, tiny: Embedder, task: str) -> None:
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
     numbers = live.ask("/v1/embeddings", asked | {"encoding_format": "float"}).json["data"][0]["embedding"]
     assert np.array_equal(np.float32(numbers), vector)  # the digits lose nothing
+    for same in (
+        {"encoding_format": None},
+        {"encoding_format": "float", "task": task.lower() if "_" in task else task},
+    ):
+        assert live.ask("/v1/embeddings", asked | same).json["data"][0]["embedding"] == numbers
 
 
 def test_task_in_the_models_name(live: Live, tiny: Embedder) -> None:
@@ -134,6 +139,7 @@ OPENAI: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "tiny"}, 400, "input: Field required"),
     ({"model": "text-embedding-3-small", "input": "a"}, 404, "this server has: tiny-start, tiny"),
     ({"model": "tiny@NOTHING", "input": "a"}, 400, "RETRIEVAL_QUERY, RETRIEVAL_DOCUMENT"),
+    ({"model": "tiny@no-thing", "input": "a"}, 400, "task: 'no-thing' is not known"),
     ({"model": "tiny", "input": [1, 2, 3]}, 400, "token arrays are not read.*check_embedding_ctx_length=False"),
     ({"model": "tiny", "input": [[1, 2], [3]]}, 400, "token arrays are not read"),
     ({"model": "tiny", "input": []}, 400, "no text"),

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,6 +102,29 @@ def test_a_source_that_is_not_there_or_empty_is_named(tmp_path):
         list(read_rows("s", str(tmp_path / "gone")))
     with pytest.raises(TrainingError, match="set 's': the folder .* holds no file"):
         list(read_rows("s", str(tmp_path)))
+
+
+def test_the_identity_of_a_set_on_the_hub_outlasts_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def silent(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setenv("GECKO_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", silent)
+    unseen = source_identity("s", "hf:a/b")
+    seen = []
+    for commit in ("one", "two"):
+        monkeypatch.setattr(
+            huggingface_hub.HfApi, "dataset_info", lambda *_, commit=commit, **__: SimpleNamespace(sha=commit)
+        )
+        seen.append(source_identity("s", "hf:a/b"))
+        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", silent)
+        assert source_identity("s", "hf:a/b") == seen[-1]
+    assert len({unseen, *seen}) == 3
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert source_identity("s", "hf:a/b") == seen[-1]
 
 
 def test_the_identity_follows_the_content(tmp_path):

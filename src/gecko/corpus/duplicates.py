@@ -1,24 +1,23 @@
 """What was seen before: ids, exact texts and near duplicates, in a private temporary database.
 
 SQLite keeps the tables in a page cache of fixed size and spills the rest to a file that vanishes with the process, so
-memory does not grow with the corpus. Near duplicates are found by MinHash over word triples: equal bands of the
+memory does not grow with the corpus. Near duplicates are found by MinHash over word triples (of a script without spaces
+each character is a word): equal bands of the
 signature propose a pair, the whole signatures decide.
 """
 
-import re
 import sqlite3
 from array import array
 from typing import Any
 
 from gecko.errors import CorpusError
+from gecko.text import words
 
 CACHE_KB = 65_536
 PERMUTATIONS = 128
 BAND = 8  # 16 bands of 8: a pair of Jaccard similarity 0.8 is proposed with 95 %, one of 0.9 with 99.99 %
 SHINGLE = 3
 SEED = 1
-
-_WORD = re.compile(r"\w+")
 
 _TABLES = """
 CREATE TABLE id (key BLOB PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
@@ -64,10 +63,10 @@ class Seen:
     def near(self, identifier: str, text: str) -> tuple[str, float] | None:
         """The first kept text that this one nearly repeats, and their similarity; none: the text is kept from now on."""
         assert self.threshold is not None
-        words = _WORD.findall(text.lower())
-        if len(words) < SHINGLE:
+        found = words(text)
+        if len(found) < SHINGLE:
             return None  # nothing to compare
-        signature = _signature([" ".join(words[at : at + SHINGLE]) for at in range(len(words) - SHINGLE + 1)])
+        signature = _signature([" ".join(found[at : at + SHINGLE]) for at in range(len(found) - SHINGLE + 1)])
         value = signature.tobytes()
         width = signature.itemsize * BAND
         keys = [

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from gecko.corpus.bounds import EXPANSION, EXPANSION_FLOOR
+from gecko.text import whole_characters
 
 HTML_ENDINGS = (".html", ".htm", ".xhtml")
 
@@ -102,12 +103,7 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
         return {"error": str(error)}
     except (Exception, RecursionError) as error:
         return {"error": f"{type(error).__name__}: {error}"[:300]}
-    return {"title": _whole(title), "text": _whole(text)}
-
-
-def _whole(text: str) -> str:
-    """The text with halves of surrogate pairs, which parsers let through, joined or replaced."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return {"title": whole_characters(title), "text": whole_characters(text)}
 
 
 def _send(out: BinaryIO, value: dict[str, str]) -> None:

@@ -172,6 +172,15 @@ def read_placed(spec: str, reader: Reader) -> Iterator[Placed]:
         ) from error
 
 
+def source_files(spec: str) -> list[Path]:
+    """The files that a source is read from, in order.
+
+    Raises:
+        CorpusError: as :func:`read_source`, where it does not exist.
+    """
+    return [file.path for file in _files(spec, Counts(), members=False)]
+
+
 def source_identity(spec: str) -> str:
     """A hash of what the passages of a source depend on: the content of its files.
 

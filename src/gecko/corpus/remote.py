@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gecko.errors import CorpusError
-from gecko.store import digest, tree_sha256
+from gecko.store import digest, digest_of, tree_sha256
 
 Row = tuple[str, Mapping[str, Any], str]
 
@@ -34,7 +34,7 @@ def rows_identity(spec: str) -> str:
     if spec.startswith("hf:"):
         name = _parsed(spec)["name"] or ""
         return digest(spec, tree_sha256(Path(name)) if Path(name).exists() else str(_revision(name)))
-    return digest(*(repr(sorted(row.items())) for _, row, _ in _query(spec)))
+    return digest_of(repr(sorted(row.items())) for _, row, _ in _query(spec))
 
 
 def _parsed(spec: str) -> dict[str, str | None]:

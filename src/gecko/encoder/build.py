@@ -48,28 +48,31 @@ def load_backbone(target: str, config: BackboneConfig | None = None, seed: int =
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util.file_io import is_sentence_transformer_model
 
+    from gecko.encoder.encoder import hub_commit
+
     config = config or BackboneConfig()
     loading: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
     here = Path(target)
+    revision = None if here.is_dir() else hub_commit(target) or None  # the commit that the model's identity names
     made = (here / "modules.json").exists() if here.is_dir() else is_sentence_transformer_model(target)
     if made:
-        from gecko.encoder.encoder import hub_commit
-
-        revision = None if here.is_dir() else hub_commit(target) or None  # the commit that the model's identity names
         model = SentenceTransformer(target, revision=revision, trust_remote_code=False, model_kwargs=loading)
     else:
-        model = _around(_transformer(target, loading, config))
+        model = _around(_transformer(target, revision, loading, config))
     if config.projection is not None and config.projection != model.get_embedding_dimension():
         _project(model, config.projection, target, seed)
     return model
 
 
-def _transformer(target: str, loading: dict[str, Any], config: BackboneConfig) -> "Transformer":
+def _transformer(target: str, revision: str | None, loading: dict[str, Any], config: BackboneConfig) -> "Transformer":
     from sentence_transformers.base.modules import Transformer
 
+    pinned = {} if revision is None else {"revision": revision}
     module: Transformer = Transformer(
         target,
-        model_kwargs={**loading, "trust_remote_code": False},
+        model_kwargs={**loading, **pinned, "trust_remote_code": False},
+        config_kwargs=pinned,
+        processor_kwargs=pinned,
         modality_config=_TEXT_ONLY,
         module_output_name="token_embeddings",
     )

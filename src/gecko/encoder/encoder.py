@@ -69,6 +69,13 @@ def resolve_model(spec: str) -> str:
     folder = Path(spec).expanduser()
     if spec and any((folder / name).is_file() for name in ("modules.json", "config.json")):
         return str(folder)
+    from gecko.encoder.export import CARD
+
+    if spec and (folder / CARD).is_file():
+        raise ConfigError(
+            f"model {spec} is an exported model, which gecko embed, search and serve read; here the model is needed that it "
+            "was made from"
+        )
     if spec and folder.is_dir():
         raise ConfigError(f"model {spec}: the folder holds neither modules.json nor config.json; give {_ACCEPTED}")
     raise ConfigError(f"model {spec!r} is not known; give {_ACCEPTED}")

@@ -92,6 +92,7 @@ def export_model(spec: str, folder: Path, target: Target, *, int8: bool = False)
         max_tokens=window_of(model),
         padding=model.tokenizer.pad_token_id or 0,
     )
+    folder = folder.absolute()  # "." has no name
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -8,7 +8,7 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,14 @@ def load_beir(spec: str, split: str | None = None) -> RetrievalSet:
         unknown_documents=sum(document not in known for key, _ in queries for document in judged[key]),
         unknown_queries=len(judged) - len(queries),
         symmetric=folder.resolve().name.lower() in SYMMETRIC,
+        exclude_own=_are_passages(queries, passages),
     )
+
+
+def _are_passages(queries: Sequence[tuple[str, str]], passages: Sequence[Passage]) -> bool:
+    """Whether most queries are passages of the set, as in ArguAna: equal ids can be chance, so their texts must be equal."""
+    texts = {passage.id: passage.text.split() for passage in passages}
+    return 2 * sum(texts.get(key) == query.split() for key, query in queries) > len(queries)
 
 
 def parse_spec(spec: str, split: str | None) -> tuple[Path, str]:

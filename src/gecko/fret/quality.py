@@ -11,22 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from gecko.text import words
+
 NGRAM = 3
 TITLE_WORDS = 2  # a title of one word is often the only name that a thing has
 QUERY_BLOCK = 512
 
-# Scripts that are written without spaces: Chinese, Japanese and their like, Thai, Lao, Burmese, Khmer. There each
-# character is taken for a word.
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _KIND = re.compile(r"given\s+(?:an?\s+|the\s+|some\s+)?([^,.;:]{3,60})", re.IGNORECASE)
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words, in order."""
-    return _WORD.findall(text.lower())
 
 
 def copied(query: str, passage: str) -> float:

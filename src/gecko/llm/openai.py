@@ -34,6 +34,7 @@ import httpx2
 from gecko.errors import ConfigError, TeacherError
 from gecko.llm.base import Group, Judgement, Sampling, Usage, cut_at_stop
 from gecko.prompts import Prompt, fill
+from gecko.text import whole_characters
 
 Form = Literal["chat", "completion"]
 T = TypeVar("T")
@@ -648,7 +649,7 @@ def _filtered(reply: dict[str, Any]) -> bool:
 def _written(reply: dict[str, Any]) -> str:
     choice = reply["choices"][0]
     text = choice["message"]["content"] if "message" in choice else choice["text"]
-    return "" if text is None else str(text)
+    return "" if text is None else whole_characters(str(text))
 
 
 def _label(label: str, labels: Sequence[str], shown: dict[str, float]) -> float | None:

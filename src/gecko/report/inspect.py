@@ -14,12 +14,13 @@ import numpy as np
 
 from gecko.corpus.language import likeliest_of
 from gecko.errors import CorpusError
-from gecko.fret.quality import copied, kind, leaked, near_by_words, words
+from gecko.fret.quality import copied, kind, leaked, near_by_words
 from gecko.fret.variables import LANGUAGE, SAME, draw
 from gecko.records import Candidate, Example, Query
 from gecko.report.report import render, variable_counts
 from gecko.report.text import known_words
 from gecko.store import write_bytes
+from gecko.text import words
 
 if TYPE_CHECKING:
     from gecko.pipeline import Pipeline

@@ -212,8 +212,12 @@ def _stages(run: Run, forms: Sequence[str]) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
+def stale_stages(run: Run) -> list[str]:
+    """In words, a run's stages whose input has been made anew since: their numbers are not of the rows that are there."""
+    return _stale(_stages(run, run.config.train.formats))
+
+
 def _stale(stages: dict[str, Manifest]) -> list[str]:
-    """Stages whose input has been made anew since, so that their numbers are not of the rows shown here."""
     trained = {name.removeprefix("train-"): name for name in stages if name.startswith("train-")}
     made_of: dict[str, dict[str, str]] = {
         "generate": {"passages": "ingest"},

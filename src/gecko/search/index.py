@@ -263,8 +263,8 @@ def default_folder(embedder: Embedder, sources: str, config: IndexConfig) -> Pat
 
 
 def sources_identity(sources: Sequence[str]) -> str:
-    """A hash of where passages come from as it is now: of files, their names, sizes and times."""
-    from gecko.corpus.readers import source_identity
+    """A hash of where passages come from as it is now: of the files that are read, their names, sizes and times."""
+    from gecko.corpus.readers import source_files, source_identity
 
     known: list[str] = []
     for source in sources:
@@ -273,7 +273,7 @@ def sources_identity(sources: Sequence[str]) -> str:
             known += [source, source_identity(source)]
             continue
         known += [str(path.resolve())]
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        for file in source_files(source):
             state = file.stat()
             known += [str(file), str(state.st_size), str(state.st_mtime_ns)]
     return digest(*known)

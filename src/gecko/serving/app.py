@@ -439,9 +439,9 @@ def _model_card(service: Service, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": service.started, "owned_by": "gecko"}
 
 
-def _openai_vector(row: "Vectors", encoding: Literal["float", "base64"]) -> Any:
+def _openai_vector(row: "Vectors", encoding: Literal["float", "base64"] | None) -> Any:
     match encoding:
-        case "float":
+        case "float" | None:
             return row
         case "base64":
             return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode()

@@ -66,8 +66,8 @@ class EmbeddingsRequest(_Request):
     RETRIEVAL_QUERY."""
     dimensions: _Dimensions | None = None
     """Keep the first dimensions, and bring the vectors back to unit length."""
-    encoding_format: Literal["float", "base64"] = "float"
-    """Numbers, or the bytes of little-endian float32 in base64."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """Numbers (the default), or the bytes of little-endian float32 in base64."""
     user: str | None = None
     """Accepted, not used."""
 
@@ -124,7 +124,8 @@ class SearchRequest(_Request):
     """Rank these instead of the server's corpus."""
 
 
-TASK_NAMES = frozenset(TASKS) | {task.text for task in TASKS.values() if task.text}
+TASK_NAMES = {name: name for name in TASKS} | {name.lower(): name for name in TASKS}
+TASK_NAMES |= {task.text: task.text for task in TASKS.values() if task.text and task.text not in TASK_NAMES}
 # Words with single spaces between them. The blanks are spelt out because \\s is another set in each regex dialect.
 _BLANKS = "\\u0000-\\u0020\\u007f-\\u00a0\\u1680\\u180e\\u2000-\\u200f\\u2028-\\u202f\\u205f\\u3000\\ufeff"
 _DESCRIPTION = re.compile(f"[^{_BLANKS}]+( [^{_BLANKS}]+)+")
@@ -266,12 +267,14 @@ def request_schemas(config: ServeConfig, dims: dict[str, int]) -> dict[str, Any]
 
 
 def check_task(task: str) -> str:
-    """The task, if it is a name or a description as the schema has it.
+    """The task, if it is a name (which is then in capitals) or a description as the schema has it.
 
     Raises:
         RequestError: it is neither.
     """
-    if task in TASK_NAMES or _DESCRIPTION.fullmatch(task):
+    if task in TASK_NAMES:
+        return TASK_NAMES[task]
+    if _DESCRIPTION.fullmatch(task):
         return task
     raise RequestError(
         400,
@@ -320,5 +323,5 @@ def _replace(field: dict[str, Any], schema: dict[str, Any]) -> None:
 
 def split_model(name: str) -> tuple[str, str | None]:
     """``NAME@TASK`` as (NAME, TASK)."""
-    match = re.fullmatch(r"(.+)@([A-Z_]+)", name)
-    return (match[1], match[2]) if match else (name, None)
+    model, _, task = name.rpartition("@")
+    return (model, task) if model and task else (name, None)

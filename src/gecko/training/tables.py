@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gecko.errors import TrainingError
-from gecko.store import digest, file_sha256
+from gecko.llm.weights import cache_folder
+from gecko.store import digest, file_sha256, read_json, write_json
 
 Row = dict[str, Any]
 
@@ -165,16 +166,20 @@ def _read_hub(name: str, hub_name: str, config: str | None, split: str) -> Itera
 
 
 def _hub_commit(hub_name: str) -> str:
-    """The commit of a data set on the hub; empty for a local folder, or where the hub does not answer."""
+    """The commit of a data set on the hub, or the last that was seen where it does not answer; empty for a local folder."""
     import contextlib
 
     from huggingface_hub import HfApi, constants
 
-    if Path(hub_name).exists() or constants.HF_HUB_OFFLINE:
+    if Path(hub_name).exists():
         return ""
-    with contextlib.suppress(Exception):  # whatever fails here fails again, and is explained, on loading
-        return HfApi().dataset_info(hub_name, timeout=10).sha or ""
-    return ""
+    seen = cache_folder() / "commits" / f"{digest(hub_name)}.json"
+    if not constants.HF_HUB_OFFLINE:
+        with contextlib.suppress(Exception):  # whatever fails here fails again, and is explained, on loading
+            commit = HfApi().dataset_info(hub_name, timeout=10).sha or ""
+            write_json(seen, {"name": hub_name, "commit": commit})
+            return commit
+    return str(read_json(seen)["commit"]) if seen.exists() else ""
 
 
 def require(row: Row, columns: Sequence[str], place: str, kind: str) -> None:

@@ -78,7 +78,8 @@ async function search() {
     const answer = await call("search", body);
     if (turn !== asked) return; // a newer question is on its way
     show(answer.results);
-    say(`${Math.round(performance.now() - began)} ms`);
+    const found = answer.results[0].hits.length;
+    say(`${found} passage${found === 1 ? "" : "s"} a model, ${Math.round(performance.now() - began)} ms`);
   } catch (error) {
     if (turn === asked) say(error.message, true);
   }

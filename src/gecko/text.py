@@ -1,0 +1,20 @@
+"""Texts as people and servers write them: their words, and characters that are whole."""
+
+import re
+
+# Scripts that are written without spaces: Chinese, Japanese and their like, Thai, Lao, Burmese, Khmer. There each
+# character is taken for a word.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words, in order."""
+    return _WORD.findall(text.lower())
+
+
+def whole_characters(text: str) -> str:
+    """The text with halves of surrogate pairs, which parsers and JSON let through, joined or replaced: UTF-8 has none."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
