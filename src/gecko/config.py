@@ -302,7 +302,8 @@ class TrainConfig(_Section):
     part_tokens: int | None = Field(
         default=None,
         ge=16,
-        description="encode at most so many tokens at once, but twice (GradCache); unset: all, once",
+        description="encode at most so many tokens at once, and a batch that has more of them twice (GradCache); unset: as "
+        "many as a third of the memory holds; with several devices all",
     )
     accumulate: int = Field(
         default=1, ge=1, description="batches a step; a row's negatives are still those of its own batch"
@@ -363,7 +364,7 @@ class PretrainConfig(TrainConfig):
     formats: list[Literal["native", "unified"]] = Field(default=["unified"], min_length=1, max_length=1)
     epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=1024, ge=2)
-    part_tokens: int | None = Field(default=16_384, ge=16, description="as in `train`; unset: all, once")
+    part_tokens: int | None = Field(default=16_384, ge=16, description="as in `train`")
     learning_rate: float = Field(default=1e-4, gt=0)
     loss: PairLossConfig = PairLossConfig()
 

@@ -22,6 +22,16 @@ def best_device() -> str:
     return "cpu"
 
 
+def device_memory(device: str) -> int:
+    """Bytes of memory: a GPU's own, else the machine's."""
+    import psutil
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
 def has_fast_bfloat16(device: str) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32.
 

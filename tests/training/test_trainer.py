@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from gecko.config import BackboneConfig, TrainConfig
+from gecko.encoder import load_encoder
 from gecko.errors import TrainingError
 from gecko.training import Sampling, train, trainer
 from gecko.training.loss import GeckoLoss
@@ -150,6 +151,25 @@ def test_a_resumed_training_keeps_the_precision_that_it_began_in(run, whole, sto
         run("cut", config=config)
     monkeypatch.setattr(trainer, "has_fast_bfloat16", lambda _: True)  # measured anew, beside other work
     assert equal(run("cut", config=config)[1], whole[1])
+
+
+def test_a_batch_is_encoded_once_where_it_fits(run, whole, tiny_bert, monkeypatch):
+    calls = []
+    plain = GeckoLoss.forward_cached
+    monkeypatch.setattr(GeckoLoss, "forward_cached", lambda self, *args: calls.append(1) or plain(self, *args))
+    model = load_encoder(str(tiny_bert)).model
+    shape = model.transformers_model.config
+    monkeypatch.setattr(trainer, "device_memory", lambda _: 24 << 30)
+    found = trainer._part_tokens(model, CONFIG)
+    assert found == int((24 << 30) / 3 / (trainer.KEPT * shape.num_hidden_layers * shape.hidden_size))
+    assert trainer._part_tokens(model, CONFIG.model_copy(update={"part_tokens": 99})) == 99
+    assert trainer._part_tokens(model, CONFIG.model_copy(update={"devices": 2})) is None
+    assert equal(run("fits")[1], whole[1])
+    assert not calls
+    monkeypatch.setattr(trainer, "LEAST_PART", 16)
+    monkeypatch.setattr(trainer, "device_memory", lambda _: 1)
+    assert run("small")[0].steps == 9
+    assert len(calls) == 9
 
 
 def test_a_finished_training_is_not_repeated(run, stop_before):

@@ -333,6 +333,7 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         weights: one per width; none: all equal.
         cached: encode twice, first without and then with gradients, one part of the batch at a time (GradCache):
             memory then does not grow with the batch. The parts are those that the collator makes.
+        part_tokens: a batch of no more tokens, padding included, is encoded once all the same, where one device trains.
         teacher: (texts, T) embeddings to be matched, by the numbers in the labels; needed if ``config.match`` is not 0.
     """
 
@@ -344,6 +345,7 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         weights: Sequence[float] = (),
         *,
         cached: bool = False,
+        part_tokens: int = 0,
         teacher: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -352,6 +354,7 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         self.dims = tuple(dims)
         self.weights = tuple(weights)
         self.cached = self.uses_gradient_cache = cached
+        self.part_tokens = part_tokens
         self.mini_batch_size = 1 << 40  # a part is never cut again
         self.teacher = teacher
 
@@ -366,10 +369,17 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         Raises:
             TrainingError: the labels do not fit the columns.
         """
-        if self.cached:
-            loss: Tensor = self.forward_cached(sentence_features, labels)
+        parts = list(sentence_features)
+        if self.cached and not self._fits(parts):
+            loss: Tensor = self.forward_cached(parts, labels)
             return loss
-        return self.calculate_loss([[self.model(part)["sentence_embedding"]] for part in sentence_features], labels)
+        return self.calculate_loss([[self.model(part)["sentence_embedding"]] for part in parts], labels)
+
+    def _fits(self, parts: Sequence[dict[str, Any]]) -> bool:
+        """Whether a batch is no larger than a part may be. Several devices must do the same, so there it is never asked."""
+        if torch.distributed.is_initialized() or not all("input_ids" in part for part in parts):
+            return False
+        return sum(int(part["input_ids"].numel()) for part in parts) <= self.part_tokens
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False

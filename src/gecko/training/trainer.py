@@ -31,7 +31,7 @@ from torch.utils.data import BatchSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from gecko.config import WITHOUT_EFFECT, LossConfig, TrainConfig
-from gecko.device import best_device, has_fast_bfloat16
+from gecko.device import best_device, device_memory, has_fast_bfloat16
 from gecko.encoder import load_encoder, save_model
 from gecko.encoder.build import add_lora, load_backbone, merge_lora, trained_weights
 from gecko.encoder.encoder import encode_texts
@@ -52,6 +52,8 @@ FILES = "files.json"
 FINGERPRINT = "fingerprint.json"
 LORA = "lora.safetensors"
 COLLAPSED = 0.98
+KEPT = 200  # bytes that a token takes in a layer until its gradient is there, for each of its width: MiniLM, 256 tokens a text
+LEAST_PART = 2048
 SAMPLE = 64
 LOGGED = 1000
 
@@ -150,18 +152,20 @@ def train(
         alike_before = _mean_cosine(model, sample)
         if config.backbone.lora_rank:
             add_lora(model, config.backbone, seed)
+        part_tokens = _part_tokens(model, config)
         trainer = _Trainer(
             model=model,
             args=args,
             train_dataset=trained,
             eval_dataset=rows.select(held) if held else None,
-            data_collator=_collator(model, config),
+            data_collator=_collator(model, part_tokens),
             loss=GeckoLoss(
                 model,
                 config.loss,
                 dims,
                 config.dim_weights,
-                cached=config.part_tokens is not None,
+                cached=part_tokens is not None,
+                part_tokens=part_tokens or 0,
                 teacher=_teacher(examples, rows, dims[0], config.loss, say) if config.loss.match else None,
             ),
         )
@@ -330,9 +334,23 @@ def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -
     return args
 
 
-def _collator(model: SentenceTransformer, config: TrainConfig) -> Collator:
+def _part_tokens(model: SentenceTransformer, config: TrainConfig) -> int | None:
+    """Tokens that are encoded at once: as set, else as many as a third of the memory holds; none: all.
+
+    All where nobody knows how much the model keeps of a token, and where several processes share the memory.
+    """
+    if config.part_tokens is not None or config.devices > 1 or model.transformers_model is None:
+        return config.part_tokens
+    shape = model.transformers_model.config
+    layers, width = getattr(shape, "num_hidden_layers", None), getattr(shape, "hidden_size", None)
+    if not (isinstance(layers, int) and isinstance(width, int)):
+        return None
+    return max(LEAST_PART, int(device_memory(model.device.type) / 3 / (KEPT * layers * width)))
+
+
+def _collator(model: SentenceTransformer, part_tokens: int | None) -> Collator:
     call_tokens = CALL_TOKENS.get(model.device.type, CALL_TOKENS_ELSEWHERE)
-    return Collator(model.preprocess, call_tokens=call_tokens, part_tokens=config.part_tokens)
+    return Collator(model.preprocess, call_tokens=call_tokens, part_tokens=part_tokens)
 
 
 def _teacher(
