@@ -16,7 +16,7 @@ from gecko.evaluation import evaluate_retrieval, load_beir
 from gecko.fret.release import COLUMNS, FILE, load_release, read_release, released_rows, write_release
 from gecko.pipeline import Pipeline, distill
 from gecko.prompts import load_prompt
-from gecko.publish import push
+from gecko.publish import push, write_cards
 from gecko.records import Example, Query, Score
 from gecko.report.cards import dataset_card, licenses, model_card, public_name
 from gecko.report.table import origins, verdict
@@ -355,6 +355,12 @@ def test_a_model_of_other_rows_is_not_pushed(both: Path, tmp_path: Path) -> None
         push(pipeline, "me/rows", "dataset", dry_run=True, api=Hub(), say=lambda _: None)
         pipeline.evaluate()
         push(pipeline, "me/mine", dry_run=True, api=Hub(), say=lambda _: None)
+        manifest = run.finished("train-native")
+        manifest.done = False  # a training that was stopped, over the model of an earlier one
+        run.save(manifest)
+        write_cards(pipeline)
+        with pytest.raises(RunError, match="stage train-native is not finished; run: gecko train"):
+            push(pipeline, "me/mine", dry_run=True, api=Hub(), say=lambda _: None)
 
 
 def test_a_hub_that_refuses(both: Path) -> None:

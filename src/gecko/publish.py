@@ -40,7 +40,8 @@ def write_cards(pipeline: "Pipeline") -> None:
     """Write ``RUN/dataset/fret`` and, if a model is trained, ``RUN/model/README.md``."""
     dataset_folder(pipeline)
     model = pipeline.run.path / "model"
-    if model.exists():
+    trained = [pipeline.run.manifest(f"train-{form}") for form in pipeline.config.train.formats]
+    if model.exists() and all(manifest is not None and manifest.done for manifest in trained):
         write_bytes(model / CARD, _model_card(pipeline).encode("utf-8"))
 
 
@@ -136,16 +137,17 @@ def push(
         raise PublishError(f"{repo!r} is no name of a repository ({error}); write OWNER/NAME") from error
     from gecko.report import stale_stages
 
-    if kind == "model" and (stale := stale_stages(pipeline.run)):
-        path = pipeline.run.path
-        raise PublishError(
-            f"{path}: {'; '.join(stale)}, so that the card would tell of another model than the one that is there; run: "
-            f"gecko train {path}, then: gecko evaluate {path}"
-        )
+    run = pipeline.run
+    if kind == "model":
+        for form in pipeline.config.train.formats:
+            run.finished(f"train-{form}")
+        if stale := stale_stages(run):
+            raise PublishError(
+                f"{run.path}: {'; '.join(stale)}, so that the card would tell of another model than the one that is there; "
+                f"run: gecko train {run.path}, then: gecko evaluate {run.path}"
+            )
     write_cards(pipeline)
-    folder = pipeline.run.path / "model" if kind == "model" else dataset_folder(pipeline)
-    if not folder.exists():
-        raise RunError(f"{pipeline.run.path} has no model yet; run: gecko train {pipeline.run.path}")
+    folder = run.path / "model" if kind == "model" else dataset_folder(pipeline)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     for path in files:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from gecko.config import BackboneConfig
 from gecko.encoder import load_encoder, save_model
 from gecko.encoder.build import add_lora, attends_both_ways, load_backbone, merge_lora, trained_weights
-from gecko.encoder.encoder import pooled_in_float32
+from gecko.encoder.encoder import most_positions, pooled_in_float32
 from gecko.errors import ConfigError
 
 WORDS = "a river stone bread light engine garden winter copper signal task query title text none search result : |"
@@ -279,3 +280,18 @@ def test_a_bfloat16_copy_keeps_the_rotary_frequencies(raw, kind):
     assert all(torch.equal(kept[name], found[name]) and kept[name].dtype == found[name].dtype for name in kept)
     assert twin.encode(["one two"])[0].dtype.name == "float32"
     assert {weight.dtype for weight in model[0].parameters()} == {torch.float32}
+
+
+def test_positions_are_counted_from_behind_the_paddings_number():
+    import transformers
+
+    shape = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for kind, offset in (("Bert", 0), ("Roberta", 2)):
+        config = getattr(transformers, f"{kind}Config")(**shape, intermediate_size=8, max_position_embeddings=22)
+        body = getattr(transformers, f"{kind}Model")(config)
+        holder = torch.nn.Module()
+        holder.model = body
+        held = SimpleNamespace(transformers_model=body, named_modules=holder.named_modules)
+        assert most_positions(held) == 22 - offset
+    bare = SimpleNamespace(transformers_model=None, named_modules=torch.nn.Linear(2, 2).named_modules)
+    assert most_positions(bare) is None

@@ -40,7 +40,6 @@ WINDOW = 1024  # texts tokenised at once
 _WAIT = 2.0  # seconds of work left before a progress bar is worth showing
 _ACCEPTED = "minilm, smollm2, a folder holding modules.json or config.json, or hf:NAME"
 _IDENTITY_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}  # their positions start after the padding index
 
 
 def resolve_model(spec: str) -> str:
@@ -439,19 +438,25 @@ def load_encoder(
             "with safetensors weights that needs no code of its own"
         ) from error
     if max_tokens is not None:
-        limit = _positions(model)
+        limit = most_positions(model)
         if max_tokens < 1 or (limit is not None and max_tokens > limit):
             raise ConfigError(f"max_tokens = {max_tokens}: model {spec!r} reads 1 to {limit or 'any number of'} tokens")
         model.max_seq_length = max_tokens
     return Encoder(model, form, spec=spec, identity=model_identity(spec), bf16=bf16)
 
 
-def _positions(model: "SentenceTransformer") -> int | None:
-    config = model.transformers_model.config if model.transformers_model is not None else None
-    limit = getattr(config, "max_position_embeddings", None)
-    if isinstance(limit, int) and getattr(config, "model_type", "") in _OFFSET_POSITIONS:
-        limit -= 2
-    return limit if isinstance(limit, int) and limit > 0 else None
+def most_positions(model: "SentenceTransformer") -> int | None:
+    """The most tokens that a model has positions for; none where nothing bounds them."""
+    import torch
+
+    limits = []
+    if model.transformers_model is not None:
+        limits.append(getattr(model.transformers_model.config, "max_position_embeddings", None))
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # RoBERTa and its kin count positions from behind the padding's number
+            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def window_of(model: "SentenceTransformer") -> int | None:

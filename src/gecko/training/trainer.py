@@ -34,7 +34,7 @@ from gecko.config import WITHOUT_EFFECT, LossConfig, TrainConfig
 from gecko.device import best_device, device_memory, has_fast_bfloat16
 from gecko.encoder import load_encoder, save_model
 from gecko.encoder.build import add_lora, load_backbone, merge_lora, trained_weights
-from gecko.encoder.encoder import encode_texts
+from gecko.encoder.encoder import encode_texts, most_positions
 from gecko.errors import RunError, TrainingError
 from gecko.formats import InputFormat
 from gecko.progress import quiet_libraries
@@ -52,7 +52,9 @@ FILES = "files.json"
 FINGERPRINT = "fingerprint.json"
 LORA = "lora.safetensors"
 COLLAPSED = 0.98
-KEPT = 200  # bytes that a token takes in a layer until its gradient is there, for each of its width: MiniLM, 256 tokens a text
+KEPT = (
+    200  # bytes that a token takes in a layer until its gradient is there, for each of its width: MiniLM, texts of 256
+)
 LEAST_PART = 2048
 SAMPLE = 64
 LOGGED = 1000
@@ -236,23 +238,12 @@ def _load(start: str, config: TrainConfig, seed: int, say: Callable[[str], None]
             "on the hub"
         ) from error
     max_tokens = config.max_tokens
-    positions = _positions(model)
-    if positions < max_tokens:
+    positions = most_positions(model)
+    if positions is not None and positions < max_tokens:
         say(f"train.max_tokens = {max_tokens}, but {start} reads at most {positions}; texts are cut there")
-    model.max_seq_length = int(min(max_tokens, positions))
+        max_tokens = positions
+    model.max_seq_length = max_tokens
     return model
-
-
-def _positions(model: SentenceTransformer) -> float:
-    """The most tokens the model can read; infinite where nothing bounds them."""
-    limits = [float("inf")]
-    if model.transformers_model is not None:
-        limits.append(getattr(model.transformers_model.config, "max_position_embeddings", None) or float("inf"))
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # RoBERTa and its kin count positions from behind the padding's number
-            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
-    return min(limits)
 
 
 def _dims(model: SentenceTransformer, config: TrainConfig) -> list[int]:
