@@ -453,6 +453,24 @@ def test_a_larger_budget_only_adds(corpus: Path, tiny_model: Path, tmp_path: Pat
             assert grown.finished(stage).identity == whole.finished(stage).identity
 
 
+def test_other_cuts_of_the_work_pay_for_nothing_again(
+    whole: Path, corpus: Path, tiny_model: Path, tmp_path: Path, asked: Asked
+) -> None:
+    folder = tmp_path / "run"
+    through_select(folder, settings(corpus, tiny_model))
+    written, judged = asked.take()
+    said: list[str] = []
+    through_select(folder, settings(corpus, tiny_model, "generate.batch=3", "relabel.shard_passages=5"), said)
+    again = asked.take()
+    assert judged and again[1] == []
+    with Run(folder) as run, Run(whole) as other:
+        dropped = run.finished("generate").drops.total()
+        assert len(again[0]) <= dropped < len(written) / 2  # what gave no query is asked for it again
+        assert run.read("generate", Query) == other.read("generate", Query)
+        assert sorted(map(repr, run.read("relabel", Score))) == sorted(map(repr, other.read("relabel", Score)))
+    assert [line for line in said if line.startswith("generate: settings changed, what was paid for is used again")]
+
+
 def test_killed_while_growing(
     whole: Path, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -532,9 +532,11 @@ FREE = frozenset(
     {
         "generate.queries",
         "generate.rounds",
+        "generate.batch",
         "budget",
         "relabel.pack_tokens",
         "relabel.requests",
+        "relabel.shard_passages",
         *(f"card.{name}" for name in CardConfig.model_fields),
     }
 )

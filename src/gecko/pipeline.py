@@ -545,7 +545,7 @@ class Pipeline:
             **_version("generate"),
         }
 
-        growing = {"seeds", "passages", "schema"}
+        growing = {"seeds", "passages", "schema", "settings.batch"}
 
         def job(known: Mapping[int, Shard]) -> Job[Writing, Query]:
             paid = cache(lambda: paid_queries(self.run, parts, growing, self.by_id, self._query_id))
@@ -812,7 +812,7 @@ class Pipeline:
             **_version(RATE if rating else "relabel"),
         }
         pairs = sum(map(len, by_passage.values()))
-        growing = {"queries", "candidates", "queries kept", "passages", "schema"}
+        growing = {"queries", "candidates", "queries kept", "passages", "schema", "settings.shard_passages"}
 
         def job(_: Mapping[int, Shard]) -> Job[Judging, Score]:
             paid = cache(lambda: paid_scores(self.run, parts, growing, queries, self.by_id, stage))

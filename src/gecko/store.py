@@ -459,17 +459,13 @@ class Run:
         Its shards may be fewer than were planned: a stage that never ended has paid for those it has. The stages named in
         ``alike`` do the same work, so that what they made counts, too.
         """
-
-        def fixed(parts: Mapping[str, str]) -> dict[str, str]:
-            return {key: value for key, value in parts.items() if key not in growing}
-
         found = []
         made = [entry for name in dict.fromkeys((stage, *alike)) for entry in self.archived(name)]
         for name in alike:
             if name != stage and (manifest := self.manifest(name)) is not None:
                 made.append((self.path / name, manifest))
         for folder, manifest in made:
-            if fixed(manifest.parts) == fixed(parts):
+            if _fixed(manifest.parts, growing) == _fixed(parts, growing):
                 ahead = self._ahead(folder, manifest)
                 manifest.shards += [ahead[index] for index in sorted(ahead)]
                 if manifest.shards:
@@ -788,7 +784,8 @@ class Run:
         if current is not None and current.fingerprint != fingerprint:
             changed = _differing(parts, current.parts)
             self._refuse_change(stage, changed)
-            again = "what was paid for is used again" if set(changed) <= set(growing) else "so it is done again"
+            grown = _fixed(parts, growing) == _fixed(current.parts, growing)
+            again = "what was paid for is used again" if grown else "so it is done again"
             self.say(f"{stage}: {', '.join(changed)} changed, {again}; the old output is kept in archive/")
             self._move(self.path / stage, self._archived(stage, current.fingerprint))
             current = None
@@ -893,6 +890,17 @@ class Run:
                     f"cannot write {path}: the disk is full; make room, run the same command again"
                 ) from error
             raise
+
+
+def _fixed(parts: Mapping[str, str], growing: Collection[str]) -> dict[str, Any]:
+    """What was paid for hangs on these parts: those not in ``growing``, where ``settings.x`` is a key of a JSON part."""
+    left: dict[str, Any] = {key: value for key, value in parts.items() if key not in growing}
+    for name in growing:
+        part, _, key = name.partition(".")
+        if key and part in left:
+            values = left[part] if isinstance(left[part], dict) else json.loads(left[part])
+            left[part] = {one: value for one, value in values.items() if one != key}
+    return left
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
