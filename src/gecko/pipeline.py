@@ -271,9 +271,8 @@ class Pipeline:
             "sources": digest(*(source_identity(spec) for spec in settings.sources)),
             "settings": settings.model_dump_json(exclude={"sources"}),
             "tokenizer": self.start_identity if settings.chunk_tokens is not None else "",
-            **(
-                {"near duplicates": "2"} if settings.near_duplicates is not None else {}
-            ),  # raised when others are found
+            # Raised when others are found.
+            **({"near duplicates": "2"} if settings.near_duplicates is not None else {}),
             "schema": schema_digest(Passage),
             **_version("ingest"),
         }

@@ -744,11 +744,11 @@ class Run:
             kind: the record it makes.
             parts: what the result depends on, by name; hashed into the fingerprint.
             batches: makes the rows and the counts of each shard, always the same for the same ``parts``. A stage that
-                was killed makes them again from the first, and writes those that are missing.
+                was killed makes them again from the first, and writes those that are missing; so does one of which a
+                shard was deleted.
 
         Raises:
-            RunError: a shard on disk is damaged, or the input is not what it was when the stage began. What was deleted is
-                made again.
+            RunError: a shard on disk is damaged, or the input is not what it was when the stage began.
             StorageError: the disk is full.
         """
         manifest = self.prepare(stage, parts)

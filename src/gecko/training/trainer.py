@@ -52,9 +52,7 @@ FILES = "files.json"
 FINGERPRINT = "fingerprint.json"
 LORA = "lora.safetensors"
 COLLAPSED = 0.98
-KEPT = (
-    200  # bytes that a token takes in a layer until its gradient is there, for each of its width: MiniLM, texts of 256
-)
+KEPT = 200  # bytes a token takes in a layer until its gradient is there, by width: of MiniLM, in texts of 256 tokens
 LEAST_PART = 2048
 SAMPLE = 64
 LOGGED = 1000
