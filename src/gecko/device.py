@@ -53,6 +53,14 @@ def has_fast_bfloat16(device: str) -> bool:
     return False
 
 
+def rounds_to_bfloat16() -> bool:
+    """Whether the CPU has an instruction for it; products in bfloat16 may still be slow."""
+    import torch
+
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return probe is not None and bool(probe())
+
+
 @cache
 def _bfloat16_speed() -> float:
     """Products in bfloat16 over those in float32 in the same time, best of eight each; a few hundredths of a second.

@@ -51,8 +51,8 @@ class PackedWeights:
 
     def __init__(self, weight: torch.Tensor) -> None:
         weight = weight.float()
-        self._scale = weight.abs().amax(dim=1).clamp(min=1e-30) / weight_levels()
-        self._bytes = torch.ops.onednn.qlinear_prepack((weight / self._scale[:, None]).round().to(torch.int8), None)
+        self.scale = weight.abs().amax(dim=1).clamp(min=1e-30) / weight_levels()
+        self._bytes = torch.ops.onednn.qlinear_prepack((weight / self.scale[:, None]).round().to(torch.int8), None)
         self._zero = torch.zeros(len(weight), dtype=torch.int8)
 
     def multiply(self, rounded: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
@@ -66,8 +66,9 @@ class PackedWeights:
             (rows, out).
         """
         rows = len(rounded)
-        rounded = torch.nn.functional.pad(rounded, (0, 0, 0, -rows % row_step(rows)))
+        if missing := -rows % row_step(rows):
+            rounded = torch.nn.functional.pad(rounded, (0, 0, 0, missing))
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, ZERO, self._bytes, self._scale, self._zero, None, 1.0, 0, kind, "none", [], ""
+            rounded, 1.0, ZERO, self._bytes, self.scale, self._zero, None, 1.0, 0, kind, "none", [], ""
         )
         return product[:rows]

@@ -81,7 +81,7 @@ def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
         precision = "bfloat16"
     if precision == "auto":
         if packs and int8_works():
-            engine = BertEngine(model, "int8")
+            engine = int8_engine(model)
             if sample_cosine(model, engine) >= INT8_COSINE:
                 return engine
         precision = "float32"
@@ -91,7 +91,20 @@ def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
         raise ConfigError("precision 'int8' is for BERT models on a CPU; give bfloat16, or export with --int8")
     if precision == "int8" and not int8_works():
         raise ConfigError("precision 'int8': this processor does not multiply 8-bit integers; give float32")
+    if precision == "int8":
+        return int8_engine(model)
     return BertEngine(model, precision) if packs else TorchEngine(model, precision)
+
+
+def int8_engine(model: "SentenceTransformer") -> Engine:
+    """A BERT in 8 bits: compiled by numba where that is installed, which it is not everywhere, else by torch alone."""
+    from gecko.encoder.packed import BertEngine
+
+    try:
+        from gecko.encoder.fused import FusedEngine
+    except ImportError:
+        return BertEngine(model, "int8")
+    return FusedEngine(model)
 
 
 def sample_cosine(model: "SentenceTransformer", engine: Engine) -> float:

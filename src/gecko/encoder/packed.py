@@ -57,6 +57,8 @@ def int8_works() -> bool:
 class BertEngine:
     """A BERT with sentence-transformers' own pooling, on the CPU.
 
+    In 8 bits this is the plain form of :class:`gecko.encoder.fused.FusedEngine`, for where numba is not.
+
     Args:
         model: the model, for which :func:`can_pack` holds; its weights are copied.
         precision: ``float32``, ``bfloat16`` or ``int8`` (the linear layers; the rest is bfloat16 where that is fast).
@@ -67,12 +69,9 @@ class BertEngine:
 
         import torch
 
-        from gecko.device import has_fast_bfloat16
-
         self.precision = precision
         self.batch_tokens = PACKED_TOKENS
-        half = precision == "bfloat16" or (precision == "int8" and has_fast_bfloat16("cpu"))
-        self._dtype = torch.bfloat16 if half else torch.float32
+        self._dtype = torch.bfloat16 if self._half(precision) else torch.float32
         bert: Any = model.transformers_model
         config = bert.config
         self._heads = int(config.num_attention_heads)
@@ -85,6 +84,11 @@ class BertEngine:
             self._first_norm = self._norm(parts.LayerNorm)
             self._layers = [self._layer(layer, precision) for layer in bert.encoder.layer]
         self._after = [copy.deepcopy(module).eval() for module in list(model)[1:]]
+
+    def _half(self, precision: str) -> bool:
+        from gecko.device import has_fast_bfloat16
+
+        return precision == "bfloat16" or (precision == "int8" and has_fast_bfloat16("cpu"))
 
     def _fixed(self, tensor: "Tensor") -> "Tensor":
         return tensor.detach().to("cpu", self._dtype, copy=True)
@@ -122,11 +126,7 @@ class BertEngine:
         places = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))
         with torch.inference_mode():
             x = self._words[ids] + self._places[places]  # (N, D)
-            x = self._normed(x, self._first_norm)
-            for layer in self._layers:
-                mixed = layer["mix"](self._attend(layer["qkv"](x), groups))
-                x = self._normed(mixed.add_(x), layer["norm1"])
-                x = self._normed(layer["down"](self._activate(layer["up"](x))).add_(x), layer["norm2"])
+            x = self._through(self._normed(x, self._first_norm), groups)
             features: dict[str, Any] = self._padded(x, lengths, groups)
             for module in self._after:
                 features = module(features)
@@ -134,6 +134,14 @@ class BertEngine:
         result: Vectors = np.empty_like(vectors)
         result[order] = vectors
         return result
+
+    def _through(self, x: "Tensor", groups: list[tuple[int, int, int]]) -> "Tensor":
+        """The layers; (N, D) to (N, D)."""
+        for layer in self._layers:
+            mixed = layer["mix"](self._attend(layer["qkv"](x), groups))
+            x = self._normed(mixed.add_(x), layer["norm1"])
+            x = self._normed(layer["down"](self._activate(layer["up"](x))).add_(x), layer["norm2"])
+        return x
 
     def _attend(self, qkv: "Tensor", groups: list[tuple[int, int, int]]) -> "Tensor":
         """Self-attention of each text with itself; (N, 3 D) to (N, D)."""
@@ -194,8 +202,16 @@ class Int8Linear:
     def __init__(self, weight: "Tensor", bias: "Tensor", dtype: "torch.dtype") -> None:
         from gecko.int8 import PackedWeights
 
-        self._weight = PackedWeights(weight)
-        self._bias = bias.to(dtype)
+        self.weight = PackedWeights(weight)
+        self.bias = bias.to(dtype)
+
+    def stretch(self, rows: slice, factor: float) -> None:
+        """Multiply some of the results by a factor, from now on."""
+        import torch
+
+        with torch.inference_mode():
+            self.weight.scale[rows] *= factor
+            self.bias[rows] *= factor
 
     def __call__(self, x: "Tensor") -> "Tensor":
         """(N, in) to (N, out)."""
@@ -204,8 +220,8 @@ class Int8Linear:
         from gecko.int8 import round_rows
 
         rounded, scale = round_rows(x)
-        product = self._weight.multiply(rounded, self._bias.dtype)
-        return torch.addcmul(self._bias, product, scale, out=product)  # in its place: half the time of fresh memory
+        product = self.weight.multiply(rounded, self.bias.dtype)
+        return torch.addcmul(self.bias, product, scale, out=product)  # in its place: half the time of fresh memory
 
 
 def equal_runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:

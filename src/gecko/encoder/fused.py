@@ -1,0 +1,199 @@
+"""BERT in 8 bits on the CPU, with what stands between the products in one pass each (:mod:`gecko.kernels`).
+
+The data flow of a layer, for the tokens of some texts (N, D), states in float32 and, beside them, their bytes and scales:
+
+    bytes → product → split heads → scores → powers → sums of values → bytes      attention
+          → product → + states, norm → bytes                                      its output
+          → product → activation → bytes → product → + states, norm → bytes       the inner layer
+
+Rejected: torch's own operators between the products (:class:`gecko.encoder.packed.BertEngine`), each of which passes over
+memory on its own: 1.7 times slower; and attention compiled by numba, too, whose matrix products reach a third of the speed of
+torch's.
+
+A matrix product on many threads waits for the slowest of them, some thirty times a batch. So a batch is cut into pieces of
+whole texts, and each thread takes one piece through all layers alone.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gecko import kernels
+from gecko.device import rounds_to_bfloat16
+from gecko.encoder.packed import BertEngine, Int8Linear
+from gecko.encoder.vectors import Vectors
+from gecko.int8 import row_step
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+PIECE_TOKENS = 1024  # of a piece
+BATCH_PIECES = 32  # for each thread: the last ones leave some idle
+ALONE = 128  # tokens that are not worth a thread
+SCORES = 1 << 18  # attention scores at once
+
+
+class FusedEngine(BertEngine):
+    """A BERT in 8 bits, with sentence-transformers' own pooling, on the CPU.
+
+    Args:
+        model: the model, for which :func:`gecko.encoder.packed.can_pack` holds; its weights are copied.
+    """
+
+    def __init__(self, model: "SentenceTransformer") -> None:
+        import torch
+
+        super().__init__(model, "int8")
+        width = self._words.shape[1]
+        for layer in self._layers:  # a softmax takes powers of two of the scores here
+            layer["qkv"].stretch(slice(width), kernels.LOG2_E / math.sqrt(width / self._heads))
+        self._kept = torch.bfloat16 if rounds_to_bfloat16() else torch.float32
+        self._threads = torch.get_num_threads()
+        self.batch_tokens = BATCH_PIECES * PIECE_TOKENS * self._threads
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def _half(self, precision: str) -> bool:
+        return False
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """Unit vectors, float32 (B, D), of B rows of tokens."""
+        pieces = cut(rows, self._threads)
+        if len(pieces) == 1:
+            return super().__call__(rows)
+        with self._lock:
+            if self._pool is None and self._threads > 1:
+                self._pool = _workers(self._threads)
+        run = map if self._pool is None else self._pool.map
+        found = list(run(super().__call__, [[rows[row] for row in piece] for piece in pieces]))
+        result: Vectors = np.empty((len(rows), found[0].shape[1]), dtype=np.float32)
+        for piece, vectors in zip(pieces, found, strict=True):
+            result[piece] = vectors
+        return result
+
+    def _through(self, x: "torch.Tensor", groups: list[tuple[int, int, int]]) -> "torch.Tensor":
+        import torch
+
+        tokens, width = x.shape
+        padded = tokens + -tokens % row_step(tokens)
+        act = kernels.ACTIVATIONS[self._act]
+        states = x.numpy()
+        flow = _Rows(padded, width)
+        inner = _Rows(padded, len(self._layers[0]["up"].bias))
+        line = np.empty((1, inner.bytes.shape[1]), np.float32)
+        attention = _Attention(groups, self._heads, width)
+        kernels.round_rows(states, flow.bytes, flow.scales)
+        for layer in self._layers:
+            attention(self._product(layer["qkv"], flow), layer["qkv"].bias.numpy(), flow)
+            self._add(layer["mix"], flow, states, layer["norm1"], flow)
+            product = self._product(layer["up"], flow)[:tokens]
+            kernels.activate(product, flow.scales, layer["up"].bias.numpy(), act, line, inner.bytes, inner.scales)
+            self._add(layer["down"], inner, states, layer["norm2"], flow)
+        return torch.from_numpy(states)
+
+    def _product(self, layer: Int8Linear, rows: "_Rows") -> kernels.Product:
+        import torch
+
+        found = layer.weight.multiply(torch.from_numpy(rows.bytes), self._kept)
+        product: kernels.Product = (found if found.dtype == torch.float32 else found.view(torch.uint16)).numpy()
+        return product
+
+    def _add(self, layer: Int8Linear, rows: "_Rows", states: kernels.Floats, norm: Any, into: "_Rows") -> None:
+        gain, shift = (part.numpy() for part in norm)
+        product = self._product(layer, rows)
+        kernels.add_norm(
+            product, rows.scales, layer.bias.numpy(), states, gain, shift, self._eps, into.bytes, into.scales
+        )
+
+
+class _Rows:
+    """Bytes (N, D) and their scales (N,)."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.bytes = np.empty((rows, width), np.uint8)
+        self.scales = np.empty(rows, np.float32)
+
+    def part(self, start: int, rows: int) -> "_Rows":
+        found = _Rows.__new__(_Rows)
+        found.bytes, found.scales = self.bytes[start : start + rows], self.scales[start : start + rows]
+        return found
+
+
+class _Attention:
+    """Self-attention of each text with itself, for texts of one length at a time; its memory serves all layers."""
+
+    def __init__(self, groups: list[tuple[int, int, int]], heads: int, width: int) -> None:
+        self._heads, self._width = heads, width
+        self._groups = [
+            (start + first * length, min(step, texts - first), length)
+            for start, texts, length in groups
+            for step in [max(1, SCORES // (heads * length * length))]
+            for first in range(0, texts, step)
+        ]
+        tokens = max(texts * length for _, texts, length in self._groups)
+        self._states = np.empty(3 * tokens * width, np.float32)
+        self._scores = np.empty(max(texts * heads * length * length for _, texts, length in self._groups), np.float32)
+        self._shares = np.empty(tokens * heads, np.float32)
+        self._line = np.empty((1, width), np.float32)
+
+    def __call__(self, product: kernels.Product, bias: kernels.Floats, rows: _Rows) -> None:
+        """Of the (N, 3 D) product with ``rows``, whose bytes and scales become the result's."""
+        import torch
+
+        size = self._width // self._heads
+        for start, texts, length in self._groups:
+            tokens, matrices = texts * length, texts * self._heads
+            part = rows.part(start, tokens)
+            states = self._states[: 3 * tokens * self._width].reshape(3, texts, self._heads, length, size)
+            kernels.split_heads(product[start : start + tokens], part.scales, bias, states)
+            query, key, value = torch.from_numpy(states.reshape(3, matrices, length, size))
+            scores = self._scores[: matrices * length * length].reshape(-1, length)
+            shares = self._shares[: matrices * length]
+            found = torch.from_numpy(scores).view(matrices, length, length)
+            torch.bmm(query, key.transpose(1, 2), out=found)
+            kernels.powers(scores, shares)
+            torch.bmm(found, value, out=query)
+            kernels.join_heads(
+                states[0], shares.reshape(texts, self._heads, length), self._line, part.bytes, part.scales
+            )
+
+
+def cut(rows: Sequence[Sequence[int]], threads: int) -> list[list[int]]:
+    """Numbers of rows, longest first, in pieces of about equal tokens: one for each thread, or as many more as it takes."""
+    total = sum(map(len, rows))
+    pieces = max(1, -(-total // PIECE_TOKENS), min(threads, total // ALONE))
+    pieces += -pieces % threads if pieces > threads else 0
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    found: list[list[int]] = [[]]
+    before = 0
+    for row in order:
+        if found[-1] and before + len(rows[row]) / 2 >= len(found) * total / pieces:
+            found.append([])
+        found[-1].append(row)
+        before += len(rows[row])
+    return found
+
+
+def _workers(threads: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch uses no other."""
+    import torch
+
+    usual = torch.get_num_threads()
+    all_here = threading.Barrier(threads + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # a thread takes the usual number when it is first asked, even if it was told another
+        torch.set_num_threads(1)
+        all_here.wait()
+
+    pool = ThreadPoolExecutor(threads, "gecko-int8", begin)
+    for _ in range(threads):
+        pool.submit(int)
+    all_here.wait()
+    torch.set_num_threads(usual)  # threads that begin later take the number that was set last, wherever it was set
+    return pool

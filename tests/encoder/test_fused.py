@@ -1,0 +1,226 @@
+import copy
+import random
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from torch.nn.functional import gelu, layer_norm, relu
+
+from gecko.device import rounds_to_bfloat16
+from gecko.encoder import engine as engines
+from gecko.encoder.engine import TorchEngine, int8_engine
+from gecko.encoder.packed import BertEngine, int8_works
+
+pytest.importorskip("numba")
+from gecko import kernels
+from gecko.encoder import fused
+from gecko.encoder.fused import FusedEngine, cut
+
+needs_int8 = pytest.mark.skipif(not int8_works(), reason="this processor does not multiply 8-bit integers")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(tiny_model), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def rows(model: SentenceTransformer) -> list[list[int]]:
+    generator = random.Random(1)
+    lengths = [1, 2, 5, 5, 48, 5, 17, 48, 2]
+    return [[generator.randrange(5, len(model.tokenizer)) for _ in range(length)] for length in lengths]
+
+
+def random_rows(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def rounded(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scale = np.maximum(np.abs(values).max(1), 1e-30) / 127
+    return values / scale[:, None] + 128, scale
+
+
+def assert_bytes(values: np.ndarray, found: np.ndarray, scales: np.ndarray) -> None:
+    exact, scale = rounded(values)
+    np.testing.assert_allclose(scales[: len(values)], scale, rtol=1e-5)
+    assert np.abs(found[: len(values)] - exact).max() <= 0.5 + 1e-2  # half a step, and the last digits of floats
+
+
+def test_rows_are_rounded() -> None:
+    values = random_rows(20, 70) * np.logspace(-20, 20, 20, dtype=np.float32)[:, None]
+    values[3] = 0
+    found, scales = np.zeros((24, 70), np.uint8), np.zeros(24, np.float32)
+    kernels.round_rows(values, found, scales)
+    assert_bytes(values, found, scales)
+    assert (found[3] == 128).all()
+    assert found[:20].min() == 1
+    assert found.max() == 255
+    assert not found[20:].any()
+
+
+@pytest.mark.parametrize(
+    ("act", "function"),
+    [
+        ("gelu", gelu),
+        ("gelu_new", lambda x: gelu(x, approximate="tanh")),
+        ("gelu_pytorch_tanh", lambda x: gelu(x, approximate="tanh")),
+        ("relu", relu),
+    ],
+)
+def test_activations_are_those_of_torch(act: str, function) -> None:
+    product = np.linspace(-12, 12, 30 * 67, dtype=np.float32).reshape(30, 67)
+    scales, bias = np.abs(random_rows(32)) + 0.1, random_rows(67, seed=1)
+    expected = function(torch.from_numpy(product * scales[:30, None] + bias).double()).float().numpy()
+    found, into = np.zeros((30, 67), np.uint8), np.zeros(30, np.float32)
+    for row in range(30):
+        line, (one, scale) = np.zeros((1, 67), np.float32), (found[row : row + 1], into[row : row + 1])
+        kernels.activate(product[row : row + 1], scales[row:], bias, kernels.ACTIVATIONS[act], line, one, scale)
+        np.testing.assert_allclose(line[0], expected[row], atol=1e-5)
+        assert_bytes(line, one, scale)
+    again, scales_again = np.zeros_like(found), np.zeros_like(into)
+    kernels.activate(product, scales, bias, kernels.ACTIVATIONS[act], line, again, scales_again)
+    np.testing.assert_array_equal(again, found)
+    np.testing.assert_array_equal(scales_again, into)
+
+
+def test_products_in_bfloat16() -> None:
+    product, states = torch.from_numpy(random_rows(9, 64)).bfloat16(), random_rows(9, 64, seed=1)
+    bits, widened = product.view(torch.uint16).numpy(), product.float().numpy()
+    one = np.ones(64, np.float32)
+    for kernel in (
+        lambda values, into, scales: kernels.activate(values, one, one, 0, np.zeros((1, 64), np.float32), into, scales),
+        lambda values, into, scales: kernels.add_norm(values, one, one, states.copy(), one, one, 1e-6, into, scales),
+    ):
+        results = []
+        for values in (bits, widened):
+            into, scales = np.zeros((9, 64), np.uint8), np.zeros(9, np.float32)
+            kernel(values, into, scales)
+            results.append((into, scales))
+        (bytes_, scales), (others, other_scales) = results
+        assert np.abs(bytes_.astype(int) - others).max() <= 1  # the last digits of floats
+        np.testing.assert_allclose(scales, other_scales, rtol=1e-6)
+    heads = [np.zeros((3, 3, 2, 3, 8), np.float32) for _ in range(2)]
+    for values, into in zip((bits, widened), heads, strict=True):
+        kernels.split_heads(np.ascontiguousarray(values[:, :48]), one, one, into)
+    np.testing.assert_array_equal(*heads)
+
+
+def test_sum_and_norm_are_those_of_torch() -> None:
+    product, states = random_rows(9, 65), random_rows(9, 65, seed=1) * 3
+    scales, bias, gain, shift = (random_rows(size, seed=2 + size) for size in (9, 65, 65, 65))
+    total = torch.from_numpy(states + product * scales[:, None] + bias).double()
+    expected = layer_norm(total, (65,), torch.from_numpy(gain).double(), torch.from_numpy(shift).double(), 1e-3)
+    found = np.zeros((9, 65), np.uint8)
+    kernels.add_norm(product, scales, bias, states, gain, shift, 1e-3, found, scales)  # the scales in the same place
+    np.testing.assert_allclose(states, expected.numpy(), atol=2e-6)
+    assert_bytes(states, found, scales)
+
+
+@pytest.mark.parametrize("length", [1, 3, 33])
+def test_attention_is_that_of_torch(length: int) -> None:
+    texts, heads, size = 4, 3, 8
+    tokens, width = texts * length, heads * size
+    product, bias = random_rows(tokens + 2, 3 * width) * 3, random_rows(3 * width, seed=1)
+    flow = fused._Rows(tokens + 2, width)
+    flow.scales[:] = np.abs(random_rows(tokens + 2, seed=2))
+    product[:, :width] -= np.where(np.arange(width) < size, 20, 0)  # one head whose scores are all far below zero
+    product[:, width : width + size] = np.abs(product[:, width : width + size]) + 3
+    states = product * flow.scales[:, None] + bias
+    query, key, value = torch.from_numpy(states[1:-1]).view(texts, length, 3, heads, size).permute(2, 0, 3, 1, 4)
+    expected = torch.nn.functional.scaled_dot_product_attention(query * np.log(2), key, value, scale=1.0)
+    groups = [(1, texts, length)]
+    fused._Attention(groups, heads, width)(product, bias, flow)
+    assert_bytes(expected.transpose(1, 2).reshape(tokens, width).numpy(), flow.bytes[1:], flow.scales[1:])
+
+
+@needs_int8
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+def test_equals_the_plain_form(
+    model: SentenceTransformer, rows: list[list[int]], act: str, kept: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kept == torch.bfloat16 and not rounds_to_bfloat16():
+        pytest.skip("this processor does not round to bfloat16")
+    other = copy.deepcopy(model)
+    other.transformers_model.config.hidden_act = act
+    monkeypatch.setattr(BertEngine, "_half", lambda *_: False)
+    plain, quick = BertEngine(other, "int8"), FusedEngine(other)
+    quick._kept = kept
+    expected, got = plain(rows), quick(rows)
+    assert quick.precision == "int8"
+    assert (got * expected).sum(axis=1).min() > 0.9995  # a byte that was just below a half is now above it
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
+    if act == "gelu":
+        assert (got * TorchEngine(model, "float32")(rows)).sum(axis=1).min() > 0.99
+
+
+@needs_int8
+@pytest.mark.parametrize("threads", [1, 3])
+def test_pieces_on_threads(
+    model: SentenceTransformer, rows: list[list[int]], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "PIECE_TOKENS", 40)
+    monkeypatch.setattr(fused, "ALONE", 8)
+    monkeypatch.setattr(fused, "SCORES", 200)  # attention in several steps
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        engine = FusedEngine(model)
+        got = np.concatenate([engine(rows), engine(rows[::-1])[::-1], [engine([row])[0] for row in rows]])
+        assert torch.get_num_threads() == threads
+        seen: list[int] = []
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert seen == [threads]
+    finally:
+        torch.set_num_threads(usual)
+    monkeypatch.undo()
+    expected = np.concatenate([FusedEngine(model)(rows)] * 3)
+    assert (got * expected).sum(axis=1).min() > 0.9999
+
+
+@needs_int8
+def test_many_callers(model: SentenceTransformer, rows: list[list[int]]) -> None:
+    engine = FusedEngine(model)
+    batch = rows * 20
+    expected = engine(batch)
+    found: list[np.ndarray] = []
+    callers = [threading.Thread(target=lambda: found.append(engine(batch))) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == 6
+    for vectors in found:
+        np.testing.assert_array_equal(vectors, expected)
+
+
+def test_cut() -> None:
+    rows = [[0] * length for length in (5, 290, 40, 290, 80, 290, 20)]
+    assert cut(rows, 1) == [[1, 3, 5, 4, 2, 6, 0]]
+    assert cut(rows, 3) == [[1], [3], [5, 4, 2, 6, 0]]
+    for threads in (1, 2, 5):
+        many = cut(rows * 9, threads)
+        assert sorted(row for piece in many for row in piece) == list(range(63))
+        assert len(many) % threads == 0
+        sizes = [sum(len((rows * 9)[row]) for row in piece) for piece in many]
+        assert max(sizes) <= fused.PIECE_TOKENS + 290
+    assert cut([[0] * 20], 4) == [[0]]  # a query is not worth a second thread
+
+
+@needs_int8
+def test_without_numba(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(int8_engine(model), FusedEngine)
+    for name in [name for name in sys.modules if name in ("gecko.kernels", "gecko.encoder.fused")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delattr(engines.__package__ + ".fused")
+    monkeypatch.delattr("gecko.kernels")
+    plain = int8_engine(model)
+    assert type(plain) is BertEngine
+    assert plain.precision == "int8"
