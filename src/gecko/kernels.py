@@ -101,6 +101,19 @@ def _gelu_tanh(x: Any) -> Any:
 
 
 @_inline
+def _act(line: Any, act: Any) -> None:
+    if act == 0:
+        for column in range(line.shape[1]):
+            line[0, column] = _gelu(line[0, column])
+    elif act == 1:
+        for column in range(line.shape[1]):
+            line[0, column] = _gelu_tanh(line[0, column])
+    else:
+        for column in range(line.shape[1]):
+            line[0, column] = max(line[0, column], np.float32(0.0))
+
+
+@_inline
 def _round(values: Any, bits: Any, row: Any, into: Any, scales: Any, place: Any) -> None:
     """Row ``row`` of ``values`` as ``scale * (byte - 128)``; ``bits`` is the same memory as integers."""
     largest = np.int32(0)
@@ -128,9 +141,7 @@ def round_rows(values: Floats, into: Bytes, scales: Floats) -> None:
 
 
 @_kernel
-def activate(
-    product: Product, scales: Floats, bias: Floats, act: int, line: Floats, into: Bytes, found: Floats
-) -> None:
+def activate(product: Product, scales: Floats, bias: Floats, act: int, into: Bytes, found: Floats) -> None:
     """Bytes and scales of the activation of ``product * scales + bias``.
 
     Args:
@@ -138,22 +149,16 @@ def activate(
         scales: (N or more,), of the rows of the product.
         bias: (D,).
         act: one of :data:`ACTIVATIONS`.
-        line: (1, D), overwritten.
         into: (N or more, D).
         found: (N or more,), scales of the bytes.
     """
+    line = np.empty((1, product.shape[1]), np.float32)
     bits = line.view(np.int32)
     for row in range(product.shape[0]):
         scale = scales[row]
-        if act == 0:
-            for column in range(product.shape[1]):
-                line[0, column] = _gelu(_wide(product[row, column]) * scale + bias[column])
-        elif act == 1:
-            for column in range(product.shape[1]):
-                line[0, column] = _gelu_tanh(_wide(product[row, column]) * scale + bias[column])
-        else:
-            for column in range(product.shape[1]):
-                line[0, column] = max(_wide(product[row, column]) * scale + bias[column], np.float32(0.0))
+        for column in range(product.shape[1]):
+            line[0, column] = _wide(product[row, column]) * scale + bias[column]
+        _act(line, act)
         _round(line, bits, 0, into, found, row)
 
 
@@ -252,18 +257,18 @@ def powers(scores: Floats, shares: Floats) -> None:
 
 
 @_kernel
-def join_heads(mixed: Floats, shares: Floats, line: Floats, into: Bytes, found: Floats) -> None:
+def join_heads(mixed: Floats, shares: Floats, into: Bytes, found: Floats) -> None:
     """Bytes and scales of what attention gives texts of one length.
 
     Args:
         mixed: (B, heads, T, D / heads), values summed by :func:`powers`.
         shares: (B, heads, T).
-        line: (1, D), overwritten.
         into: (B T or more, D).
         found: (B T or more,), scales of the bytes.
     """
-    bits = line.view(np.int32)
     texts, heads, length, size = mixed.shape
+    line = np.empty((1, heads * size), np.float32)
+    bits = line.view(np.int32)
     for text in range(texts):
         for token in range(length):
             for head in range(heads):

@@ -67,8 +67,9 @@ def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
     """The engine of a plain model on the device where it is.
 
     ``auto`` is bfloat16 where that is fast. Elsewhere it is int8 for a BERT on a CPU that multiplies 8-bit integers, if
-    that leaves the vectors of :data:`SAMPLE` where they are; else float32. (Beside bfloat16, int8 was 5 % faster for
-    MiniLM and lost 0.8 % of its nDCG@10: its matrices are small, and rounding their inputs costs what the products save.)
+    that leaves the vectors of :data:`SAMPLE` where they are; else float32. (Beside bfloat16, int8 by torch alone was 5 %
+    faster for MiniLM and lost 0.8 % of its nDCG@10: its matrices are small, and rounding their inputs costs what the
+    products save. The compiled form has not been measured beside it.)
 
     Raises:
         ConfigError: the model or the device has no such precision.

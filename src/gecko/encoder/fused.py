@@ -85,14 +85,13 @@ class FusedEngine(BertEngine):
         states = x.numpy()
         flow = _Rows(padded, width)
         inner = _Rows(padded, len(self._layers[0]["up"].bias))
-        line = np.empty((1, inner.bytes.shape[1]), np.float32)
         attention = _Attention(groups, self._heads, width)
         kernels.round_rows(states, flow.bytes, flow.scales)
         for layer in self._layers:
             attention(self._product(layer["qkv"], flow), layer["qkv"].bias.numpy(), flow)
             self._add(layer["mix"], flow, states, layer["norm1"], flow)
             product = self._product(layer["up"], flow)[:tokens]
-            kernels.activate(product, flow.scales, layer["up"].bias.numpy(), act, line, inner.bytes, inner.scales)
+            kernels.activate(product, flow.scales, layer["up"].bias.numpy(), act, inner.bytes, inner.scales)
             self._add(layer["down"], inner, states, layer["norm2"], flow)
         return torch.from_numpy(states)
 
@@ -139,7 +138,6 @@ class _Attention:
         self._states = np.empty(3 * tokens * width, np.float32)
         self._scores = np.empty(max(texts * heads * length * length for _, texts, length in self._groups), np.float32)
         self._shares = np.empty(tokens * heads, np.float32)
-        self._line = np.empty((1, width), np.float32)
 
     def __call__(self, product: kernels.Product, bias: kernels.Floats, rows: _Rows) -> None:
         """Of the (N, 3 D) product with ``rows``, whose bytes and scales become the result's."""
@@ -158,9 +156,7 @@ class _Attention:
             torch.bmm(query, key.transpose(1, 2), out=found)
             kernels.powers(scores, shares)
             torch.bmm(found, value, out=query)
-            kernels.join_heads(
-                states[0], shares.reshape(texts, self._heads, length), self._line, part.bytes, part.scales
-            )
+            kernels.join_heads(states[0], shares.reshape(texts, self._heads, length), part.bytes, part.scales)
 
 
 def cut(rows: Sequence[Sequence[int]], threads: int) -> list[list[int]]:
