@@ -150,7 +150,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     loss = (
         MultipleNegativesRankingLoss(model, scale=20.0)
         if stock
-        else GeckoLoss(model, LOSS, cached=given.part_tokens is not None)
+        else GeckoLoss(model, LOSS, part_tokens=given.part_tokens)
     )
 
     class Trainer(SentenceTransformerTrainer):

@@ -401,11 +401,11 @@ def as_parts(vectors, ids, candidates):
 def assert_cached_equals_plain(parts, labels, switches):
     table = torch.randn(40, TEACHER, generator=torch.Generator().manual_seed(3))
     results = []
-    for cached in (False, True):
+    for part_tokens in (None, 0):
         model = Linear()
         torch.manual_seed(5)
         config = LossConfig(temperature=0.2, **switches)
-        loss = GeckoLoss(model, config, dims=[8, 4], cached=cached, teacher=table)(parts, labels)
+        loss = GeckoLoss(model, config, dims=[8, 4], part_tokens=part_tokens, teacher=table)(parts, labels)
         (3 * loss).backward()
         results.append((loss.detach(), model.weight.grad))
     assert results[0][1].abs().max() > 1e-3, switches
@@ -455,10 +455,10 @@ TWO = """
 
     found = []
     for switches in given["switches"]:
-        for cached in (False, True):
+        for part_tokens in (None, 0):
             model = Linear()
             config = LossConfig(temperature=0.2, **switches)
-            loss = GeckoLoss(model, config, dims=[8, 4], cached=cached, teacher=given["table"])
+            loss = GeckoLoss(model, config, dims=[8, 4], part_tokens=part_tokens, teacher=given["table"])
             value = loss([{"vectors": column[half]} for column in given["columns"]], given["labels"][half])
             value.backward()
             sums = torch.cat([value.detach()[None], model.weight.grad.flatten()])

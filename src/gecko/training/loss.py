@@ -331,9 +331,9 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         config: the switches of :func:`gecko_loss`.
         dims: widths that are trained; none: only the full one.
         weights: one per width; none: all equal.
-        cached: encode twice, first without and then with gradients, one part of the batch at a time (GradCache):
-            memory then does not grow with the batch. The parts are those that the collator makes.
-        part_tokens: a batch of no more tokens, padding included, is encoded once all the same, where one device trains.
+        part_tokens: a batch of more tokens, padding included, is encoded twice, first without and then with gradients,
+            one part at a time (GradCache): memory then does not grow with the batch. The parts are those that the
+            collator makes. Where several devices train, each batch is encoded so. None: all batches are encoded once.
         teacher: (texts, T) embeddings to be matched, by the numbers in the labels; needed if ``config.match`` is not 0.
     """
 
@@ -344,8 +344,7 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         dims: Sequence[int] = (),
         weights: Sequence[float] = (),
         *,
-        cached: bool = False,
-        part_tokens: int = 0,
+        part_tokens: int | None = None,
         teacher: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -353,8 +352,8 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         self.config = config
         self.dims = tuple(dims)
         self.weights = tuple(weights)
-        self.cached = self.uses_gradient_cache = cached
         self.part_tokens = part_tokens
+        self.uses_gradient_cache = part_tokens is not None
         self.mini_batch_size = 1 << 40  # a part is never cut again
         self.teacher = teacher
 
@@ -370,16 +369,16 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
             TrainingError: the labels do not fit the columns.
         """
         parts = list(sentence_features)
-        if self.cached and not self._fits(parts):
+        if self.part_tokens is not None and not self._fits(parts, self.part_tokens):
             loss: Tensor = self.forward_cached(parts, labels)
             return loss
         return self.calculate_loss([[self.model(part)["sentence_embedding"]] for part in parts], labels)
 
-    def _fits(self, parts: Sequence[dict[str, Any]]) -> bool:
-        """Whether a batch is no larger than a part may be. Several devices must do the same, so there it is never asked."""
+    def _fits(self, parts: Sequence[dict[str, Any]], tokens: int) -> bool:
+        """Whether a batch has no more tokens. Several devices must do the same, so there it is never asked."""
         if torch.distributed.is_initialized() or not all("input_ids" in part for part in parts):
             return False
-        return sum(int(part["input_ids"].numel()) for part in parts) <= self.part_tokens
+        return sum(int(part["input_ids"].numel()) for part in parts) <= tokens
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False

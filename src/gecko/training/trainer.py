@@ -164,8 +164,7 @@ def train(
                 config.loss,
                 dims,
                 config.dim_weights,
-                cached=part_tokens is not None,
-                part_tokens=part_tokens or 0,
+                part_tokens=part_tokens,
                 teacher=_teacher(examples, rows, dims[0], config.loss, say) if config.loss.match else None,
             ),
         )
