@@ -178,6 +178,34 @@ def test_pieces_on_threads(
 
 
 @needs_int8
+def test_a_caller_keeps_its_threads_and_so_do_others(model: SentenceTransformer, rows: list[list[int]]) -> None:
+    usual, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        engine = FusedEngine(model)
+
+        def call() -> None:
+            torch.get_num_threads()
+            torch.set_num_threads(3)
+            engine(rows * 20)
+            seen.append(torch.get_num_threads())
+
+        def look() -> None:
+            seen.append(torch.get_num_threads())
+
+        for target in (call, look):
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+        assert engine._pool is not None
+        assert seen == [3, 3]  # a thread to come has the number that the caller set last
+        assert torch.get_num_threads() == 2
+        assert set(engine._pool.map(lambda _: torch.get_num_threads(), range(4))) == {1}
+    finally:
+        torch.set_num_threads(usual)
+
+
+@needs_int8
 def test_many_callers(model: SentenceTransformer, rows: list[list[int]]) -> None:
     engine = FusedEngine(model)
     batch = rows * 20

@@ -176,10 +176,10 @@ def cut(rows: Sequence[Sequence[int]], threads: int) -> list[list[int]]:
 
 
 def _workers(threads: int) -> ThreadPoolExecutor:
-    """Threads in each of which torch uses no other."""
+    """Threads in each of which torch uses no other; all other threads keep what they have."""
     import torch
 
-    usual = torch.get_num_threads()
+    pools: list[ThreadPoolExecutor] = []
     all_here = threading.Barrier(threads + 1)
 
     def begin() -> None:
@@ -187,9 +187,15 @@ def _workers(threads: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         all_here.wait()
 
-    pool = ThreadPoolExecutor(threads, "gecko-int8", begin)
-    for _ in range(threads):
-        pool.submit(int)
-    all_here.wait()
-    torch.set_num_threads(usual)  # threads that begin later take the number that was set last, wherever it was set
-    return pool
+    def make() -> None:
+        usual = torch.get_num_threads()
+        pools.append(ThreadPoolExecutor(threads, "gecko-int8", begin))
+        for _ in range(threads):
+            pools[0].submit(int)
+        all_here.wait()
+        torch.set_num_threads(usual)  # the number that was set last, in any thread, is that of the threads to come
+
+    maker = threading.Thread(target=make)
+    maker.start()
+    maker.join()
+    return pools[0]
