@@ -1,4 +1,8 @@
 import random
+from pathlib import Path
+
+import pytest
+from sentence_transformers import SentenceTransformer
 
 WORDS = ["the", "red", "cat", "sleeps", "in", "a", "big", "house", "zebra", "and", "fish"]
 
@@ -7,3 +11,15 @@ def sentences(count: int, longest: int = 70) -> list[str]:
     generator = random.Random(1)
     texts = [" ".join(generator.choices(WORDS, k=generator.randint(1, longest))) for _ in range(count)]
     return [*texts, "", texts[0]]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(tiny_model), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def rows(model: SentenceTransformer) -> list[list[int]]:
+    generator = random.Random(1)
+    lengths = [1, 2, 5, 5, 48, 5, 17, 48, 2]
+    return [[generator.randrange(5, len(model.tokenizer)) for _ in range(length)] for length in lengths]

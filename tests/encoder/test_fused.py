@@ -1,8 +1,6 @@
 import copy
-import random
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,18 +19,6 @@ from gecko.encoder import fused
 from gecko.encoder.fused import FusedEngine, cut
 
 needs_int8 = pytest.mark.skipif(not int8_works(), reason="this processor does not multiply 8-bit integers")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> SentenceTransformer:
-    return SentenceTransformer(str(tiny_model), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def rows(model: SentenceTransformer) -> list[list[int]]:
-    generator = random.Random(1)
-    lengths = [1, 2, 5, 5, 48, 5, 17, 48, 2]
-    return [[generator.randrange(5, len(model.tokenizer)) for _ in range(length)] for length in lengths]
 
 
 def random_rows(*shape: int, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,3 @@
-import random
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,6 @@ from gecko.errors import ConfigError
 from gecko.int8 import weight_levels
 
 needs_int8 = pytest.mark.skipif(not int8_works(), reason="this processor does not multiply 8-bit integers")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> SentenceTransformer:
-    return SentenceTransformer(str(tiny_model), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def rows(model: SentenceTransformer) -> list[list[int]]:
-    generator = random.Random(1)
-    lengths = [1, 2, 5, 5, 48, 5, 17, 48, 2]
-    return [[generator.randrange(5, len(model.tokenizer)) for _ in range(length)] for length in lengths]
 
 
 def test_float32_equals_the_padded_model(model: SentenceTransformer, rows: list[list[int]]) -> None:

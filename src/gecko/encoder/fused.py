@@ -136,7 +136,7 @@ class _Attention:
         ]
         tokens = max(texts * length for _, texts, length in self._groups)
         self._states = np.empty(3 * tokens * width, np.float32)
-        self._scores = np.empty(max(texts * heads * length * length for _, texts, length in self._groups), np.float32)
+        self._scores = np.empty(max(SCORES, groups[0][2] ** 2), np.float32)  # the longest text is the first
         self._shares = np.empty(tokens * heads, np.float32)
 
     def __call__(self, product: kernels.Product, bias: kernels.Floats, rows: _Rows) -> None:
@@ -150,12 +150,16 @@ class _Attention:
             states = self._states[: 3 * tokens * self._width].reshape(3, texts, self._heads, length, size)
             kernels.split_heads(product[start : start + tokens], part.scales, bias, states)
             query, key, value = torch.from_numpy(states.reshape(3, matrices, length, size))
-            scores = self._scores[: matrices * length * length].reshape(-1, length)
             shares = self._shares[: matrices * length]
-            found = torch.from_numpy(scores).view(matrices, length, length)
-            torch.bmm(query, key.transpose(1, 2), out=found)
-            kernels.powers(scores, shares)
-            torch.bmm(found, value, out=query)
+            together = max(1, SCORES // (length * length))
+            for first in range(0, matrices, together):  # some texts at once, or some heads of a long one
+                some = slice(first, first + together)
+                keys = key[some]
+                scores = self._scores[: len(keys) * length * length].reshape(-1, length)
+                found = torch.from_numpy(scores).view(-1, length, length)
+                torch.bmm(query[some], keys.transpose(1, 2), out=found)
+                kernels.powers(scores, shares[first * length :])
+                torch.bmm(found, value[some], out=query[some])
             kernels.join_heads(states[0], shares.reshape(texts, self._heads, length), part.bytes, part.scales)
 
 
