@@ -36,6 +36,7 @@ PIECE_TOKENS = 1024  # of a piece
 BATCH_PIECES = 32  # for each thread: the last ones leave some idle
 ALONE = 128  # tokens that are not worth a thread
 SCORES = 1 << 18  # attention scores at once
+_MAKING = threading.Lock()  # for all engines: making workers changes the process's thread count for a moment
 
 
 class FusedEngine(BertEngine):
@@ -56,7 +57,6 @@ class FusedEngine(BertEngine):
         self._threads = torch.get_num_threads()
         self.batch_tokens = BATCH_PIECES * PIECE_TOKENS * self._threads
         self._pool: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
 
     def _half(self, precision: str) -> bool:
         return False
@@ -66,7 +66,7 @@ class FusedEngine(BertEngine):
         pieces = cut(rows, self._threads)
         if len(pieces) == 1:
             return super().__call__(rows)
-        with self._lock:
+        with _MAKING:
             if self._pool is None and self._threads > 1:
                 self._pool = _workers(self._threads)
         run = map if self._pool is None else self._pool.map
@@ -193,13 +193,22 @@ def _workers(threads: int) -> ThreadPoolExecutor:
 
     def make() -> None:
         usual = torch.get_num_threads()
-        pools.append(ThreadPoolExecutor(threads, "gecko-int8", begin))
-        for _ in range(threads):
-            pools[0].submit(int)
-        all_here.wait()
-        torch.set_num_threads(usual)  # the number that was set last, in any thread, is that of the threads to come
+        pool = ThreadPoolExecutor(threads, "gecko-int8", begin)
+        try:
+            for _ in range(threads):
+                pool.submit(int)
+            all_here.wait()
+            pools.append(pool)
+        except RuntimeError:  # no more threads can be started
+            all_here.abort()
+        finally:
+            torch.set_num_threads(usual)  # the number that was set last, in any thread, is that of the threads to come
 
     maker = threading.Thread(target=make)
     maker.start()
     maker.join()
+    if not pools:
+        raise RuntimeError(
+            f"{threads} threads cannot be started here; call torch.set_num_threads with fewer before load"
+        )
     return pools[0]
