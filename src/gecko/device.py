@@ -44,9 +44,7 @@ def has_fast_bfloat16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
         # The library's own question, mkldnn's, is answered with yes where bfloat16 is only emulated.
-        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        found = any(bool(getattr(torch.cpu, name)()) for name in probes if hasattr(torch.cpu, name))
-        return found and _bfloat16_speed() > FASTER
+        return (rounds_to_bfloat16() or _cpu_has("_is_amx_tile_supported")) and _bfloat16_speed() > FASTER
     if device == "cpu":
         probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
         return probe is not None and bool(probe())
@@ -55,10 +53,14 @@ def has_fast_bfloat16(device: str) -> bool:
 
 def rounds_to_bfloat16() -> bool:
     """Whether the CPU has an instruction for it; products in bfloat16 may still be slow."""
+    return _cpu_has("_is_avx512_bf16_supported")
+
+
+def _cpu_has(*probes: str) -> bool:
+    """Whether one of some probes of ``torch.cpu`` says yes; what there is depends on torch's version."""
     import torch
 
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return probe is not None and bool(probe())
+    return any(bool(getattr(torch.cpu, name)()) for name in probes if hasattr(torch.cpu, name))
 
 
 @cache
@@ -102,15 +104,9 @@ def has_int8() -> bool:
 
 def has_vnni() -> bool:
     """Whether the CPU sums products of 8-bit integers in 32 bits; without VNNI, pairs of them are summed in 16."""
-    import torch
-
-    probes = ("_is_vnni_supported", "_is_avx512_vnni_supported")  # by torch's version
-    return any(bool(getattr(torch.cpu, name)()) for name in probes if hasattr(torch.cpu, name))
+    return _cpu_has("_is_vnni_supported", "_is_avx512_vnni_supported")
 
 
 def has_fast_int8() -> bool:
     """Whether 8-bit products are faster than float32 ones: with VNNI four times, with AVX2 alone twice or more."""
-    import torch
-
-    avx2 = getattr(torch.cpu, "_is_avx2_supported", None)
-    return has_int8() and (has_vnni() or (avx2 is not None and bool(avx2())))
+    return has_int8() and (has_vnni() or _cpu_has("_is_avx2_supported"))

@@ -23,6 +23,11 @@ def row_step(rows: int) -> int:
     return 16 if rows < 256 else 64
 
 
+def padded(rows: int) -> int:
+    """How many rows are multiplied in the place of ``rows``."""
+    return rows + -rows % row_step(rows)
+
+
 def round_rows(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Round each row to ``scale * (byte - 128)``, bytes in 1 to 255; a row's bytes do not depend on the rows beside it.
 
@@ -66,7 +71,7 @@ class PackedWeights:
             (rows, out).
         """
         rows = len(rounded)
-        if missing := -rows % row_step(rows):
+        if missing := padded(rows) - rows:
             rounded = torch.nn.functional.pad(rounded, (0, 0, 0, missing))
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, ZERO, self._bytes, self.scale, self._zero, None, 1.0, 0, kind, "none", [], ""

@@ -11,7 +11,7 @@ What is notable here:
   instructions of a maximum of floats
 * kernels release Python's lock and use one thread: the caller has one for each core
 
-Numba keeps the compiled code on disk, so the first process alone waits for it.
+Numba keeps the compiled code on disk, where it finds a folder that it can write, so the first process alone waits for it.
 """
 
 from collections.abc import Callable
@@ -49,15 +49,21 @@ def _inline(function: Callable[..., Any]) -> Any:
     return njit(forceinline=True, **_SETTINGS)(function)
 
 
+@_inline
+def _from_bits(value: Any) -> Any:
+    return np.int32(np.int32(value) << np.int32(16)).view(np.float32)
+
+
 def _wide(value: Any) -> Any:
-    raise NotImplementedError("only in compiled code")
+    """A float32 as it is; the bits of a bfloat16 as a float32."""
+    return _from_bits(value) if isinstance(value, np.uint16) else value
 
 
 @overload(_wide, jit_options=_SETTINGS, strict=False)
-def _wide_of(value: Any) -> Any:
-    """A float32 as it is; the bits of a bfloat16 as a float32."""
+def _wide_of_type(value: Any) -> Any:
+    """:func:`_wide` where the type, not the value, is known: compiled code has one of the two and no question."""
     if value == types.uint16:
-        return lambda value: np.int32(np.int32(value) << np.int32(16)).view(np.float32)
+        return lambda value: _from_bits(value)  # noqa: PLW0108 - numba asks for a function that is not compiled yet
     return lambda value: value
 
 

@@ -88,6 +88,13 @@ def test_products_in_bfloat16() -> None:
     np.testing.assert_array_equal(*heads)
 
 
+def test_widening_is_the_same_without_the_compiler() -> None:
+    values = torch.from_numpy(random_rows(50)).bfloat16()
+    found = [kernels._wide(bits) for bits in values.view(torch.uint16).numpy()]
+    np.testing.assert_array_equal(np.array(found, np.float32), values.float().numpy())
+    assert kernels._wide(np.float32(1.5)) == 1.5
+
+
 def test_sum_and_norm_are_those_of_torch() -> None:
     product, states = random_rows(9, 65), random_rows(9, 65, seed=1) * 3
     scales, bias, gain, shift = (random_rows(size, seed=2 + size) for size in (9, 65, 65, 65))
@@ -119,15 +126,12 @@ def test_attention_is_that_of_torch(length: int) -> None:
 @needs_int8
 @pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
-def test_equals_the_plain_form(
-    model: SentenceTransformer, rows: list[list[int]], act: str, kept: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equals_the_plain_form(model: SentenceTransformer, rows: list[list[int]], act: str, kept: torch.dtype) -> None:
     if kept == torch.bfloat16 and not rounds_to_bfloat16():
         pytest.skip("this processor does not round to bfloat16")
     other = copy.deepcopy(model)
     other.transformers_model.config.hidden_act = act
-    monkeypatch.setattr(BertEngine, "_half", lambda *_: False)
-    plain, quick = BertEngine(other, "int8"), FusedEngine(other)
+    plain, quick = BertEngine(other, "int8", torch.float32), FusedEngine(other)
     quick._kept = kept
     expected, got = plain(rows), quick(rows)
     assert quick.precision == "int8"

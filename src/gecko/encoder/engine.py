@@ -88,11 +88,11 @@ def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
         precision = "float32"
     if precision == "bfloat16" and device == "cuda" and not has_fast_bfloat16("cuda"):
         raise ConfigError("precision 'bfloat16': this GPU has none; give float32")
-    if precision == "int8" and not packs:
-        raise ConfigError("precision 'int8' is for BERT models on a CPU; give bfloat16, or export with --int8")
-    if precision == "int8" and not int8_works():
-        raise ConfigError("precision 'int8': this processor does not multiply 8-bit integers; give float32")
     if precision == "int8":
+        if not packs:
+            raise ConfigError("precision 'int8' is for BERT models on a CPU; give bfloat16, or export with --int8")
+        if not int8_works():
+            raise ConfigError("precision 'int8': this processor does not multiply 8-bit integers; give float32")
         return int8_engine(model)
     return BertEngine(model, precision) if packs else TorchEngine(model, precision)
 

@@ -26,7 +26,7 @@ from gecko import kernels
 from gecko.device import rounds_to_bfloat16
 from gecko.encoder.packed import BertEngine, Int8Linear
 from gecko.encoder.vectors import Vectors
-from gecko.int8 import row_step
+from gecko.int8 import padded
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class FusedEngine(BertEngine):
     def __init__(self, model: "SentenceTransformer") -> None:
         import torch
 
-        super().__init__(model, "int8")
+        super().__init__(model, "int8", torch.float32)
         width = self._words.shape[1]
         for layer in self._layers:  # a softmax takes powers of two of the scores here
             layer["qkv"].stretch(slice(width), kernels.LOG2_E / math.sqrt(width / self._heads))
@@ -57,9 +57,6 @@ class FusedEngine(BertEngine):
         self._threads = torch.get_num_threads()
         self.batch_tokens = BATCH_PIECES * PIECE_TOKENS * self._threads
         self._pool: ThreadPoolExecutor | None = None
-
-    def _half(self, precision: str) -> bool:
-        return False
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """Unit vectors, float32 (B, D), of B rows of tokens."""
@@ -80,11 +77,10 @@ class FusedEngine(BertEngine):
         import torch
 
         tokens, width = x.shape
-        padded = tokens + -tokens % row_step(tokens)
         act = kernels.ACTIVATIONS[self._act]
         states = x.numpy()
-        flow = _Rows(padded, width)
-        inner = _Rows(padded, len(self._layers[0]["up"].bias))
+        flow = _Rows(padded(tokens), width)
+        inner = _Rows(padded(tokens), len(self._layers[0]["up"].bias))
         attention = _Attention(groups, self._heads, width)
         kernels.round_rows(states, flow.bytes, flow.scales)
         for layer in self._layers:

@@ -61,17 +61,21 @@ class BertEngine:
 
     Args:
         model: the model, for which :func:`can_pack` holds; its weights are copied.
-        precision: ``float32``, ``bfloat16`` or ``int8`` (the linear layers; the rest is bfloat16 where that is fast).
+        precision: ``float32``, ``bfloat16`` or ``int8`` (the linear layers).
+        rest: the float type of what is not in 8 bits; none: bfloat16 where that is fast.
     """
 
-    def __init__(self, model: "SentenceTransformer", precision: str) -> None:
+    def __init__(self, model: "SentenceTransformer", precision: str, rest: "torch.dtype | None" = None) -> None:
         import copy
 
         import torch
 
+        from gecko.device import has_fast_bfloat16
+
         self.precision = precision
         self.batch_tokens = PACKED_TOKENS
-        self._dtype = torch.bfloat16 if self._half(precision) else torch.float32
+        half = precision == "bfloat16" or (precision == "int8" and has_fast_bfloat16("cpu"))
+        self._dtype = rest or (torch.bfloat16 if half else torch.float32)
         bert: Any = model.transformers_model
         config = bert.config
         self._heads = int(config.num_attention_heads)
@@ -84,11 +88,6 @@ class BertEngine:
             self._first_norm = self._norm(parts.LayerNorm)
             self._layers = [self._layer(layer, precision) for layer in bert.encoder.layer]
         self._after = [copy.deepcopy(module).eval() for module in list(model)[1:]]
-
-    def _half(self, precision: str) -> bool:
-        from gecko.device import has_fast_bfloat16
-
-        return precision == "bfloat16" or (precision == "int8" and has_fast_bfloat16("cpu"))
 
     def _fixed(self, tensor: "Tensor") -> "Tensor":
         return tensor.detach().to("cpu", self._dtype, copy=True)
