@@ -98,14 +98,17 @@ def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
 
 
 def int8_engine(model: "SentenceTransformer") -> Engine:
-    """A BERT in 8 bits: compiled by numba where that is installed, which it is not everywhere, else by torch alone."""
+    """A BERT in 8 bits: compiled by numba where that is installed and can keep what it compiles, else by torch alone."""
     from gecko.encoder.packed import BertEngine
 
     try:
         from gecko.encoder.fused import FusedEngine
-    except ImportError:
+
+        engine = FusedEngine(model)
+        engine([[0]])  # compiles
+    except (ImportError, OSError):  # not installed; a full disk
         return BertEngine(model, "int8")
-    return FusedEngine(model)
+    return engine
 
 
 def sample_cosine(model: "SentenceTransformer", engine: Engine) -> float:
