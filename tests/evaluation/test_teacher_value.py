@@ -320,6 +320,13 @@ def test_a_folder_of_forms(start: Encoder, tmp_path: Path) -> None:
     assert [row[0] for row in rows] == ["relevance", a, b] and header[1] == "retriever"
     macro = result["forms"][b]["macro"]
     assert rows[2][1:6] == tuple(f"{100 * macro[order]['ndcg@10']:.1f}" for order in header[1:6])
+    first = result["forms"]["relevance"]["macro"]["rrf"]["ndcg@10"]
+    difference, low, high = result["forms"][b]["over_first"]
+    assert difference == pytest.approx(macro["rrf"]["ndcg@10"] - first)
+    assert low <= difference <= high
+    assert (header[7], rows[0][7]) == ("rrf − the first form's", "")
+    assert rows[2][7] == f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    assert "over_first" not in result["forms"]["relevance"]
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match="the folder holds no prompt"):
         spread_forms([str(tmp_path / "none")])

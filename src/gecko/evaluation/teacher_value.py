@@ -506,6 +506,11 @@ def teacher_value(
         "candidates": config.candidates,
         "forms": {form.name: _numbers(measured[form.name], judge, form, config) for form in forms},
     }
+    first = measured[forms[0].name]
+    for form in forms[1:]:  # paired, so it tells forms apart that intervals against the retriever do not
+        pairs = zip(measured[form.name], first, strict=True)
+        differences = [one.orders[_usual(first)] - other.orders[_usual(first)] for one, other in pairs]
+        result["forms"][form.name]["over_first"] = list(macro_ci(differences, config.resamples, config.seed))
     result["best"] = _best(measured, config)
     best = next(form for form in forms if form.name == result["best"]["form"])
     result["estimate"] = _estimate(best, sets[0].passages, config, judge)
@@ -561,9 +566,14 @@ def _against(measured: Sequence[Measured], order: str, base: str, config: ValueC
     return macro_ci(differences, config.resamples, config.seed)
 
 
+def _usual(measured: Sequence[Measured]) -> Literal["rrf", "rc"]:
+    """The order that forms are compared by; a teacher that cannot score a given text has RC alone."""
+    return "rrf" if "rrf" in measured[0].orders else "rc"
+
+
 def _best(measured: dict[str, list[Measured]], config: ValueConfig) -> dict[str, Any]:
     """The form whose fused order is best, and the fusion to use: RRF, unless another is shown to be better."""
-    usual = "rrf" if "rrf" in next(iter(measured.values()))[0].orders else "rc"
+    usual: str = _usual(next(iter(measured.values())))
 
     def worth(form: str) -> float:
         return _against(measured[form], usual, "retriever", config)[0]

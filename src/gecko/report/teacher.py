@@ -44,6 +44,8 @@ def value_verdict(result: Mapping[str, Any]) -> str:
         f"best form: {best['form']}, fusion {best['fusion']} (--set prompts.query_likelihood={likelihood} "
         f"--set prompts.relevance={relevance} --set select.fusion={best['fusion']})"
     )
+    if over := result["forms"][best["form"]].get("over_first"):
+        lines.append(f"against the first form, {next(iter(result['forms']))}: {_points(*over)}")
     if over := result["forms"][best["form"]].get("rrf_over"):
         lines.append("the fusion over its parts: " + ", ".join(f"{name} {_points(*over[name])}" for name in over))
     judging, writing = estimate["judging"], estimate["writing"]
@@ -71,14 +73,17 @@ def value_markdown(result: Mapping[str, Any]) -> str:
 
 
 def form_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row a form, the header first: the mean over the sets of every order, and of RRF (or RC) against the retriever."""
+    """A row a form, the header first: the means over the sets of every order, and what RRF (or RC) differs by."""
     usual = "rrf" if result["can_score"] else "rc"
     means = {
         form: numbers.get("macro") or next(iter(numbers["sets"].values())) for form, numbers in result["forms"].items()
     }
     orders = [order for order, cell in next(iter(means.values())).items() if isinstance(cell, dict)]
-    rows: list[tuple[str, ...]] = [("form", *orders, f"{usual} − retriever (95 %)", "tokens a pair")]
+    differences = [f"{usual} − retriever (95 %)", *([f"{usual} − the first form's"] if len(means) > 1 else [])]
+    rows: list[tuple[str, ...]] = [("form", *orders, *differences, "tokens a pair")]
     for form, row in means.items():
+        numbers = result["forms"][form]
         values = (f"{100 * row[order][HEADLINE]:.1f}" for order in orders)
-        rows.append((form, *values, _delta(row[usual]), f"{result['forms'][form]['tokens_per_pair']:.0f}"))
+        against = [_points(*numbers["over_first"]) if "over_first" in numbers else ""] if len(means) > 1 else []
+        rows.append((form, *values, _delta(row[usual]), *against, f"{numbers['tokens_per_pair']:.0f}"))
     return rows
