@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-FASTER = 1.25  # what bfloat16 has to be for its lost digits: it is 2 to 4 times as fast as float32, or half
+FASTER = 1.25  # what a precision has to be for its lost digits: bfloat16 is 2 to 4 times as fast as float32, or half
 
 
 def best_device() -> str:

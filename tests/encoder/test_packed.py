@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import gecko
-from gecko.device import has_fast_bfloat16
-from gecko.encoder.engine import TorchEngine, torch_engine
+from gecko.encoder.engine import TorchEngine, is_faster, torch_engine
 from gecko.encoder.packed import BertEngine, Int8Linear, can_pack, equal_runs, int8_works
 from gecko.errors import ConfigError
 from gecko.int8 import weight_levels
@@ -86,12 +86,32 @@ def test_runs_of_equal_lengths() -> None:
     assert equal_runs([3, 3]) == [(0, 2, 3)]
 
 
+def test_the_faster_of_two_engines() -> None:
+    asked: list[int] = []
+
+    def engine(seconds: float):
+        def run(rows: list[list[int]]) -> None:
+            asked.append(sum(map(len, rows)))
+            time.sleep(seconds)
+
+        return run
+
+    slow, fast, rows = engine(0.02), engine(0.001), [[1] * 100, [2] * 50]
+    assert is_faster(fast, slow, rows)
+    assert not is_faster(slow, fast, rows)
+    assert not is_faster(slow, slow, rows)  # no better is not enough
+    assert set(asked) == {2100}
+
+
 def test_choice(model: SentenceTransformer, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_pack(model)
-    assert gecko.load(str(tiny_model)).precision == torch_engine(model, "auto").precision
-    assert torch_engine(model, "auto").precision == "bfloat16" or not has_fast_bfloat16("cpu")
+    for faster in (True, False):
+        monkeypatch.setattr("gecko.encoder.engine.has_fast_bfloat16", lambda _: True)
+        monkeypatch.setattr("gecko.encoder.engine.is_faster", lambda *_, faster=faster: faster)
+        assert torch_engine(model, "auto").precision == ("int8" if faster and int8_works() else "bfloat16")
     monkeypatch.setattr("gecko.encoder.engine.has_fast_bfloat16", lambda _: False)
     assert torch_engine(model, "auto").precision == "int8" or not int8_works()
+    assert gecko.load(str(tiny_model)).precision == torch_engine(model, "auto").precision
     monkeypatch.setattr("gecko.encoder.engine.INT8_COSINE", 1.1)  # as if int8 moved the vectors
     assert torch_engine(model, "auto").precision == "float32"
     monkeypatch.setattr("gecko.encoder.packed.int8_works", lambda: False)
