@@ -11,7 +11,7 @@ import torch
 
 from gecko.errors import TeacherError
 from gecko.llm.base import Group, Sampling
-from gecko.llm.transformers import TransformersLM, _window
+from gecko.llm.transformers import CACHE_SHARE, TransformersLM, _window
 from gecko.prompts import Prompt
 
 from .conftest import LIKELIHOOD, RELEVANCE, SIZE, VARIED, save
@@ -439,6 +439,26 @@ def test_a_drawn_text_does_not_depend_on_its_neighbours(load) -> None:
     assert same[:2] == same[4:]
     assert len(set(same)) == 4
     assert lm.generate(WRITE, PASSAGES, Sampling(0.9, 0.95, 12, (21, 22, 23, 24))) != together
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_as_many_texts_are_written_together_as_memory_has_room_for(
+    load, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, sampling = load(), Sampling(0.9, 0.95, 12, (1, 2, 3, 4))
+    expected = lm.generate(WRITE, PASSAGES, sampling)
+    preamble = lm._preamble(WRITE)
+    past = preamble[0][0].shape[-2]
+    longest = max(map(len, lm._bodies(lm._cut(WRITE), PASSAGES, ()))) + 12
+    of_a_row = sum(keys.nbytes + values.nbytes for keys, values in preamble) * (past + longest) / past
+    monkeypatch.setattr("gecko.llm.transformers.device_memory", lambda _: (rows + 0.5) * of_a_row / CACHE_SHARE)
+    together: list[int] = []
+    decode = lm._decode
+    monkeypatch.setattr(lm, "_decode", lambda *given: (together.append(len(given[1])), decode(*given))[1])
+    assert lm.generate(WRITE, PASSAGES, sampling) == expected
+    assert together == {1: [1, 1, 1, 1], 3: [3, 1]}[rows]
+    monkeypatch.setattr("gecko.llm.transformers.device_memory", lambda _: 1)
+    assert lm.generate(WRITE, PASSAGES[:2], replace(sampling, seeds=(1, 2))) == expected[:2]
 
 
 def test_a_narrow_nucleus_is_greedy(load) -> None:

@@ -23,7 +23,7 @@ What is notable here:
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -32,6 +32,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from gecko.device import device_memory
 from gecko.errors import TeacherError
 from gecko.llm.base import NOTHING, Group, Judgement, Sampling, Usage, cut_at_stop
 from gecko.prompts import Prompt
@@ -43,6 +44,7 @@ KNOWN_GROUP = Group("The cat sat on the mat, and the dog lay beside it.", ("Who 
 TOLERATED = 0.15  # of a token's log-probability: packs are rounded otherwise in half precision
 FULL = "full_attention"
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}  # kind of layer: setting
+CACHE_SHARE = 0.2  # of the memory, for keys and values while texts are written; they are copied as they grow
 READ_ROWS = 256  # rows of the output layer computed together: 256 x 152k x 6 bytes = 230 MB
 
 
@@ -177,10 +179,27 @@ class TransformersLM:
     def generate(
         self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()
     ) -> list[str]:
-        """See :class:`gecko.llm.base.LanguageModel`. All passages are decoded together; a finished one leaves the batch."""
+        """See :class:`gecko.llm.base.LanguageModel`.
+
+        As many passages are decoded together as have room for their keys and values; a finished one leaves the batch.
+        """
         if not passages:
             return []
-        return self._decode(prompt, self._bodies(self._cut(prompt), passages, variables), sampling)
+        bodies = self._bodies(self._cut(prompt), passages, variables)
+        together = self._rows_with_room(prompt, max(map(len, bodies)) + sampling.max_new_tokens)
+        texts: list[str] = []
+        for start in range(0, len(bodies), together):
+            part = slice(start, start + together)
+            texts += self._decode(prompt, bodies[part], replace(sampling, seeds=sampling.seeds[part]))
+        return texts
+
+    def _rows_with_room(self, prompt: Prompt, tokens: int) -> int:
+        """How many rows of so many tokens after the preamble may be decoded together: some of the memory is theirs."""
+        preamble = self._preamble(prompt)
+        past = preamble[0][0].shape[-2]
+        bytes_of_a_token = sum(keys.nbytes + values.nbytes for keys, values in preamble) / past
+        memory = device_memory(self.model.device.type)
+        return max(1, int(memory * CACHE_SHARE / (bytes_of_a_token * (past + tokens))))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See :class:`gecko.llm.base.LanguageModel`."""
