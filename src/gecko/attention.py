@@ -41,7 +41,7 @@ Whole = npt.NDArray[np.int64]
 ROWS = 8  # queries at once: so many sums hide how long one takes
 LANES = 16  # words of a vector
 _SHIFT = np.float32(7.9943534)  # 255 is two to it
-_FAR = np.float32(-1e30)
+_FAR, _NEAR = np.float32(-1e30), np.float32(1e-20)  # the score of no column; a query times which that is still far
 _SIZE = np.int32(0x7FFFFFFF)
 _WORD = ir.IntType(32)
 _VECTOR = ir.VectorType(_WORD, LANES)
@@ -150,7 +150,7 @@ def _read_queries(
 ) -> None:
     for token in range(len(product)):
         peak = _floats(product[token, 0, head], scales[token], bias[0, head], line)
-        found[token] = peak * np.float32(1 / 127)
+        found[token] = max(peak, _NEAR) * np.float32(1 / 127)
         steps = np.float32(127.0) / peak
         row = bytes_[token]
         total = np.int32(0)

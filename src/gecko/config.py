@@ -107,7 +107,9 @@ class GenerateConfig(_Section):
     temperature: float = Field(default=0.5, ge=0, description="0: greedy")
     top_p: float = Field(default=0.95, gt=0, le=1)
     max_new_tokens: int = Field(default=64, ge=8)
-    batch: int = Field(default=32, ge=1, description="passages decoded together, if memory has room; also the rows of one shard")
+    batch: int = Field(
+        default=32, ge=1, description="passages decoded together, if memory has room; also the rows of one shard"
+    )
     variables: dict[str, dict[str, float]] = Field(
         default={},
         description="of each of the prompt's variables the values that are drawn, with weights, or as a list: "

@@ -201,6 +201,19 @@ def attended(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarra
 
 
 @needs_vnni
+@pytest.mark.parametrize("size", [0, 1e-25, 1e6])
+def test_attention_in_bytes_of_queries_of_any_size(size: float) -> None:
+    values, one = random_rows(5, 3, 1, 16), np.ones(5, np.float32)
+    values[:, 0] = size * np.abs(values[:, 0])
+    values[:, 1, 0, 0] += 5 * np.arange(5)  # the last key is the largest
+    values[:, 1, 0, 1:] = 0
+    flow = in_bytes(values, one, np.zeros((3, 1, 16), np.float32), [(0, 1, 5)])
+    got = (flow.bytes.astype(np.float32) - 128) * flow.scales[:, None]
+    expected = values[:, 2, 0].mean(0) if size < 1 else values[4, 2, 0]
+    assert np.abs(got - expected).max() < 0.02 * np.abs(values[:, 2]).max()
+
+
+@needs_vnni
 def test_attention_in_bytes_of_a_text_does_not_depend_on_others() -> None:
     values, scales, bias = (
         random_rows(120, 3, 2, 16),
