@@ -214,9 +214,9 @@ def _powers(scores: Any, keys: Any, places: Any, queries: Any, floats: Any, byte
             line[column] = value
             largest = max(largest, _ordered(np.float32(value).view(np.int32)))
         scale = queries[row]
-        more = _SHIFT - np.int32(_ordered(largest)).view(np.float32) * scale
+        peak = np.int32(_ordered(largest)).view(np.float32)
         for column in range(columns):
-            line[column] = line[column] * scale + more
+            line[column] = (line[column] - peak) * scale + _SHIFT
     flat, into = floats[:rows].reshape(-1), bytes_.reshape(-1)  # rows are seldom a whole number of the compiler's steps
     for place in range(len(flat)):
         into[place] = np.uint8(np.int32(exp2(flat[place]) + np.float32(0.5)))

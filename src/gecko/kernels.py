@@ -15,7 +15,9 @@ What is notable here:
 Numba keeps the compiled code on disk, where it finds a folder that it can write, so the first process alone waits for it.
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,10 +38,13 @@ _SETTINGS: Any = {
 }
 LEAST = np.float32(1e-30)
 LOG2_E = 1.4426950408889634
+_THIS = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """A function, compiled, and kept on disk where that can be."""
+    # Numba compiles a kernel anew when its own file has changed. It holds parts of this one, too: so they are in its name.
+    function.__qualname__ += f"_{_THIS}"
     try:
         return njit(cache=True, **_SETTINGS)(function)
     except RuntimeError:  # no folder that numba knows can be written
@@ -69,13 +74,13 @@ def _from_bits(value: Any) -> Any:
 
 
 def wide(value: Any) -> Any:
-    """A float32 as it is; the bits of a bfloat16 as a float32."""
-    return _from_bits(value) if isinstance(value, np.uint16) else value
+    """In a kernel: a float32 as it is; the bits of a bfloat16 as a float32."""
+    raise NotImplementedError
 
 
 @overload(wide, jit_options=_SETTINGS, strict=False)  # type: ignore[untyped-decorator]
 def _wide_of_type(value: Any) -> Any:
-    """:func:`wide` where the type, not the value, is known: compiled code has one of the two and no question."""
+    """:func:`wide` for one type: compiled code has one of the two and no question."""
     if value == types.uint16:
         return lambda value: _from_bits(value)  # noqa: PLW0108 - numba asks for a function that is not compiled yet
     return lambda value: value

@@ -1,8 +1,10 @@
 import copy
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,13 +97,6 @@ def test_products_in_bfloat16() -> None:
     for values, into in zip((bits, widened), heads, strict=True):
         kernels.split_heads(np.ascontiguousarray(values[:, :48]), one, one, into)
     np.testing.assert_array_equal(*heads)
-
-
-def test_widening_is_the_same_without_the_compiler() -> None:
-    values = torch.from_numpy(random_rows(50)).bfloat16()
-    found = [kernels.wide(bits) for bits in values.view(torch.uint16).numpy()]
-    np.testing.assert_array_equal(np.array(found, np.float32), values.float().numpy())
-    assert kernels.wide(np.float32(1.5)) == 1.5
 
 
 def test_sum_and_norm_are_those_of_torch() -> None:
@@ -220,12 +215,45 @@ def test_attention_in_bytes_of_a_text_does_not_depend_on_others() -> None:
         np.abs(random_rows(120, seed=1)) + 0.1,
         random_rows(3, 2, 16, seed=2),
     )
-    together = in_bytes(values, scales, bias, [(0, 1, 70), (70, 2, 21), (112, 1, 8)])
+    groups = [(0, 1, 70), (70, 2, 21), (112, 1, 8)]
+    together = in_bytes(values, scales, bias, groups)
+    backwards = in_bytes(values, scales, bias, groups[::-1])
+    np.testing.assert_array_equal(backwards.bytes, together.bytes)
+    np.testing.assert_array_equal(backwards.scales, together.scales)
     for start, length in ((0, 70), (70, 21), (91, 21), (112, 8)):
         part = slice(start, start + length)
         alone = in_bytes(values[part], scales[part], bias, [(0, 1, length)])
         np.testing.assert_array_equal(alone.bytes, together.bytes[part])
         np.testing.assert_array_equal(alone.scales, together.scales[part])
+
+
+def test_a_kernel_is_compiled_anew_when_a_part_of_it_in_another_file_changes(tmp_path: Path) -> None:
+    shutil.copytree(
+        Path(kernels.__file__).parent, tmp_path / "gecko", ignore=shutil.ignore_patterns("__pycache__", "data")
+    )
+    parts = tmp_path / "gecko/kernels.py"
+    code = """
+import numpy as np
+from gecko import kernels
+
+@kernels.kernel
+def write(line, into, scales):
+    kernels.round_line(line, kernels.larger(np.int32(0), line[0]), into, scales, 0)
+
+scales = np.zeros(1, np.float32)
+write(np.ones(1, np.float32), np.zeros((1, 1), np.uint8), scales)
+print(round(127 * float(scales[0]), 3), len(write.stats.cache_hits))
+"""
+    (tmp_path / "run.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run() -> str:
+        command = [sys.executable, str(tmp_path / "run.py")]
+        return subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
+
+    assert [run(), run()] == ["1.0 0\n", "1.0 1\n"]
+    parts.write_text(parts.read_text().replace("peak * np.float32(1 / 127)", "peak * np.float32(2 / 127)"))
+    assert run() == "2.0 0\n"
 
 
 @pytest.mark.parametrize("setting", [{"NUMBA_CPU_NAME": "generic"}, {"NUMBA_CPU_FEATURES": "+avx2"}])
@@ -239,7 +267,7 @@ def test_attention_in_bytes_only_for_a_processor_that_has_it(setting: dict[str, 
 
 @needs_int8
 @pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("in_bytes", [False, attention.works()])
+@pytest.mark.parametrize("in_bytes", [False, pytest.param(True, marks=needs_vnni)])
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
 def test_equals_the_plain_form(
     model: SentenceTransformer, rows: list[list[int]], act: str, in_bytes: bool, kept: torch.dtype
@@ -340,6 +368,14 @@ def test_cut() -> None:
         sizes = [sum(len((rows * 9)[row]) for row in piece) for piece in many]
         assert max(sizes) <= fused.PIECE_TOKENS + 290
     assert cut([[0] * 20], 4) == [[0]]  # a query is not worth a second thread
+
+
+@needs_int8
+def test_where_numba_is_told_to_compile_nothing(tiny_model: Path) -> None:
+    code = f"import gecko; print(type(gecko.load({str(tiny_model)!r}, precision='int8')._engine).__name__)"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
+    assert done.stdout == "BertEngine\n"
 
 
 @needs_int8
