@@ -24,14 +24,20 @@ from numba.np import arrayobj
 
 from gecko.kernels import (
     LEAST,
+    LOWEST,
     Bytes,
     Floats,
     Product,
     exp2,
+    fill,
+    float_of,
+    higher,
     inline,
     kernel,
-    larger,
+    round_floats,
     round_line,
+    same,
+    size_of,
     wide,
     wide_vectors,
 )
@@ -42,7 +48,6 @@ ROWS = 8  # queries at once: so many sums hide how long one takes
 LANES = 16  # words of a vector
 _SHIFT = np.float32(7.9943534)  # 255 is two to it
 _FAR, _NEAR = np.float32(-1e30), np.float32(1e-20)  # the score of no column; a query times which that is still far
-_SIZE = np.int32(0x7FFFFFFF)
 _WORD = ir.IntType(32)
 _VECTOR = ir.VectorType(_WORD, LANES)
 _VNNI = "llvm.x86.avx512.vpdpbusd.512"
@@ -122,26 +127,9 @@ _sums = _products(rows_unsigned=True)
 
 
 @inline
-def _floats(product: Any, scale: Any, bias: Any, line: Any) -> Any:
-    """A head of a token as floats; returns its largest size."""
-    largest = np.int32(0)
-    for column in range(len(line)):
-        value = wide(product[column]) * scale + bias[column]
-        line[column] = value
-        largest = larger(largest, value)
-    return max(np.int32(largest).view(np.float32), LEAST)
-
-
-@inline
 def _signed(value: Any) -> Any:
     """The nearest whole number of one in -128 to 127."""
     return np.int32(np.int32(value + np.float32(128.5)) - np.int32(128))
-
-
-@inline
-def _ordered(bits: Any) -> Any:
-    """The bits of floats as integers of the same order, and back."""
-    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & _SIZE))
 
 
 @inline
@@ -149,7 +137,7 @@ def _read_queries(
     product: Any, head: Any, scales: Any, bias: Any, line: Any, bytes_: Any, found: Any, first: Any
 ) -> None:
     for token in range(len(product)):
-        peak = _floats(product[token, 0, head], scales[token], bias[0, head], line)
+        peak = size_of(fill(product[token, 0, head], scales[token], bias[0, head], same, line))
         found[token] = max(peak, _NEAR) * np.float32(1 / 127)
         steps = np.float32(127.0) / peak
         row = bytes_[token]
@@ -163,17 +151,14 @@ def _read_queries(
 
 @inline
 def _read_keys(
-    product: Any, head: Any, scales: Any, bias: Any, line: Any, four: Any, words: Any, keys: Any, found: Any
+    product: Any, head: Any, scales: Any, bias: Any, line: Any, bytes_: Any, words: Any, keys: Any, found: Any
 ) -> None:
-    """``four`` and ``words`` are the same memory, of a token's bytes."""
+    """``bytes_`` and ``words`` are the same memory."""
     for token in range(len(product)):
-        peak = _floats(product[token, 1, head], scales[token], bias[1, head], line)
-        found[token] = peak * np.float32(1 / 127)
-        steps = np.float32(127.0) / peak
-        for column in range(len(line)):
-            four[column] = np.uint8(np.int32(line[column] * steps + np.float32(128.5)))
-        for word in range(len(words)):
-            keys[word, token] = words[word]
+        largest = fill(product[token, 1, head], scales[token], bias[1, head], same, line)
+        round_line(line, largest, bytes_, found, token)
+        for word in range(len(keys)):
+            keys[word, token] = words[token, word]
 
 
 @inline
@@ -208,13 +193,12 @@ def _powers(scores: Any, keys: Any, places: Any, queries: Any, floats: Any, byte
     rows, columns = bytes_.shape
     for row in range(rows):
         line, score = floats[row], scores[row]
-        largest = np.int32(-0x80000000)
+        highest = LOWEST
         for column in range(columns):
             value = np.float32(score[column]) * keys[column] + places[column]
             line[column] = value
-            largest = max(largest, _ordered(np.float32(value).view(np.int32)))
-        scale = queries[row]
-        peak = np.int32(_ordered(largest)).view(np.float32)
+            highest = higher(highest, value)
+        scale, peak = queries[row], float_of(highest)
         for column in range(columns):
             line[column] = (line[column] - peak) * scale + _SHIFT
     flat, into = floats[:rows].reshape(-1), bytes_.reshape(-1)  # rows are seldom a whole number of the compiler's steps
@@ -257,14 +241,10 @@ def attend(
     most = lengths.max()
     columns = (most + LANES - 1) // LANES * LANES
     line = np.empty(size, np.float32)
-    query_bytes = np.zeros((columns, size), np.int8)
-    query_words, query_scales, first = (
-        query_bytes.view(np.int32),
-        np.zeros(columns, np.float32),
-        np.zeros(columns, np.int32),
-    )
-    four = np.empty(size, np.uint8)
-    words = four.view(np.int32)
+    query_bytes, query_scales = np.zeros((columns, size), np.int8), np.zeros(columns, np.float32)
+    query_words, first = query_bytes.view(np.int32), np.zeros(columns, np.int32)
+    key_bytes = np.empty((columns, size), np.uint8)
+    key_words = key_bytes.view(np.int32)
     all_keys, key_scales = np.empty(size // 4 * columns, np.int32), np.empty(columns, np.float32)
     places = np.empty(columns, np.float32)
     value_floats, all_values = np.empty((columns, size), np.float32), np.empty((columns // 4, size), np.int32)
@@ -294,7 +274,7 @@ def attend(
             its = scales[start : start + length]
             for head in range(heads):
                 _read_queries(mine, head, its, bias, line, query_bytes, query_scales, first)
-                _read_keys(mine, head, its, bias, line, four, words, keys, key_scales)
+                _read_keys(mine, head, its, bias, line, key_bytes, key_words, keys, key_scales)
                 _read_values(mine, head, its, bias, value_floats, values, value_scales, value_steps)
                 for row in range(0, length, ROWS):
                     rows = min(ROWS, length - row)
@@ -308,8 +288,4 @@ def attend(
                         for column in range(size):
                             out[column] = np.float32(total[column]) * share * value_scales[column]
             for token in range(length):
-                largest = np.int32(0)
-                row_line = lines[token]
-                for column in range(len(row_line)):
-                    largest = larger(largest, row_line[column])
-                round_line(row_line, largest, into, found, start + token)
+                round_floats(lines[token], into, found, start + token)

@@ -22,8 +22,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
+from numba import config, njit, types
 from numba.extending import intrinsic, overload
+
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, and these kernels are there compiled alone; torch takes their place")
 
 Floats = npt.NDArray[np.float32]
 Product = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
@@ -37,6 +40,8 @@ _SETTINGS: Any = {
     "fastmath": {"nnan", "ninf", "nsz", "arcp", "contract", "reassoc"},
 }
 LEAST = np.float32(1e-30)
+LOWEST = np.int32(-0x80000000)
+_SIZE = np.int32(0x7FFFFFFF)  # a float without its sign
 LOG2_E = 1.4426950408889634
 _THIS = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
@@ -74,13 +79,13 @@ def _from_bits(value: Any) -> Any:
 
 
 def wide(value: Any) -> Any:
-    """In a kernel: a float32 as it is; the bits of a bfloat16 as a float32."""
-    raise NotImplementedError
+    """A float32 as it is; the bits of a bfloat16 as a float32."""
+    return _from_bits(value) if isinstance(value, np.uint16) else value
 
 
 @overload(wide, jit_options=_SETTINGS, strict=False)  # type: ignore[untyped-decorator]
 def _wide_of_type(value: Any) -> Any:
-    """:func:`wide` for one type: compiled code has one of the two and no question."""
+    """:func:`wide` where the type, not the value, is known: compiled code has one of the two and no question."""
     if value == types.uint16:
         return lambda value: _from_bits(value)  # noqa: PLW0108 - numba asks for a function that is not compiled yet
     return lambda value: value
@@ -129,17 +134,50 @@ def _relu(x: Any) -> Any:
 @inline
 def larger(largest: Any, value: Any) -> Any:
     """The larger size of two floats, in the bits of one without its sign."""
-    return max(largest, np.int32(np.float32(value).view(np.int32) & np.int32(0x7FFFFFFF)))
+    return max(largest, np.int32(np.float32(value).view(np.int32) & _SIZE))
+
+
+@inline
+def higher(highest: Any, value: Any) -> Any:
+    """The higher of two floats, as an integer in whose order floats stand; begin with :data:`LOWEST`."""
+    return max(highest, _ordered(np.float32(value).view(np.int32)))
+
+
+@inline
+def float_of(highest: Any) -> Any:
+    """The float of :func:`higher`."""
+    return np.int32(_ordered(highest)).view(np.float32)
+
+
+@inline
+def _ordered(bits: Any) -> Any:
+    """The bits of floats as integers of the same order, and back."""
+    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & _SIZE))
+
+
+@inline
+def size_of(largest: Any) -> Any:
+    """The float of :func:`larger`, which may be divided by."""
+    return max(np.int32(largest).view(np.float32), LEAST)
 
 
 @inline
 def round_line(line: Any, largest: Any, into: Any, scales: Any, row: Any) -> None:
     """Floats as ``scale * (byte - 128)`` in a row of bytes; ``largest`` is that of :func:`larger`."""
-    peak = max(np.int32(largest).view(np.float32), LEAST)
+    peak = size_of(largest)
     scales[row] = peak * np.float32(1 / 127)
     steps = np.float32(127.0) / peak
     for column in range(len(line)):
         into[row, column] = np.uint8(np.int32(line[column] * steps + np.float32(128.5)))
+
+
+@inline
+def round_floats(line: Any, into: Any, scales: Any, row: Any) -> None:
+    """The same of floats whose largest is not known."""
+    largest = np.int32(0)
+    for column in range(len(line)):
+        largest = larger(largest, line[column])
+    round_line(line, largest, into, scales, row)
 
 
 @kernel
@@ -153,15 +191,21 @@ def round_rows(values: Floats, into: Bytes, scales: Floats) -> None:
     """
     wide_vectors()
     for row in range(values.shape[0]):
-        largest = np.int32(0)
-        for column in range(values.shape[1]):
-            largest = larger(largest, values[row, column])
-        round_line(values[row], largest, into, scales, row)
+        round_floats(values[row], into, scales, row)
 
 
 @inline
-def _activated(product: Any, scale: Any, bias: Any, act: Any, line: Any) -> Any:
-    """Fill a line with the activation of a row; one function of one value at a time, so that it is one pass."""
+def same(x: Any) -> Any:
+    """The activation that is none."""
+    return x
+
+
+@inline
+def fill(product: Any, scale: Any, bias: Any, act: Any, line: Any) -> Any:
+    """A line becomes the activation of ``product * scale + bias``; returns its :func:`larger`.
+
+    One function of one value at a time, so that it is one pass.
+    """
     largest = np.int32(0)
     for column in range(len(product)):
         value = act(wide(product[column]) * scale + bias[column])
@@ -186,11 +230,11 @@ def activate(product: Product, scales: Floats, bias: Floats, act: int, into: Byt
     line = np.empty(product.shape[1], np.float32)
     for row in range(product.shape[0]):
         if act == 0:
-            largest = _activated(product[row], scales[row], bias, _gelu, line)
+            largest = fill(product[row], scales[row], bias, _gelu, line)
         elif act == 1:
-            largest = _activated(product[row], scales[row], bias, _gelu_tanh, line)
+            largest = fill(product[row], scales[row], bias, _gelu_tanh, line)
         else:
-            largest = _activated(product[row], scales[row], bias, _relu, line)
+            largest = fill(product[row], scales[row], bias, _relu, line)
         round_line(line, largest, into, found, row)
 
 
@@ -274,17 +318,11 @@ def powers(scores: Floats, shares: Floats) -> None:
         shares: (N or more,).
     """
     wide_vectors()
-    bits = scores.view(np.int32)
     for row in range(scores.shape[0]):
-        largest = np.int32(0)
+        highest = LOWEST
         for column in range(scores.shape[1]):
-            largest = max(largest, bits[row, column])  # floats from zero on stand in the order of their bits
-        peak = np.int32(largest).view(np.float32)
-        if largest == 0:  # none is above zero: the bits of floats below stand the other way round
-            least = np.uint32(0xFFFFFFFF)
-            for column in range(scores.shape[1]):
-                least = min(least, np.uint32(bits[row, column]))
-            peak = np.uint32(least).view(np.float32)
+            highest = higher(highest, scores[row, column])
+        peak = float_of(highest)
         total = np.float32(0.0)
         for column in range(scores.shape[1]):
             power = exp2(scores[row, column] - peak)

@@ -42,9 +42,8 @@ def rounded(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def assert_bytes(values: np.ndarray, found: np.ndarray, scales: np.ndarray, off: float = 1e-5) -> None:
     exact, scale = rounded(values)
     np.testing.assert_allclose(scales[: len(values)], scale, rtol=off)
-    assert (
-        np.abs(found[: len(values)] - exact).max() <= 0.5 + 127 * off + 1e-2
-    )  # half a step, and the last digits of floats
+    # half a step, and the last digits of floats
+    assert np.abs(found[: len(values)] - exact).max() <= 0.5 + 127 * off + 1e-2
 
 
 def test_rows_are_rounded() -> None:
@@ -97,6 +96,13 @@ def test_products_in_bfloat16() -> None:
     for values, into in zip((bits, widened), heads, strict=True):
         kernels.split_heads(np.ascontiguousarray(values[:, :48]), one, one, into)
     np.testing.assert_array_equal(*heads)
+
+
+def test_widening_is_the_same_without_the_compiler() -> None:
+    values = torch.from_numpy(random_rows(50)).bfloat16()
+    found = [kernels.wide(bits) for bits in values.view(torch.uint16).numpy()]
+    np.testing.assert_array_equal(np.array(found, np.float32), values.float().numpy())
+    assert kernels.wide(np.float32(1.5)) == 1.5
 
 
 def test_sum_and_norm_are_those_of_torch() -> None:
@@ -175,9 +181,8 @@ def test_attention_in_bytes_is_that_of_torch(size: int, kind: torch.dtype) -> No
             query, key, value = states[part].transpose(1, 2, 0, 3)  # (heads, T, size) each
             expected = attended(query, key, value).transpose(1, 0, 2).reshape(length, -1)
             off = np.abs(got[part] - expected).max(1) / np.abs(expected).max(1)
-            assert (
-                off.max() < 0.5 / 127 + 0.01
-            )  # half a step of the result; now and then one of a query or a power, too
+            # half a step of the result; now and then one of a query or a power, too
+            assert off.max() < 0.5 / 127 + 0.01
             offs.append(off)
             three = [torch.from_numpy(these) for these in (query, key, value)]
             exact = torch.nn.functional.scaled_dot_product_attention(*three, scale=np.log(2))
@@ -210,11 +215,8 @@ def test_attention_in_bytes_of_queries_of_any_size(size: float) -> None:
 
 @needs_vnni
 def test_attention_in_bytes_of_a_text_does_not_depend_on_others() -> None:
-    values, scales, bias = (
-        random_rows(120, 3, 2, 16),
-        np.abs(random_rows(120, seed=1)) + 0.1,
-        random_rows(3, 2, 16, seed=2),
-    )
+    values, bias = random_rows(120, 3, 2, 16), random_rows(3, 2, 16, seed=2)
+    scales = np.abs(random_rows(120, seed=1)) + 0.1
     groups = [(0, 1, 70), (70, 2, 21), (112, 1, 8)]
     together = in_bytes(values, scales, bias, groups)
     backwards = in_bytes(values, scales, bias, groups[::-1])

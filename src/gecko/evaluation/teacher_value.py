@@ -508,9 +508,8 @@ def teacher_value(
     }
     first = measured[forms[0].name]
     for form in forms[1:]:  # paired, so it tells forms apart that intervals against the retriever do not
-        pairs = zip(measured[form.name], first, strict=True)
-        differences = [one.orders[_usual(first)] - other.orders[_usual(first)] for one, other in pairs]
-        result["forms"][form.name]["over_first"] = list(macro_ci(differences, config.resamples, config.seed))
+        over = _against(measured[form.name], _usual(first), _usual(first), config, first)
+        result["forms"][form.name]["over_first"] = list(over)
     result["best"] = _best(measured, config)
     best = next(form for form in forms if form.name == result["best"]["form"])
     result["estimate"] = _estimate(best, sets[0].passages, config, judge)
@@ -561,19 +560,23 @@ def _row(measured: Sequence[Measured], config: ValueConfig) -> dict[str, Any]:
     return row
 
 
-def _against(measured: Sequence[Measured], order: str, base: str, config: ValueConfig) -> tuple[float, float, float]:
-    differences = [one.orders[order] - one.orders[base] for one in measured]
+def _against(
+    measured: Sequence[Measured], order: str, base: str, config: ValueConfig, other: Sequence[Measured] | None = None
+) -> tuple[float, float, float]:
+    """How far an order is ahead of another, under the same form if no other one is given; with its interval."""
+    pairs = zip(measured, other or measured, strict=True)
+    differences = [one.orders[order] - another.orders[base] for one, another in pairs]
     return macro_ci(differences, config.resamples, config.seed)
 
 
-def _usual(measured: Sequence[Measured]) -> Literal["rrf", "rc"]:
+def _usual(measured: Sequence[Measured]) -> str:
     """The order that forms are compared by; a teacher that cannot score a given text has RC alone."""
     return "rrf" if "rrf" in measured[0].orders else "rc"
 
 
 def _best(measured: dict[str, list[Measured]], config: ValueConfig) -> dict[str, Any]:
     """The form whose fused order is best, and the fusion to use: RRF, unless another is shown to be better."""
-    usual: str = _usual(next(iter(measured.values())))
+    usual = _usual(next(iter(measured.values())))
 
     def worth(form: str) -> float:
         return _against(measured[form], usual, "retriever", config)[0]
