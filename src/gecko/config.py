@@ -209,6 +209,9 @@ class SelectConfig(_Section):
     min_rating: float | None = Field(
         default=None, description="drop a query that `rate.llm` rates below this, in log-odds; unset: none"
     )
+    self_contained: bool = Field(
+        default=True, description='drop a query that speaks of its own passage, as in "the main topic of the passage"'
+    )
     max_copied: float | None = Field(
         default=None,
         ge=0,
@@ -225,7 +228,7 @@ class SelectConfig(_Section):
         default=None, gt=0, le=1, description="drop a query that is this near to an earlier one for the start model"
     )
     flawed_weight: float = Field(
-        default=0.0, ge=0, lt=1, description="the weight of what the five above would drop; 0: it is dropped"
+        default=0.0, ge=0, lt=1, description="the weight of what the six above would drop; 0: it is dropped"
     )
     task_shares: dict[str, float] = Field(
         default={}, description='of kinds of task keep this share: {"question" = 0.5}; the others are kept'

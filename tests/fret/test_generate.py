@@ -65,6 +65,7 @@ def test_what_parses(query: str, kept: str) -> None:
         (f"{TASK}\nQuery: {PROMPT.examples[-1]['query'].upper()}?", "copied example"),
         (f"{TASK}\nQuery: heapq.merge(*iterables)", "title alone"),
         (f"{TASK}\nQuery: Heapq merge?", "title alone"),
+        (f"{TASK}\nQuery: what is merged in this passage", "speaks of its passage"),
     ],
 )
 def test_what_is_dropped(text: str, reason: str) -> None:

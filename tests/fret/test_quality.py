@@ -1,12 +1,13 @@
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
 from gecko.config import SelectConfig
 from gecko.fret.fuse import Label
-from gecko.fret.quality import copied, kind, leaked, near_by_vectors, near_by_words
+from gecko.fret.quality import copied, kind, leaked, near_by_vectors, near_by_words, speaks_of_itself
 from gecko.fret.select import select
 from gecko.records import Passage, Query
 from gecko.store import Counts
@@ -33,6 +34,25 @@ def test_title_given_away():
     assert leaked("how to prune an apple tree", "Prune an apple tree") == 1.0
     assert leaked("prune fruit trees", "Prune an apple tree") == 1 / 4
     assert leaked("what is entropy", "Entropy") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("What is the main topic of this passage?", True),
+        ("Does the Study show that aspirin helps?", True),
+        ("two kinds of vectors mentioned in the text", True),
+        ("what this paper says of transistors", True),
+        ("the passage of light through glass", False),
+        ("why the study of entropy matters", False),
+        ("how do I wrap the text of a paragraph", False),
+        ("printer pulls the paper in twice", False),
+        ("remove the section from a configuration", False),
+        ("who wrote studies of passages", False),
+    ],
+)
+def test_what_speaks_of_itself(query, expected):
+    assert speaks_of_itself(query) is expected
 
 
 @pytest.mark.parametrize(
@@ -92,8 +112,8 @@ TEXTS = {
 RATINGS = {"q1": 2.0, "q3": -1.5, "q5": 0.0}  # the others have none
 
 
-def selected(**settings: object):
-    queries = [Query(key, "Given a question, find.", text, seed, "fake") for key, (seed, text) in TEXTS.items()]
+def selected(texts: Mapping[str, tuple[str, str]] = TEXTS, **settings: object):
+    queries = [Query(key, "Given a question, find.", text, seed, "fake") for key, (seed, text) in texts.items()]
     labels = {
         query.id: [Label(name, place, -1.0, 1.0, place, place, 2 / place) for place, name in ((1, "a"), (2, "b"))]
         for query in queries
@@ -129,6 +149,14 @@ def test_each_flaw_is_dropped_by_its_setting(settings, dropped, reason):
     assert set(TEXTS) - set(kept) == dropped
     assert counts.drops == {reason: len(dropped)}
     assert counts.examples[reason]
+
+
+def test_a_query_that_speaks_of_its_passage_is_dropped_unless_it_may_stay():
+    texts = TEXTS | {"q7": ("a", "what is the passage about")}
+    kept, counts = selected(texts)
+    assert set(kept) == set(TEXTS) and counts.drops == {"speaks of its passage": 1}
+    assert counts.examples["speaks of its passage"] == [f"what is the passage about ← {PASSAGES['a'].content}"]
+    assert set(selected(texts, self_contained=False)[0]) == set(texts)
 
 
 def test_near_by_meaning():

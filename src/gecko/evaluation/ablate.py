@@ -51,6 +51,7 @@ SHARES = (0.25, 0.5, 1.0)
 RATES = (1e-5, 2e-5, 5e-5)
 LEAST_RC = (None, 0.0, 1.0, 2.0)
 NEGATIVES = (1, 2, 4, 8)
+ALONE = ("all queries", "none that speaks of its passage")
 LISTWISE = (0.0, 0.5, 1.0, 2.0)
 LOSSES: dict[str, dict[str, Any]] = {
     "no same-tower negatives": {"same_tower": False},
@@ -127,6 +128,8 @@ def all_cells(config: RunConfig, with_likelihood: bool = True) -> list[Cell]:
     least = config.select.min_rc
     for bar in sorted({*LEAST_RC, least}, key=lambda one: -math.inf if one is None else one):
         cells.append(Cell("filter", _filter(bar), _filter(least), {"min_rc": bar}))
+    alone = config.select.self_contained
+    cells += [Cell("self-contained", ALONE[one], ALONE[alone], {"self_contained": one}) for one in (False, True)]
     own = config.select.negatives
     cells += [Cell("negatives", str(n), str(own), {"negatives": n}) for n in sorted({*NEGATIVES, own})]
     cells += [Cell("rows", f"{share:.0%}", "100%", share=share) for share in SHARES]

@@ -1,7 +1,7 @@
 """Step 1 of FRet: ``LLM(P_QG, p_seed) -> (task, query)``, both in one call.
 
 What does not parse is dropped and counted by reason; nothing is mended. A query that carries markup, repeats one of the
-prompt's examples or is only the passage's title teaches nothing and is dropped, too.
+prompt's examples, is only the passage's title or speaks of the passage teaches nothing and is dropped, too.
 """
 
 import re
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gecko.config import GenerateConfig
+from gecko.fret.quality import OF_ITSELF, speaks_of_itself
 from gecko.fret.seeds import Seed
 from gecko.fret.variables import draw, worded
 from gecko.llm.base import LanguageModel, Sampling
@@ -21,7 +22,7 @@ MAX_QUERY_WORDS = 40
 MAX_TASK_CHARS = 200
 TITLE_ALONE, REPEATED = "title alone", "repeated"
 # Why a text is dropped that does parse: for what its passage, or an earlier query, is.
-OF_NO_USE = (TITLE_ALONE, REPEATED)
+OF_NO_USE = (TITLE_ALONE, REPEATED, OF_ITSELF)
 _MARKUP = re.compile(r"[`<>{}|\\]|\*\*|__\w|https?://|^\s*[#*\-•]\s|\[[^\]]*\]\(")
 
 
@@ -59,6 +60,8 @@ def parse(text: str, passage: Passage, prompt: Prompt) -> Parsed:
         return Parsed(reason="copied example")
     if plain in (_plain(passage.title), _plain(passage.title.partition("(")[0])):
         return Parsed(reason=TITLE_ALONE)
+    if speaks_of_itself(query):
+        return Parsed(reason=OF_ITSELF)
     return Parsed(task, query)
 
 

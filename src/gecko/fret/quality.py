@@ -1,6 +1,7 @@
-"""What makes a generated query a poor lesson: it copies its passage, gives away the title, or says what another says.
+"""What makes a generated query a poor lesson: a copy, the title given away, a near duplicate, a word on the passage itself.
 
-All of it is measured on stored queries after the teacher was paid, so another threshold is only another ``select``.
+All of it is measured on stored queries after the teacher was paid, so another threshold is only another ``select``. The
+last is looked for when a query is written, too, since nobody needs to judge such a one.
 """
 
 import math
@@ -16,7 +17,15 @@ from gecko.text import words
 NGRAM = 3
 TITLE_WORDS = 2  # a title of one word is often the only name that a thing has
 QUERY_BLOCK = 512
+OF_ITSELF = "speaks of its passage"  # why such a query is dropped
 
+# "the study of" something is a subject, and "the text" may be any; "the study" and "this text" are what was just read.
+_ITSELF = re.compile(
+    r"\b(?:the|this|that)\s+(?:given\s+|present\s+|above\s+|following\s+)?(?:passage|study|article|excerpt)\b(?!\s+of\b)"
+    r"|\bthis\s+(?:text|paper|document|report|abstract|section|research)\b(?!\s+of\b)"
+    r"|\b(?:mentioned|discussed|described|presented|given)\s+in\s+the\s+(?:text|paper|document|report|abstract|section)\b",
+    re.IGNORECASE,
+)
 _KIND = re.compile(r"given\s+(?:an?\s+|the\s+|some\s+)?([^,.;:]{3,60})", re.IGNORECASE)
 
 
@@ -37,6 +46,14 @@ def leaked(query: str, title: str) -> float:
     """The share of the title's words that the query has; 0 for a title of a single word."""
     named = set(words(title.partition("(")[0]))
     return len(named & set(words(query))) / len(named) if len(named) >= TITLE_WORDS else 0.0
+
+
+def speaks_of_itself(query: str) -> bool:
+    """Whether the query speaks of the text that it was written for, as in "the main topic of the passage"; in English.
+
+    Nobody who has yet to find a passage asks so, and nearly every passage answers it.
+    """
+    return bool(_ITSELF.search(query))
 
 
 def kind(task: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gecko.config import SelectConfig
 from gecko.fret.fuse import Label, fuse
-from gecko.fret.quality import copied, kind, leaked, near_by_vectors, near_by_words
+from gecko.fret.quality import OF_ITSELF, copied, kind, leaked, near_by_vectors, near_by_words, speaks_of_itself
 from gecko.records import Candidate, Example, Passage, Query, Score, Text
 from gecko.store import digest
 from gecko.work import Counts
@@ -131,6 +131,8 @@ def _flaws(
         passage, rating = passages[query.seed_id], ratings.get(query.id)
         if config.min_rating is not None and rating is not None and rating < config.min_rating:
             found.append((f"rated below {config.min_rating:g}", f"{rating:+.1f}: {query.text} ← {passage.content}"))
+        elif config.self_contained and speaks_of_itself(query.text):
+            found.append((OF_ITSELF, f"{query.text} ← {passage.content}"))
         elif config.max_copied is not None and copied(query.text, passage.content) > config.max_copied:
             found.append(("copies its passage", f"{query.text} ← {passage.text}"))
         elif config.max_title is not None and leaked(query.text, passage.title) > config.max_title:

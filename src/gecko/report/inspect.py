@@ -14,7 +14,7 @@ import numpy as np
 
 from gecko.corpus.language import likeliest_of
 from gecko.errors import CorpusError
-from gecko.fret.quality import copied, kind, leaked, near_by_words
+from gecko.fret.quality import copied, kind, leaked, near_by_words, speaks_of_itself
 from gecko.fret.variables import LANGUAGE, SAME, draw
 from gecko.records import Candidate, Example, Query
 from gecko.report.report import render, variable_counts
@@ -44,6 +44,7 @@ SHARES = {
     "p1_is_not_the_seed": "p_1 is not the seed",
     "rc_of_p1_above_0": "RC log-odds of p_1 above 0",
     "rated_above_0": "rating above 0",
+    "speaks_of_its_passage": "speak of the passage itself",
     "copies_its_passage": f"more than {100 * COPIED:.0f} % copied from the passage",
     "gives_away_the_title": f"more than {100 * TITLE:.0f} % of the title's words",
     "in_the_language": "written in the language that was asked for",
@@ -87,6 +88,7 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
         "rc_of_p1_above_0": _share(sum(value > 0 for value in first), len(first)),
         "rating": _quantiles(ratings),
         "rated_above_0": _share(sum(value > 0 for value in ratings), len(ratings)),
+        "speaks_of_its_passage": _share(sum(map(speaks_of_itself, texts)), len(texts)),
         "copies_its_passage": _share(
             sum(copied(query.text, seed.content) > COPIED for query, seed in zip(queries, seeds, strict=True)),
             len(queries),
