@@ -7,6 +7,7 @@ import pytest
 
 from gecko.config import load_config
 from gecko.evaluation.teacher_value import load_form
+from gecko.fret.quality import kind
 from gecko.fret.relabel import judge, relevance_logit
 from gecko.llm.base import Group
 from gecko.llm.fake import FakeLM
@@ -49,3 +50,9 @@ def test_forms_differ_in_what_they_are_named_after() -> None:
     assert replace(found["calibrated_shots_4"], name="", hash="", neutral="") == replace(
         found["shots_4"], name="", hash=""
     )
+
+
+def test_a_generation_prompt_to_copy_has_examples_of_one_kind() -> None:
+    prompt = load_prompt(str(RECIPES[0].parent / "generation" / "claims.toml"))
+    assert {kind(example["task"]) for example in prompt.examples} == {"claim"}
+    assert not any(example["query"].endswith("?") for example in prompt.examples)

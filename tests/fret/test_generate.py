@@ -48,6 +48,8 @@ def test_what_parses(query: str, kept: str) -> None:
         (f"{TASK}\nQuery: one\nQuery: two of them", "more than one line"),
         (f"{TASK}\nQuery: merge files\nPassage: another", "more than one line"),
         (f"{TASK}\nHere it comes.\nQuery: merge files", "more than one line"),
+        (f"{TASK}\nQuery: merge files. Task: {TASK}", "runs on"),
+        (f"{TASK}\nQuery: merge files Passage: heapq.merge", "runs on"),
         (f"{TASK}\nQuery: what does `merge` do", "markup"),
         (f"{TASK}\nQuery: what does **merge** do", "markup"),
         (f"{TASK}\nQuery: <b>merge</b> files", "markup"),

@@ -47,6 +47,8 @@ def parse(text: str, passage: Passage, prompt: Prompt) -> Parsed:
         return Parsed(reason="empty")
     if "\n" in query or "\n" in task:
         return Parsed(reason="more than one line")
+    if any(f"{field}:" in query.lower() for field in prompt.fields):
+        return Parsed(reason="runs on")  # into the next example, on the same line
     if _MARKUP.search(query) or _MARKUP.search(task):
         return Parsed(reason="markup")
     if len(query.split()) > MAX_QUERY_WORDS or len(task) > MAX_TASK_CHARS:
