@@ -149,6 +149,7 @@ def test_presets() -> None:
         "mine.warmup_epochs",
         "prompts.query_likelihood",
         "select.min_rc",
+        "select.self_contained",
         "train.formats",
         "train.min_steps",
         "train.loss.mask_groups",

@@ -553,7 +553,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "generate": {"neighbourhood": 1},
         "prompts": {"query_likelihood": "query_likelihood"},
         "mine": {"warmup_epochs": 1},
-        "select": {"min_rc": None},
+        "select": {"min_rc": None, "self_contained": False},
         "train": {"formats": ["unified"], "loss": {"mask_groups": False, "unique_ids": True}},
         "pretrain": {"loss": {"mask_groups": False}},
     },
