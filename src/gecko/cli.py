@@ -103,6 +103,10 @@ def distill(
     backbone: Backbone = None,
     budget: Budget = None,
     evals: Evals = None,
+    queries: Annotated[
+        list[str] | None,
+        typer.Option(help="Queries that people asked, without labels: a text file of one a line, or a table."),
+    ] = None,
     dry_run: DryRun = False,
     force: Force = False,
     engine: EngineName = "local",
@@ -113,6 +117,8 @@ def distill(
     base: dict[str, Any] = {"corpus": {"sources": corpus}}
     if evals:
         base["evaluate"] = {"sets": evals}
+    if queries:
+        base["asked"] = {"sources": queries}
     settings = load_config(config, sets or (), _given(base, budget, llm, backbone))
     _distil(out, settings, force=force, dry_run=dry_run, cluster=(engine, address, workers))
 
@@ -150,7 +156,7 @@ def _print(table: Table, width: int = 120) -> None:
 
 
 def _closing(run: Run, result: dict[str, Any]) -> None:
-    from gecko.report.table import closing_rows, origins, verdict
+    from gecko.report.table import asked_rows, closing_rows, origins, verdict
 
     header, *rows = closing_rows(result)
     table = Table(*header)
@@ -159,8 +165,9 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
     _print(table)
     stages = ("generate", "relabel", *(["rate"] if run.config.rate.llm else []))
     seconds = sum(run.finished(stage).seconds for stage in stages)
-    own, released = origins(run.finished("select"))
-    print(verdict(result, own, seconds, released))
+    selected = run.finished("select")
+    own, released = origins(selected)
+    print(verdict(result, own, seconds, released, asked_rows(selected)))
 
 
 @contextmanager

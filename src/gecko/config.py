@@ -92,7 +92,11 @@ class GenerateConfig(_Section):
 
     LATER: ClassVar[frozenset[str]] = frozenset({"variables"})
 
-    queries: int | None = Field(default=None, ge=2, description="how many seeds; unset: as many as the budget buys")
+    queries: int | None = Field(
+        default=None,
+        ge=0,
+        description="how many seeds, 2 or more; unset: as many as the budget buys; 0: those of `asked` alone",
+    )
     neighbourhood: int = Field(
         default=10, ge=1, description="seeds drawn together; 1: drawn at random, as in the paper"
     )
@@ -134,6 +138,22 @@ class GenerateConfig(_Section):
             if not any(drawn.values()):
                 raise ValueError(f"{name} has no value with a weight above 0; name one, or leave {name} out")
         return value
+
+
+class AskedConfig(_Section):
+    """Queries that people asked, without labels: judged and taught beside those that the teacher writes, and before them."""
+
+    sources: list[str] = Field(
+        default=[], description="text files of a query a line, tables (JSONL, CSV, TSV, parquet), or hf:NAME"
+    )
+    field: str | None = Field(
+        default=None, min_length=1, description="of a table; unset: `query`, `question` or `text`, the first there is"
+    )
+    task: str = Field(
+        default="search result", min_length=1, description="the task of all of them, as the model reads it"
+    )
+    limit: int = Field(default=10_000, ge=1, description="at most so many, drawn at random")
+    publish: bool = Field(default=False, description="they are part of the data set that `gecko push` sends")
 
 
 class MineConfig(_Section):
@@ -486,7 +506,7 @@ class CardConfig(_Section):
 class RunConfig(_Section):
     """Everything that shapes a run. Saved as `config.json` in the run folder."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"rate"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"rate", "asked"})
 
     preset: Literal["default", "paper"] = "default"
     seed: int = Field(default=0, ge=0, description="of every random choice")
@@ -496,6 +516,7 @@ class RunConfig(_Section):
     budget: str | None = Field(default=None, description="teacher time or tokens: 20m, 2h, 300000tok")
     corpus: CorpusConfig = CorpusConfig()
     generate: GenerateConfig = GenerateConfig()
+    asked: AskedConfig = AskedConfig()
     prompts: PromptsConfig = PromptsConfig()
     mine: MineConfig = MineConfig()
     relabel: RelabelConfig = RelabelConfig()
@@ -523,6 +544,12 @@ class RunConfig(_Section):
             raise ValueError(
                 f"select.min_rating = {self.select.min_rating:g}, but no query is rated; set rate.llm = 'teacher', too"
             )
+        if self.generate.queries == 1:
+            raise ValueError("generate.queries = 1: one query is nothing to learn from; write 2 or more")
+        if self.generate.queries == 0 and not self.asked.sources:
+            raise ValueError("generate.queries = 0, and no query is asked: name files in asked.sources (--queries)")
+        if self.generate.queries == 0 and self.mine.warmup_epochs:
+            raise ValueError("generate.queries = 0, and mine.warmup_epochs trains on written queries; set it to 0")
         if self.generate.queries is None and self.budget is None:
             raise ValueError("generate.queries and budget are both unset: give one, so that the run has an end")
         return self
@@ -532,7 +559,7 @@ class RunConfig(_Section):
 DEFAULT_BUDGET = "20m"
 
 # May change at any time: the amount of work, since what the teacher was paid for is used again; how the work is cut to
-# the machine; and what the cards say.
+# the machine; and what is published.
 FREE = frozenset(
     {
         "generate.queries",
@@ -542,6 +569,7 @@ FREE = frozenset(
         "relabel.pack_tokens",
         "relabel.requests",
         "relabel.shard_passages",
+        *(f"asked.{name}" for name in AskedConfig.model_fields),
         *(f"card.{name}" for name in CardConfig.model_fields),
     }
 )

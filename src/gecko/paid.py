@@ -23,6 +23,7 @@ from gecko.work import Counts
 
 REUSED = "taken over"
 PLAN = "plan.json"
+ASKED, RATE = "asked", "rate"
 
 
 def seeds_key(seeds: Sequence[Seed]) -> str:
@@ -69,7 +70,7 @@ def paid_seeds(run: Run, parts: Mapping[str, str], passages: Mapping[str, Passag
 
 def _is_alike(old: Mapping[str, str], new: Mapping[str, str]) -> bool:
     """Whether two plans differ in nothing but the corpus, amounts, and settings that one of them did not know."""
-    besides = {"passages": "", "budget": "", "settings": ""}
+    besides = {"passages": "", "budget": "", "settings": "", ASKED: ""}
     one, other = json.loads(old["settings"]), json.loads(new["settings"])
     known = (one.keys() & other.keys()) - {key.removeprefix("generate.") for key in FREE}
     return {**old, **besides} == {**new, **besides} and all(one[key] == other[key] for key in known)
@@ -184,6 +185,7 @@ def paid_scores(
         if asked is None:
             continue  # without the texts nobody can say what the scores are of
         same = {query.id for query in asked if query.id in queries and queries[query.id].text == query.text}
+        same |= {query.id for query in queries.values() if query.asked}  # whose id is a hash of the text
         there = unchanged(run, manifest.parts["passages"], passages)
         price = (manifest.tokens / manifest.rows, manifest.seconds / manifest.rows)
         for shard in manifest.shards:
@@ -194,7 +196,19 @@ def paid_scores(
     return paid
 
 
-RATE = "rate"
+def own_queries(run: Run) -> list[Query]:
+    """The queries of a run: those that people asked, and those that the teacher wrote."""
+    return [*asked_queries(run), *run.read("generate", Query)]
+
+
+def asked_queries(run: Run) -> list[Query]:
+    """The queries of a run that people asked, in the order in which they are judged; none where it has no such."""
+    return run.read(ASKED, Query) if run.config.asked.sources else []
+
+
+def asked_parts(run: Run) -> dict[str, str]:
+    """What queries that people asked add to a fingerprint: nothing where there are none."""
+    return {ASKED: run.finished(ASKED).identity} if run.config.asked.sources else {}
 
 
 def relabel_stages(run: Run) -> list[str]:

@@ -3,6 +3,7 @@
 ::
 
     ingest ─▶ embed ─▶ check ─▶ plan ─▶ generate ─▶ mine ─▶ relabel ─▶ select ─▶ train ─▶ evaluate ─▶ report
+                        (queries of people) asked ─┘
 
 A stage takes records and gives records; the store decides whether it has to run at all. Models are loaded when a stage
 first needs them, so a run whose shards are all there loads none.
@@ -28,6 +29,7 @@ from gecko.fret.seeds import (
     CONTROL_TOKENS,
     QUERY_TOKENS,
     Cost,
+    Reading,
     Seed,
     draw_seeds,
     most_seeds,
@@ -36,10 +38,14 @@ from gecko.fret.seeds import (
 )
 from gecko.jobs import EncoderLoader, Judge, Judging, Mine, SentTeacher, TeacherLoader, Write, Writing
 from gecko.paid import (
+    ASKED,
     PLAN,
     RATE,
     all_ratings,
     all_scores,
+    asked_parts,
+    asked_queries,
+    own_queries,
     paid_queries,
     paid_scores,
     paid_seeds,
@@ -66,6 +72,7 @@ VERSIONS = {
     "warmup": 2,
     "seeds": 1,
     "check": 1,
+    "asked": 1,
     "plan": 1,
     "generate": 1,
     "mine": 1,
@@ -93,9 +100,10 @@ class Plan:
 
     Attributes:
         blocks: neighbourhoods of seeds, in order.
-        relabel_tokens: what relabelling may read; none: no limit.
+        relabel_tokens: what relabelling may read; none: no limit. Queries that people asked come first.
         read_speed, write_speed: tokens a second; 0 where nothing was measured.
         expected: tokens to read and to write.
+        asked: how many of the queries that people asked are to be judged.
     """
 
     blocks: list[list[Seed]]
@@ -103,6 +111,7 @@ class Plan:
     read_speed: float
     write_speed: float
     expected: Cost
+    asked: int = 0
 
 
 class Pipeline:
@@ -356,6 +365,7 @@ class Pipeline:
             read_speed=raw["read_speed"],
             write_speed=raw["write_speed"],
             expected=Cost(**raw["expected"]),
+            asked=raw.get("asked", 0),
         )
 
     def _plan_parts(self) -> dict[str, str]:
@@ -369,12 +379,12 @@ class Pipeline:
             "candidates": str(config.mine.n),
             "passage tokens": str(config.relabel.passage_tokens),
             "seed": str(config.seed),
+            **asked_parts(self.run),
             **self._released_parts(),
             **_version("plan"),
         }
 
     def _new_plan(self) -> Plan:
-        from gecko.encoder.search import top_k
         from gecko.fret.release import heldout_seeds
 
         config = self.config
@@ -390,6 +400,12 @@ class Pipeline:
                 read_price, write_price = 1 / read_speed, 1 / write_speed
                 left -= measuring
         count = config.generate.queries
+        asked, judged = self._plan_asked(left / read_price)
+        limited = None if config.budget is None else max(1, int(left / read_price))
+        nothing_written = Plan([], limited, read_speed, write_speed, Cost(judged, 0, 0), asked)
+        if count == 0 or asked < len(asked_queries(self.run)):
+            return nothing_written
+        whole, left = left, left - judged * read_price
         limit = MOST_SEEDS if count is None else count
         if left < math.inf:  # more than it can buy need not be drawn, and the first are the same
             limit = min(limit, most_seeds(left, read_price, write_price, config.mine, config.generate))
@@ -403,17 +419,17 @@ class Pipeline:
                 self.ui.say(f"generate.queries = {count:,}, but there are only {found:,} seeds; raise generate.rounds")
         place = {passage.id: index for index, passage in enumerate(self.passages)}
         chosen = list(dict.fromkeys(seed.passage_id for block in blocks for seed in block))
-        near, _ = top_k(vectors[[place[identifier] for identifier in chosen]], vectors, config.mine.n)
+        near, lengths = self._near(vectors[[place[identifier] for identifier in chosen]])
         neighbours = dict(zip(chosen, near.tolist(), strict=True))
-        read = np.unique(near)
-        lengths = np.zeros(len(self.passages), dtype=np.int64)
-        lengths[read] = self._teachers_tokens([self.passages[index].content for index in read])
 
         def costs(blocks: list[list[Seed]]) -> list[Cost]:
             return prefix_costs(blocks, neighbours, lengths, config.relabel, config.mine, self._passes, self._alone)
 
+        def together(cost: Cost) -> Cost:
+            return replace(cost, read=cost.read + judged)
+
         if config.budget is None:
-            return Plan(blocks, None, 0.0, 0.0, costs(blocks)[-1])
+            return Plan(blocks, None, 0.0, 0.0, together(costs(blocks)[-1]), asked)
 
         def price(cost: Cost) -> float:
             return cost.read * read_price + cost.written * write_price
@@ -422,6 +438,9 @@ class Pipeline:
         if fitting < min(2, len(blocks)):  # less than two neighbourhoods: smaller ones
             one = price(costs(blocks)[0]) / len(blocks[0])
             queries = int(left / one)
+            if queries < LEAST_QUERIES and judged:
+                self.ui.say(f"nothing of the budget of {config.budget} is left for written queries")
+                return nothing_written
             if queries < LEAST_QUERIES:
                 raise ConfigError(
                     f"budget {config.budget} is too small: {max(0.0, left):.0f} {unit} of it are left after checking and "
@@ -435,7 +454,47 @@ class Pipeline:
         writing = expected.generate_read * read_price + expected.written * write_price
         speeds = f" ({read_speed:.0f} tokens/s read, {write_speed:.0f} written)" if read_speed else ""
         self.ui.say(f"the budget of {config.budget} buys about {sum(map(len, blocks))} queries{speeds}")
-        return Plan(blocks, max(1, int((left - writing) / read_price)), read_speed, write_speed, expected)
+        limited = max(1, int((whole - writing) / read_price))
+        return Plan(blocks, limited, read_speed, write_speed, together(expected), asked)
+
+    def _plan_asked(self, most: float) -> tuple[int, int]:
+        """How many of the queries that people asked can be judged for ``most`` tokens, and the tokens that it takes.
+
+        The start model's nearest passages stand in for their candidates.
+        """
+        from bisect import bisect_right
+
+        queries = asked_queries(self.run)
+        if not queries:
+            return 0, 0
+        texts = [query.text for query in queries]
+        near, lengths = self._near(self.embed_queries(texts, [query.task for query in queries]))
+        reading = Reading(self._passes, self._alone and self._alone[1])
+        words = self._teachers_tokens(texts)
+        costs = [reading.add([(count, row)], lengths) for count, row in zip(words, near.tolist(), strict=True)]
+        fitting = bisect_right(costs, most)
+        if fitting == len(queries):
+            return fitting, costs[-1]
+        if fitting < LEAST_QUERIES:
+            raise ConfigError(
+                f"budget {self.config.budget} is too small for {LEAST_QUERIES} of the {len(costs):,} queries that people "
+                "asked; raise the budget"
+            )
+        self.ui.say(
+            f"the budget of {self.config.budget} buys about {fitting:,} of the {len(costs):,} queries that people asked, "
+            "and no written ones"
+        )
+        return fitting, costs[fitting - 1]
+
+    def _near(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The places of the N nearest passages to each vector, and of every passage the tokens, 0 if it is none of them."""
+        from gecko.encoder.search import top_k
+
+        near, _ = top_k(vectors, np.asarray(self.vectors), self.config.mine.n)
+        read = np.unique(near)
+        lengths = np.zeros(len(self.passages), dtype=np.int64)
+        lengths[read] = self._teachers_tokens([self.passages[index].content for index in read])
+        return near, lengths
 
     def _teachers_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, right up to ``relabel.passage_tokens``; a block at a time, since a tokenizer holds much."""
@@ -484,15 +543,17 @@ class Pipeline:
         from gecko.evaluation.result import load_set
 
         self.ingest()
+        self.asked()
         plan = self._new_plan()
-        cost, queries = plan.expected, sum(map(len, plan.blocks))
+        cost, written = plan.expected, sum(map(len, plan.blocks))
+        queries = plan.asked + written
         read_speed, write_speed = plan.read_speed, plan.write_speed
         if not read_speed:
             read_speed, write_speed, _ = self._measure()
         writing = cost.generate_read / read_speed + cost.written / write_speed
         judged = cost.read - cost.generate_read
         further = len(self.config.relabel.teachers)
-        rated = cost.generate_read + queries * (QUERY_TOKENS + CONTROL_TOKENS)
+        rated = cost.generate_read + written * (QUERY_TOKENS + CONTROL_TOKENS)
         self.start.passages(self.passages[:1])  # loaded and warm
         began = time.perf_counter()
         self.start.passages(self.passages[:ESTIMATE_SAMPLE])
@@ -508,7 +569,9 @@ class Pipeline:
         known = [f"{paid:,} queries are there; what is paid for is in these numbers and not paid again"] if paid else []
         return "\n".join(
             [
-                f"{len(self.passages):,} passages, {queries:,} queries, {self.config.mine.n} candidates each",
+                f"{len(self.passages):,} passages, {queries:,} queries"
+                + (f" ({plan.asked:,} that people asked)" if plan.asked else "")
+                + f", {self.config.mine.n} candidates each",
                 f"generate: {cost.generate_read:,} tokens read, {cost.written:,} written, about {writing / 60:.1f} minutes",
                 f"mine:     about {text * queries / 60:.1f} minutes; the passages are embedded",
                 f"relabel:  {judged:,} tokens read, about {judged / read_speed / 60:.1f} minutes"
@@ -521,16 +584,50 @@ class Pipeline:
             ]
         )
 
-    def generate(self) -> Manifest:
-        """Write a task and a query for each seed.
+    def asked(self) -> Manifest | None:
+        """Read the queries that people asked, where ``asked.sources`` names some.
 
         Raises:
+            CorpusError: there is none.
+            TrainingError: a source cannot be read.
+        """
+        from gecko.fret.asked import asked_identity, read_asked
+
+        config, generate = self.config.asked, self.config.generate
+        if not config.sources:
+            return None
+        parts = {
+            "sources": asked_identity(config),
+            "settings": config.model_dump_json(include={"field", "task", "limit"}),
+            "held out": f"{generate.heldout} {generate.heldout_max}",
+            "seed": str(self.config.seed),
+            "schema": schema_digest(Query),
+            **_version(ASKED),
+        }
+
+        def work(_: int, counts: Counts) -> list[Query]:
+            return read_asked(config, generate.heldout, generate.heldout_max, self.config.seed, counts)
+
+        manifest = self.run.execute(ASKED, Query, parts, [0], work)
+        if not manifest.rows:
+            drops = ", ".join(f"{count:,} {reason}" for reason, count in manifest.drops.items())
+            raise CorpusError(
+                f"{', '.join(config.sources)}: no query can be used ({drops}); mend or leave out asked.sources"
+            )
+        return manifest
+
+    def generate(self) -> Manifest:
+        """Read the queries that people asked, if there are such, and write a task and a query for each seed.
+
+        Raises:
+            CorpusError, TrainingError: see :meth:`asked`.
             TeacherRefused: too few generations parse.
         """
         from gecko.evaluation.teacher_check import refuse_by_parsing
         from gecko.fret.generate import OF_NO_USE
 
         config = self.config.generate
+        self.asked()
         seeds = [seed for block in self.plan.blocks for seed in block]
         shards = [seeds[start : start + config.batch] for start in range(0, len(seeds), config.batch)]
         parts = {
@@ -575,7 +672,7 @@ class Pipeline:
             growing=growing,
             key=seeds_key,
         )
-        if self.config.check.enabled and manifest.done:
+        if self.config.check.enabled and manifest.done and seeds:
             drops, check, name = manifest.drops, self.config.check, self.config.llm
             parsed = manifest.rows + sum(drops.pop(reason, 0) for reason in OF_NO_USE)
             self._refusing(lambda: refuse_by_parsing(parsed, len(seeds), drops, check, name))
@@ -595,13 +692,15 @@ class Pipeline:
         from gecko.encoder.search import cuts
         from gecko.evaluation.teacher_check import refuse_by_seeds
 
-        queries = self.run.read("generate", Query)
+        queries = own_queries(self.run)
         if not queries:
             raise RunError(f"{self.run.path}: no generated query can be used; see the drops in generate/manifest.json")
+        written = [query for query in queries if not query.asked]
         shards = [queries[start : start + QUERIES_A_SHARD] for start in range(0, len(queries), QUERIES_A_SHARD)]
         warm = self.config.mine.warmup_epochs > 0
         parts = {
             "queries": self.run.finished("generate").identity,
+            **asked_parts(self.run),
             "passages": self.run.finished("ingest").identity,
             "model": self._miner_identity(),
             "settings": self.config.mine.model_dump_json(),
@@ -620,10 +719,10 @@ class Pipeline:
             )
 
         manifest = self.run.spread("mine", Candidate, parts, shards, job, self.engine)
-        if self.config.check.enabled and manifest.done:
-            found = self._seeds_found(queries, manifest)
+        if self.config.check.enabled and manifest.done and written:
+            found = self._seeds_found(written, manifest)
             check, n, name = self.config.check, self.config.mine.n, self.config.llm
-            self._refusing(lambda: refuse_by_seeds(found, len(queries), n, check, name))
+            self._refusing(lambda: refuse_by_seeds(found, len(written), n, check, name))
         return manifest
 
     def _seeds_found(self, queries: Sequence[Query], mined: Manifest) -> int:
@@ -727,7 +826,7 @@ class Pipeline:
         """Score every pair with the teacher, passage by passage, and then with each further one."""
         from gecko.llm.load import teacher_identity
 
-        queries = {query.id: query for query in self.run.read("generate", Query)}
+        queries = {query.id: query for query in own_queries(self.run)}
         candidates = self.run.read("mine", Candidate)
         kept = self._affordable(queries, candidates)
         by_passage: dict[str, list[Query]] = {}
@@ -803,7 +902,7 @@ class Pipeline:
             "teacher": identity,
             "passages": self.run.finished("ingest").identity,
             "queries": self.run.finished("generate").identity,
-            **({} if rating else {"candidates": self.run.finished("mine").identity}),
+            **({} if rating else asked_parts(self.run) | {"candidates": self.run.finished("mine").identity}),
             "queries kept": digest(*sorted(kept)),
             "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
             "schema": schema_digest(Score),
@@ -811,7 +910,7 @@ class Pipeline:
             **_version(RATE if rating else "relabel"),
         }
         pairs = sum(map(len, by_passage.values()))
-        growing = {"queries", "candidates", "queries kept", "passages", "schema", "settings.shard_passages"}
+        growing = {"queries", ASKED, "candidates", "queries kept", "passages", "schema", "settings.shard_passages"}
 
         def job(_: Mapping[int, Shard]) -> Job[Judging, Score]:
             paid = cache(lambda: paid_scores(self.run, parts, growing, queries, self.by_id, stage))
@@ -832,32 +931,27 @@ class Pipeline:
         )
 
     def _affordable(self, queries: dict[str, Query], candidates: Sequence[Candidate]) -> set[str]:
-        """The queries, neighbourhood by neighbourhood, whose exact cost fits what the plan left for relabelling."""
+        """The queries whose exact cost fits what the plan left for relabelling.
+
+        Those that people asked come first, one by one, then the others, neighbourhood by neighbourhood.
+        """
         limit = self.plan.relabel_tokens
         if limit is None:
             return set(queries)
+        asked = [query.id for query in queries.values() if query.asked]
         retrieved: dict[str, list[str]] = {}
         for candidate in candidates:
             retrieved.setdefault(candidate.query_id, []).append(candidate.passage_id)
         used = sorted({candidate.passage_id for candidate in candidates})
         length = self._token_counts("passage-tokens", [self.by_id[identifier].content for identifier in used], used)
         words = self._token_counts("query-tokens", [query.text for query in queries.values()], list(queries))
+        written = [[self._query_id(seed) for seed in block] for block in self.plan.blocks]
+        reading = Reading(self._passes, self._alone and self._alone[1])
         kept: list[str] = []
-        seen: set[str] = set()
-        spent = 0
-        for number, block in enumerate(self.plan.blocks):
-            ids = [self._query_id(seed) for seed in block]
-            members = [identifier for identifier in ids if identifier in queries]
-            new = {passage for identifier in members for passage in retrieved[identifier]} - seen
-            read = [passage for one in members for passage in retrieved[one]] if self._alone else new
-            spent += self._passes * sum(length[passage] for passage in read)
-            tails = sum((words[identifier] + CONTROL_TOKENS) * len(retrieved[identifier]) for identifier in members)
-            spent += self._passes * tails
-            if self._alone:
-                spent += self._alone[1] * len(read)
-            if spent > limit and number >= 2:
+        for number, block in enumerate([*([identifier] for identifier in asked), *written]):
+            members = [identifier for identifier in block if identifier in queries]
+            if reading.add([(words[one], retrieved[one]) for one in members], length) > limit and number >= 2:
                 break
-            seen |= new
             kept += members
         return set(kept)
 
@@ -900,6 +994,7 @@ class Pipeline:
 
         parts = {
             "queries": self.run.finished("generate").identity,
+            **asked_parts(self.run),
             "scores": self._scores_identity,
             "candidates": self.run.finished("mine").identity,
             "settings": self.config.select.model_dump_json(),
@@ -960,7 +1055,7 @@ class Pipeline:
     @cached_property
     def queries(self) -> list[Query]:
         """The run's own queries, then the released ones."""
-        return [*self.run.read("generate", Query), *(query for one in self.released for query in one.queries)]
+        return [*own_queries(self.run), *(query for one in self.released for query in one.queries)]
 
     @cached_property
     def labels(self) -> "dict[str, list[Label]]":
@@ -968,7 +1063,7 @@ class Pipeline:
         from gecko.fret.select import group_labels
 
         judged = group_labels(
-            self.run.read("generate", Query),
+            own_queries(self.run),
             self.run.read("mine", Candidate),
             all_scores(self.run),
             self.config.select,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from gecko.config import RunConfig
 from gecko.errors import GeckoError, PublishError, RunError
 from gecko.fret.release import FILE, read_release, released_rows, write_release
+from gecko.paid import asked_parts
 from gecko.prompts import load_prompt
 from gecko.store import CARD, Run, digest, read_json, write_bytes
 
@@ -58,6 +59,7 @@ def dataset_folder(pipeline: "Pipeline") -> Path:
     """The run's rows as a release with its card; written anew only if they changed."""
     run = pipeline.run
     parts = {stage: run.finished(stage).identity for stage in ("ingest", "generate", "mine", "relabel")}
+    parts |= asked_parts(run)
     parts |= {"settings": digest(run.config.model_dump_json(exclude={"train", "evaluate"})), "version": "1"}
 
     def make(path: Path) -> None:
@@ -89,7 +91,7 @@ def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()
     for source in (*map(read_release, earlier), *map(released_rows, runs)):
         for row in source:
             found.setdefault(row["query_id"], row)
-    heldout = {row["seed_id"] for row in found.values() if row["split"] == "heldout"}
+    heldout = {row["seed_id"] for row in found.values() if row["split"] == "heldout"} - {""}
     rows = [row for row in found.values() if row["split"] == "heldout" or row["seed_id"] not in heldout]
     write_release(rows, folder / FILE)
     config = runs[0].config
@@ -148,6 +150,11 @@ def push(
             )
     write_cards(pipeline)
     folder = run.path / "model" if kind == "model" else dataset_folder(pipeline)
+    if kind == "dataset" and not any(read_release(str(folder), ["query_id"])):
+        raise PublishError(
+            f"{folder} holds no row, so there is nothing to send; rows of queries that people asked are part of it with "
+            "--set asked.publish=true only"
+        )
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     for path in files:

@@ -2,7 +2,7 @@
 
 =========  ==========================================================================================
 Passage    what the corpus holds
-Query      what the teacher wrote for one passage, its seed (Section 3.2 of the paper, step 1)
+Query      what the teacher wrote for one passage, its seed (Section 3.2 of the paper, step 1), or what somebody asked
 Candidate  one of the N passages that the initial embedder ranks first for a query
 Score      what the teacher says of one (query, candidate): query likelihood and relevance
 Example    one training row, raw: only ``formats.py`` turns it into the text an encoder reads
@@ -33,7 +33,10 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A generated task and query; ``split`` is ``train``, or ``heldout`` for the agreement test."""
+    """A generated task and query; ``split`` is ``train``, or ``heldout`` for the agreement test.
+
+    Of a query that somebody asked, ``seed_id`` and ``llm`` are empty.
+    """
 
     id: str
     task: str
@@ -41,6 +44,11 @@ class Query:
     seed_id: str
     llm: str
     split: str = "train"
+
+    @property
+    def asked(self) -> bool:
+        """Whether it was written for no passage."""
+        return not self.seed_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,7 @@ class Example:
         group: rows of one group never serve as each other's negatives (the positive's id, or a class).
         weight: the row's weight in the loss.
         query_id: the query this row was made from.
-        seed_id: the passage the query was written for.
+        seed_id: the passage the query was written for; empty for one that somebody asked.
         candidates: ids of the passages that were scored, in the fused order, first to last.
         fused: their fused scores, in the same order.
     """

@@ -31,7 +31,7 @@ from gecko.evaluation.result import load_set
 from gecko.formats import InputFormat
 from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
-from gecko.paid import all_ratings, all_scores
+from gecko.paid import all_ratings, all_scores, own_queries
 from gecko.progress import Silent, Ui
 from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.store import Run, digest, read_json, write_json
@@ -224,7 +224,7 @@ class Ablation:
             raise ConfigError(f"--epochs {options.epochs}: give at least 1")
         config = run.config
         self.passages = {passage.id: passage for passage in run.read("ingest", Passage)}
-        own = run.read("generate", Query), run.read("mine", Candidate), all_scores(run)
+        own = own_queries(run), run.read("mine", Candidate), all_scores(run)
         self.ratings = all_ratings(run)
         self._judged = [own, *(as_judged(one) for one in released)]
         self.queries = [query for queries, *_ in self._judged for query in queries]
@@ -534,10 +534,12 @@ class Ablation:
 
         A generated query has no human judgement; what is known is the passage that it was written for. ``seed_mrr`` is
         how high an order puts that passage, ``seed_first`` how often at the top, ``delta`` the difference to the
-        retriever in ``seed_mrr``. Where queries of the run are queries of a test set, word for word, ``ndcg@10`` is
-        against its judgements.
+        retriever in ``seed_mrr``, over the ``queries`` that were written for one. Where queries of the run are queries of
+        a test set, word for word, ``ndcg@10`` is against its judgements. Empty where all queries are of people.
         """
         scored = [query for query in self.queries if query.id in self.labels]
+        if all(query.asked for query in scored):
+            return []
         qrels = self._judgements(scored)
         order: dict[str, dict[str, list[str]]] = {}
         for name in RERANKERS if self.with_likelihood else ("retriever", "rc"):
@@ -553,14 +555,14 @@ class Ablation:
             order[name] = {query.id: [label.passage_id for label in labels[query.id]] for query in scored}
         found, base = [], None
         for name, orders in order.items():
-            ranks = np.array([orders[query.id].index(query.seed_id) + 1 for query in scored])
+            ranks = np.array([orders[query.id].index(query.seed_id) + 1 for query in scored if not query.asked])
             base = 1 / ranks if base is None else base
             delta, low, high = macro_ci([1 / ranks - base], RESAMPLES)
             run = {key: descending(orders[key]) for key in qrels}
             found.append(
                 {
                     "order": name,
-                    "queries": len(scored),
+                    "queries": len(ranks),
                     "seed_mrr": float((1 / ranks).mean()),
                     "delta": None if name == "retriever" else delta,
                     "ci95": None if name == "retriever" else [low, high],
@@ -634,7 +636,7 @@ def first_candidates(candidates: Sequence[Candidate], n: int, queries: Sequence[
     for key, row in by_query.items():
         row.sort(key=lambda candidate: candidate.rank)
         first = row[:n]
-        if seeds[key] not in [candidate.passage_id for candidate in first]:
+        if seeds[key] and seeds[key] not in [candidate.passage_id for candidate in first]:
             seed = next(candidate for candidate in row if candidate.passage_id == seeds[key])
             first[-1] = replace(seed, rank=n, natural=False)
         kept += first
@@ -658,13 +660,19 @@ def drawn(rows: Sequence[Example], wanted: int, generator: np.random.Generator, 
         case "even over tasks":
             order = _by_turns(order, [row.task.casefold().strip() for row in rows])
         case "even over passages":
-            order = _by_turns(order, [row.seed_id for row in rows])
+            order = _by_turns(order, [_written_for(row) for row in rows])
         case "few passages":
-            first = {seed: place for place, seed in enumerate(dict.fromkeys(rows[place].seed_id for place in order))}
-            order.sort(key=lambda place: first[rows[place].seed_id])
+            seeds = dict.fromkeys(_written_for(rows[place]) for place in order)
+            first = {seed: place for place, seed in enumerate(seeds)}
+            order.sort(key=lambda place: first[_written_for(rows[place])])
         case _:
             assert_never(how)
     return [rows[place] for place in sorted(order[:wanted])]
+
+
+def _written_for(row: Example) -> str:
+    """A row's seed; of a query that somebody asked the query alone."""
+    return row.seed_id or row.query_id
 
 
 def _by_turns(order: Sequence[int], kinds: Sequence[str]) -> list[int]:

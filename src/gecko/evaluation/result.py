@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gecko.config import FRET
 from gecko.evaluation.beir import RetrievalSet, load_beir
 from gecko.evaluation.builtin import STDLIB_QUESTIONS, stdlib_questions
 from gecko.evaluation.evaluate import BM25, SetScores, evaluate_retrieval
@@ -36,9 +37,10 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
     Returns:
         ``form``: the input format that was kept; ``sets``: for each test set its queries and, for each measure, the mean of
         every model (``bm25``, ``start``, each trained format) with its difference to ``start`` and the paired 95 %
-        interval, and ``widths``: nDCG@10 of the start model and the kept one at each trained width; ``agreement``: the same
-        measures for agreement with the teacher on held-out queries; ``rows``: what was trained on, and ``recipe``, a hash
-        of how, so that evaluations of one recipe can be put beside each other.
+        interval, ``trained_on``, how many of its queries were taught as queries that people asked, and ``widths``: nDCG@10
+        of the start model and the kept one at each trained width; ``agreement``: the same measures for agreement with the
+        teacher on held-out queries, and ``asked``, those of them that people asked, where there are any; ``rows``: what was
+        trained on, and ``recipe``, a hash of how, so that evaluations of one recipe can be put beside each other.
     """
     from gecko.encoder import load_encoder
     from gecko.evaluation.cache import KeptEmbeddings
@@ -72,16 +74,32 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
             name: _set(score, list(forms), config.evaluate.resamples, config.seed) | {"widths": widths[name]}
             for name, score in scores.items()
         }
+        for name, count in _trained_on(pipeline, sets).items():
+            result["sets"][name]["trained_on"] = count
+            pipeline.ui.say(
+                f"warning: {count:,} queries of {name} are among those that people asked, and were trained on: its numbers "
+                "flatter the student; leave them out of asked.sources"
+            )
     if pipeline.heldout:
         values = {label: np.array(row) for label, row in pipeline.agreements().items()}
-        result["agreement"] = {
-            "queries": len(values[START]),
-            "models": {
-                label: _against(row, values[START], config.evaluate.resamples, config.seed, label == START)
-                for label, row in values.items()
-            },
-        }
+
+        def part(chosen: np.ndarray) -> dict[str, Any]:
+            base, settings = values[START][chosen], (config.evaluate.resamples, config.seed)
+            models = {label: _against(row[chosen], base, *settings, label == START) for label, row in values.items()}
+            return {"queries": len(base), "models": models}
+
+        asked = np.array([query.asked for query in pipeline.heldout])
+        result["agreement"] = part(np.ones_like(asked)) | ({"asked": part(asked)} if asked.any() else {})
     return result
+
+
+def _trained_on(pipeline: "Pipeline", sets: list[RetrievalSet]) -> dict[str, int]:
+    """By test set how many of its queries are among the rows that people asked; sets without such are left out."""
+    from gecko.fret.asked import likeness
+
+    taught = {likeness(row.query) for row in pipeline.training_rows if row.dataset == FRET and not row.seed_id}
+    found = {data.name: sum(likeness(text) in taught for _, text in data.queries) for data in sets}
+    return {name: count for name, count in found.items() if count}
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def parse(text: str, passage: Passage, prompt: Prompt) -> Parsed:
         return Parsed(reason="empty")
     if "\n" in query or "\n" in task:
         return Parsed(reason="more than one line")
-    if any(f"{field}:" in query.lower() for field in prompt.fields):
+    if any(re.search(rf"\b{re.escape(field)}:", query, re.IGNORECASE) for field in prompt.fields):
         return Parsed(reason="runs on")  # into the next example, on the same line
     if _MARKUP.search(query) or _MARKUP.search(task):
         return Parsed(reason="markup")

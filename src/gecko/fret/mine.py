@@ -17,7 +17,8 @@ def mine(
 ) -> Iterator[Candidate]:
     """The candidates of each query, first to last.
 
-    A seed that is not among the N nearest takes place N, with its own score, and is marked as not natural.
+    A seed that is not among the N nearest takes place N, with its own score, and is marked as not natural. A query that
+    somebody asked has none.
 
     Args:
         queries: Q queries.
@@ -28,13 +29,13 @@ def mine(
     """
     place = {identifier: index for index, identifier in enumerate(ids)}
     found, scores = top_k_parts(query_vectors, parts, min(n, len(ids)))
-    seeds = sorted({place[query.seed_id] for query in queries})
+    seeds = sorted({place[query.seed_id] for query in queries if not query.asked})
     own = dict(zip(seeds, _rows(parts, seeds), strict=True))
     for row, query in enumerate(queries):
         indices, values = found[row].tolist(), scores[row].tolist()
-        seed = place[query.seed_id]
-        natural = seed in indices
-        if not natural:
+        seed = None if query.asked else place[query.seed_id]
+        natural = seed is None or seed in indices
+        if seed is not None and not natural:
             indices[-1], values[-1] = seed, float(query_vectors[row] @ own[seed])
         for rank, (index, value) in enumerate(zip(indices, values, strict=True), start=1):
             yield Candidate(query.id, ids[index], rank, value, natural or index != seed)

@@ -25,6 +25,7 @@ from gecko.corpus import ingest
 from gecko.errors import ConfigError, RunError
 from gecko.fret.fuse import Label, fuse
 from gecko.fret.select import select
+from gecko.paid import own_queries
 from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.store import Run, digest, file_sha256, write_bytes
 from gecko.work import Counts
@@ -54,8 +55,8 @@ COLUMNS = {
     "task": "the retrieval task as the teacher worded it",
     "query": "the query that the teacher wrote for the seed",
     "split": "`train`, or `heldout` for the agreement test; a neighbourhood of passages is in one of them as a whole",
-    "seed_id": "the passage that the query was written for",
-    "llm": "name of the teacher that wrote the query",
+    "seed_id": "the passage that the query was written for; empty for a query that somebody asked",
+    "llm": "name of the teacher that wrote the query; empty for a query that somebody asked",
     "teacher": "hash of the weights of the teacher that judged the candidates",
     "prompt_hash": "hash of the prompts of query likelihood and relevance",
     "candidates": "the initial embedder's nearest passages, nearest first, the seed among them: `passage_id`; `content`, "
@@ -135,7 +136,7 @@ def read_release(spec: str, columns: list[str] | None = None) -> Iterator[dict[s
 
 def heldout_seeds(spec: str) -> set[str]:
     """The passages whose queries a release keeps from training: no other row should be written for them."""
-    return {row["seed_id"] for row in read_release(spec, ["seed_id", "split"]) if row["split"] == "heldout"}
+    return {row["seed_id"] for row in read_release(spec, ["seed_id", "split"]) if row["split"] == "heldout"} - {""}
 
 
 def load_release(
@@ -166,7 +167,7 @@ def load_release(
         ranked = _ranked(row, config)
         content = {entry["passage_id"]: entry["content"] for entry in row["candidates"]}
         there = {identifier for identifier, value in content.items() if known.get(identifier) == value}
-        needed = {row["seed_id"], ranked[0].passage_id}
+        needed = {row["seed_id"], ranked[0].passage_id} - {""}
         if gone := needed - there:
             missing = any(identifier not in known for identifier in gone)
             released.counts.drop(f"{spec}: seed or positive {'missing' if missing else 'changed'}", row["query"])
@@ -203,6 +204,8 @@ def _ranked(row: Mapping[str, Any], config: SelectConfig) -> list[Label]:
 def released_rows(run: Run) -> list[dict[str, Any]]:
     """The judged queries of a run, as rows of :data:`SCHEMA`; those of which every candidate is judged, if it was stopped.
 
+    Queries that people asked are not everybody's to read: they are among them with ``asked.publish`` only.
+
     Raises:
         RunError: nothing of the run is relabelled.
     """
@@ -213,7 +216,8 @@ def released_rows(run: Run) -> list[dict[str, Any]]:
         candidates.setdefault(candidate.query_id, []).append(candidate)
     return [
         _row(query, candidates[query.id], scores, content)
-        for query in run.read("generate", Query)
+        for query in own_queries(run)
+        if not query.asked or run.config.asked.publish
         if all((query.id, candidate.passage_id) in scores for candidate in candidates[query.id])
     ]
 

@@ -10,8 +10,9 @@ has grown, the seeds that the run has paid for come first, and the others are dr
 """
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,33 @@ class Cost:
     read: int
     generate_read: int
     written: int
+
+
+@dataclass
+class Reading:
+    """Tokens that a teacher reads to judge queries, group by group; a passage is read once for all of them.
+
+    Attributes:
+        passes: 1 if one prompt gives both scores, else 2.
+        alone: tokens of all prompts that judge, for a teacher that reads each call in full; none: it reads them once.
+        tokens: so far.
+    """
+
+    passes: int
+    alone: int | None
+    tokens: int = 0
+    _seen: set[Any] = field(default_factory=set)
+
+    def add(self, queries: Iterable[tuple[int, Sequence[Any]]], lengths: Mapping[Any, int] | np.ndarray) -> int:
+        """Read a group too: of each query its tokens and its candidates, whose ``lengths`` are looked up. The new total."""
+        asked = list(queries)
+        retrieved = [candidate for _, candidates in asked for candidate in candidates]
+        read = retrieved if self.alone is not None else set(retrieved) - self._seen
+        self._seen.update(read)
+        tails = sum((words + CONTROL_TOKENS) * len(candidates) for words, candidates in asked)
+        self.tokens += self.passes * (int(sum(lengths[candidate] for candidate in read)) + tails)
+        self.tokens += (self.alone or 0) * len(retrieved)
+        return self.tokens
 
 
 def draw_seeds(

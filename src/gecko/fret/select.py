@@ -23,6 +23,7 @@ Embed = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 DATASET = "fret"
 ROWS_FROM = "rows from "  # before a release's name, in what select counts
+ROWS_ASKED = "rows that people asked"
 
 
 def group_labels(
@@ -62,7 +63,7 @@ def select(
     are too many.
 
     Args:
-        queries: all that were generated.
+        queries: all that were generated or asked.
         labels: their candidates in fused order.
         passages: the corpus by id.
         config: what is selected.
@@ -86,7 +87,9 @@ def select(
             counts.notes[f"counts {config.flawed_weight:g}: {flaw[0]}"] += 1
         left.append(replace(row, weight=row.weight * config.flawed_weight) if flaw else row)
     for row in _evened(left, config, seed, counts):
-        counts.notes["positive is not the seed"] += row.positive.id != row.seed_id
+        if not row.seed_id:
+            counts.notes[ROWS_ASKED] += 1
+        counts.notes["positive is not the seed"] += row.seed_id not in ("", row.positive.id)
         yield row
 
 
@@ -125,9 +128,15 @@ def _flaws(
     embed: Embed | None,
     ratings: Mapping[str, float],
 ) -> list[tuple[str, str] | None]:
-    """What is wrong with each query, and how that shows. A near duplicate is one of a query that nothing is wrong with."""
+    """What is wrong with each query, and how that shows. A near duplicate is one of a query that nothing is wrong with.
+
+    A query that somebody asked can be a near duplicate only.
+    """
     found: list[tuple[str, str] | None] = []
     for query in queries:
+        if query.asked:
+            found.append(None)
+            continue
         passage, rating = passages[query.seed_id], ratings.get(query.id)
         if config.min_rating is not None and rating is not None and rating < config.min_rating:
             found.append((f"rated below {config.min_rating:g}", f"{rating:+.1f}: {query.text} ← {passage.content}"))
@@ -175,6 +184,9 @@ def _rows(
         ranked = labels.get(query.id)
         if not ranked:
             counts.drop("not judged in full", query.text)
+            continue
+        if query.asked and config.positive == "seed":
+            counts.drop("no seed, since somebody asked it", query.text)
             continue
         row = make_row(query, ranked, passages, config, seed)
         rc = next(label.rc for label in ranked if label.passage_id == row.positive.id)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gecko.config import RunConfig
 from gecko.corpus.readers import SQL_SCHEMES
 from gecko.fret.release import COLUMNS
-from gecko.report.table import closing_rows, origins
+from gecko.report.table import asked_rows, closing_rows, origins
 from gecko.report.text import shown
 from gecko.store import read_json
 
@@ -104,7 +104,9 @@ def model_card(pipeline: "Pipeline", result: Mapping[str, Any] | None) -> str:
         eval_results=measured or None,
         **_license_fields(allowed["start model"]),
     )
-    own, released = origins(pipeline.run.finished("select"))
+    selected = pipeline.run.finished("select")
+    own, released = origins(selected)
+    asked = asked_rows(selected)
     return _render(
         "model_card.md.j2",
         data,
@@ -118,7 +120,8 @@ def model_card(pipeline: "Pipeline", result: Mapping[str, Any] | None) -> str:
         teacher=public_name(config.llm),
         corpus=[public_name(source) for source in config.corpus.sources],
         passages=len(pipeline.passages),
-        own=own,
+        own=own - asked,
+        asked=asked,
         released={public_name(spec): count for spec, count in released.items()},
         form=form,
         table=closing_rows(result) if result else [],
@@ -138,10 +141,11 @@ def dataset_card(rows: Sequence[Mapping[str, Any]], config: RunConfig, prompts: 
 
     allowed = licenses(config)
     title = config.card.title or "FRet rows"
+    asked = sum(not row["seed_id"] for row in rows)
     data = DatasetCardData(
         pretty_name=title,
         task_categories=["text-retrieval", "sentence-similarity"],
-        language_creators=["machine-generated"],
+        language_creators=["machine-generated", *(["found"] if asked else [])],
         annotations_creators=["machine-generated"],
         size_categories=next((text for size, text in SIZES if len(rows) < size), "n>1M"),
         tags=["gecko", "synthetic", "retrieval"],
@@ -159,7 +163,8 @@ def dataset_card(rows: Sequence[Mapping[str, Any]], config: RunConfig, prompts: 
         pairs=len(pairs),
         passages=len({entry["passage_id"] for entry in pairs}),
         tasks=Counter(row["task"] for row in rows),
-        writers=sorted({row["llm"] for row in rows}),
+        asked=asked,
+        writers=sorted({row["llm"] for row in rows if row["llm"]}) or [public_name(config.llm)],
         teachers=sorted({row["teacher"] for row in rows}),
         prompt_hashes=sorted({row["prompt_hash"] for row in rows}),
         prompts=prompts,

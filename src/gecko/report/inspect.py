@@ -16,7 +16,8 @@ from gecko.corpus.language import likeliest_of
 from gecko.errors import CorpusError
 from gecko.fret.quality import copied, kind, leaked, near_by_words, speaks_of_itself
 from gecko.fret.variables import LANGUAGE, SAME, draw
-from gecko.records import Candidate, Example, Query
+from gecko.paid import ASKED
+from gecko.records import Candidate, Example, Passage, Query, Text
 from gecko.report.report import render, variable_counts
 from gecko.report.text import known_words
 from gecko.store import write_bytes
@@ -31,7 +32,7 @@ KINDS = 15
 NEAR = 0.8
 COPIED = 0.8
 TITLE = 0.9
-STAGES = ("ingest", "generate", "mine", "relabel", "select")
+STAGES = ("ingest", ASKED, "generate", "mine", "relabel", "select")
 SPREADS = {
     "passage_chars": "characters of a passage",
     "query_words": "words of a query",
@@ -59,6 +60,7 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
         RunError: a stage up to ``select`` is not finished, or a shard is damaged.
     """
     run = pipeline.run
+    stages = [stage for stage in STAGES if stage != ASKED or run.config.asked.sources]
     queries, rows = pipeline.queries, run.read("select", Example)
     mined = run.read("mine", Candidate)
     places: list[int] = []
@@ -69,8 +71,9 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
     first = [ranked[0].rc for ranked in pipeline.labels.values() if ranked]
     ratings = list(pipeline.ratings.values())
     texts = [query.text for query in queries]
-    seeds = [pipeline.by_id[query.seed_id] for query in queries]
-    asked = len({row.query_id for row in mined})
+    written = [query for query in queries if not query.asked]
+    seeds = [pipeline.by_id[query.seed_id] for query in written]
+    own = len({row.query_id for row in mined} & {query.id for query in written})
     return {
         "passages": len(pipeline.passages),
         "queries": len(queries),
@@ -80,27 +83,28 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
         "kinds": dict(Counter(kind(query.task) for query in queries).most_common()),
         "tasks": len({query.task for query in queries}),
         "variables": variable_counts(pipeline, rows),
-        "seeds": len({query.seed_id for query in queries}),
-        "seed_retrieved": _share(asked - sum(not row.natural for row in mined), asked),
+        "asked": len(queries) - len(written),
+        "seeds": len({query.seed_id for query in written}),
+        "seed_retrieved": _share(own - sum(not row.natural for row in mined), own),
         "seed_rank": _quantiles(places),
         "p1_is_not_the_seed": _share(sum(place > 1 for place in places), len(places)),
         "rc_of_p1": _quantiles(first),
         "rc_of_p1_above_0": _share(sum(value > 0 for value in first), len(first)),
         "rating": _quantiles(ratings),
         "rated_above_0": _share(sum(value > 0 for value in ratings), len(ratings)),
-        "speaks_of_its_passage": _share(sum(map(speaks_of_itself, texts)), len(texts)),
+        "speaks_of_its_passage": _share(sum(speaks_of_itself(query.text) for query in written), len(written)),
         "copies_its_passage": _share(
-            sum(copied(query.text, seed.content) > COPIED for query, seed in zip(queries, seeds, strict=True)),
-            len(queries),
+            sum(copied(query.text, seed.content) > COPIED for query, seed in zip(written, seeds, strict=True)),
+            len(written),
         ),
         "gives_away_the_title": _share(
-            sum(leaked(query.text, seed.title) > TITLE for query, seed in zip(queries, seeds, strict=True)),
-            len(queries),
+            sum(leaked(query.text, seed.title) > TITLE for query, seed in zip(written, seeds, strict=True)),
+            len(written),
         ),
         "in_the_language": _in_the_language(pipeline),
         "near_duplicate": _share(sum(like is not None for like in near_by_words(texts, NEAR)), len(queries)),
         "weight": sum(row.weight for row in rows) / len(rows) if rows else None,
-        "drops": {stage: dict(run.finished(stage).drops.most_common()) for stage in STAGES},
+        "drops": {stage: dict(run.finished(stage).drops.most_common()) for stage in stages},
         "made_by": provenance(pipeline),
     }
 
@@ -157,6 +161,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("passages, queries, rows", f"{found['passages']:,}, {found['queries']:,}, {found['rows']:,}"),
         ("passages that are a seed", f"{found['seeds']:,}"),
+        *([("queries that people asked", f"{found['asked']:,}")] if found["asked"] else []),
         ("mean weight of a row", "–" if found["weight"] is None else f"{found['weight']:.2f}"),
         (
             f"kinds of task, of {found['tasks']:,} tasks",
@@ -199,16 +204,17 @@ def write_samples(pipeline: "Pipeline", found: dict[str, Any], path: Path, count
     samples = []
     for row in chosen:
         labels = {label.passage_id: label for label in pipeline.labels.get(row.query_id, ())}
-        seed = pipeline.by_id[row.seed_id]
-        roles = [("positive" if row.positive.id != seed.id else "positive, the seed", row.positive)]
-        roles += [("seed", seed)] if row.positive.id != seed.id else []
+        seed = pipeline.by_id.get(row.seed_id)
+        same = seed is not None and row.positive.id == seed.id
+        roles: list[tuple[str, Text | Passage]] = [("positive, the seed" if same else "positive", row.positive)]
+        roles += [("seed", seed)] if seed is not None and not same else []
         roles += [("hard negative", text) for text in row.negatives]
         samples.append(
             {
                 "row": row,
                 "asked": draw(pipeline.prompts["generate"], row.query_id) if row.query_id in own else {},
                 "rating": pipeline.ratings.get(row.query_id),
-                "copied": copied(row.query, seed.content),
+                "copied": copied(row.query, seed.content) if seed is not None else None,
                 "passages": [(role, text, labels.get(text.id)) for role, text in roles],
             }
         )

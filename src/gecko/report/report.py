@@ -12,9 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gecko.paid import ASKED
 from gecko.records import Candidate, Example, Passage, Query
 from gecko.report import plots
-from gecko.report.table import SIZES, agreement_rows, origins, points, result_rows, verdict, word
+from gecko.report.table import (
+    AGREEMENT,
+    AGREEMENT_ASKED,
+    SIZES,
+    ResultRow,
+    agreement_rows,
+    asked_rows,
+    origins,
+    points,
+    result_rows,
+    verdict,
+    word,
+)
 from gecko.report.text import cut, duration, shown
 from gecko.store import Manifest, Run, read_json, write_bytes
 
@@ -27,7 +40,7 @@ TASKS = 15
 RATED = 3  # of the worst and of the best
 EXCERPT = 300
 PLOT = "_plot"  # what a plot's name ends with in the page's content
-RECORD_STAGES = ("ingest", "generate", "mine", "relabel", "rate", "select")
+RECORD_STAGES = ("ingest", ASKED, "generate", "mine", "relabel", "rate", "select")
 TEACHER_STAGES = ("generate", "relabel", "rate")
 
 
@@ -95,11 +108,11 @@ def _content(pipeline: "Pipeline") -> dict[str, Any]:
         "passages": len(pipeline.passages),
         "rows": len(rows),
         "result": result,
-        "verdict": verdict(result, own, seconds, released) if result else "",
+        "verdict": verdict(result, own, seconds, released, asked_rows(stages["select"])) if result else "",
         "own": own,
         "released": released,
         "sets": _sets(result) if result else [],
-        "agreement": agreement_rows(result) if result else [],
+        "agreement": _agreement(result) if result else [],
         "gain_plot": _placed(plots.gains(result_rows(result))) if result else None,
         "width_plot": _placed(_width_plot(result)) if result else None,
         "growth_plot": _placed(_growth_plot(run, result)) if result else None,
@@ -148,10 +161,19 @@ def _sets(result: dict[str, Any]) -> list[dict[str, Any]]:
             "passages": entry.get("passages"),
             "unknown_documents": entry.get("unknown_documents", 0),
             "unknown_queries": entry.get("unknown_queries", 0),
+            "trained_on": entry.get("trained_on", 0),
             "rows": [row for row in rows if row.name == name],
         }
         for name, entry in result["sets"].items()
     ]
+
+
+def _agreement(result: dict[str, Any]) -> list[tuple[str, list[ResultRow]]]:
+    """Tables of agreement with the teacher: a caption and rows."""
+    of = {AGREEMENT: "held-out queries", AGREEMENT_ASKED: "of them that people asked"}
+    rows = agreement_rows(result)
+    tables = [(words, [row for row in rows if row.name == name]) for name, words in of.items()]
+    return [(f"{table[0].queries:,} {words}", table) for words, table in tables if table]
 
 
 def _width_plot(result: dict[str, Any]) -> plots.Plot | None:
@@ -182,7 +204,7 @@ def _check(run: Run, stages: dict[str, Manifest]) -> dict[str, Any]:
     """What is known of the teacher's fitness."""
     probe = _file(run, "check", "probe.json")
     generated, mined = stages["generate"], run.read("mine", Candidate)
-    queries = len({candidate.query_id for candidate in mined})
+    queries = generated.rows
     seeds = _file(run, "seeds", "found.json")  # of another model's candidates, or of earlier ones
     counted = run.manifest("seeds")
     if counted is None or counted.parts["candidates"] != stages["mine"].identity:
@@ -205,7 +227,18 @@ def _check(run: Run, stages: dict[str, Manifest]) -> dict[str, Any]:
 
 def _stages(run: Run, forms: Sequence[str]) -> dict[str, Manifest]:
     """The manifests that exist, in the order of the work."""
-    names = ["ingest", "embed", "check", "plan", "generate", "warmup", "embed-warmup", "mine", "relabel"]
+    names = [
+        "ingest",
+        "embed",
+        "check",
+        *([ASKED] if run.config.asked.sources else []),
+        "plan",
+        "generate",
+        "warmup",
+        "embed-warmup",
+        "mine",
+        "relabel",
+    ]
     names += [*(["rate"] if run.config.rate.llm else []), "select"]
     names += [*(f"train-{form}" for form in forms), "agreement", "evaluate"]
     found = {name: run.manifest(name) for name in names}
@@ -221,7 +254,7 @@ def _stale(stages: dict[str, Manifest]) -> list[str]:
     trained = {name.removeprefix("train-"): name for name in stages if name.startswith("train-")}
     made_of: dict[str, dict[str, str]] = {
         "generate": {"passages": "ingest"},
-        "mine": {"queries": "generate", "passages": "ingest"},
+        "mine": {"queries": "generate", ASKED: ASKED, "passages": "ingest"},
         "relabel": {"candidates": "mine"},
         "rate": {"queries": "generate"},
         "select": {"queries": "generate", "scores": "relabel", "candidates": "mine", "ratings": "rate"},
@@ -265,7 +298,10 @@ def _labels(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, Any]:
     return {
         "queries": len(places),
         "moved": sum(place > 1 for place in places),
-        "rows_moved": sum(labels[row.query_id][0].passage_id != row.seed_id for row in rows if row.query_id in labels),
+        "seeded": sum(row.seed_id != "" for row in rows),
+        "rows_moved": sum(
+            labels[row.query_id][0].passage_id != row.seed_id for row in rows if row.seed_id and row.query_id in labels
+        ),
         "pairs": pairs,
         "read": read,
         "shared": pairs / read if read else 0.0,

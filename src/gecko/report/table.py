@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gecko.fret.select import ROWS_FROM
+from gecko.fret.select import ROWS_ASKED, ROWS_FROM
 from gecko.report.text import duration, shown
 from gecko.store import Manifest
 
 HEADER = ["set", "model", "nDCG@10", "difference to start (95 %)", "recall@20"]
 AGREEMENT = "agreement with the teacher"
+AGREEMENT_ASKED = "of it, on what people asked"
 NO_ANSWER = "no difference that this many queries can show"
 SIZES = (1_000, 5_000, 20_000)  # rows whose cost is told
 _NAMES = {
@@ -88,11 +89,16 @@ def result_rows(result: Mapping[str, Any]) -> list[ResultRow]:
 
 
 def agreement_rows(result: Mapping[str, Any]) -> list[ResultRow]:
-    """Every model's agreement with the teacher; empty if nothing was held out."""
+    """Every model's agreement with the teacher, and that on what people asked; empty if nothing was held out."""
     entry = result.get("agreement")
     if not entry:
         return []
-    return [_row(result, AGREEMENT, entry["queries"], label, value, None) for label, value in entry["models"].items()]
+    named = [(AGREEMENT, entry), *([(AGREEMENT_ASKED, entry["asked"])] if entry.get("asked") else [])]
+    return [
+        _row(result, name, part["queries"], label, value, None)
+        for name, part in named
+        for label, value in part["models"].items()
+    ]
 
 
 def _row(
@@ -121,7 +127,14 @@ def origins(selected: Manifest) -> tuple[int, dict[str, int]]:
     return selected.rows - sum(released.values()), released
 
 
-def verdict(result: Mapping[str, Any], rows: int, seconds: float, released: Mapping[str, int] | None = None) -> str:
+def asked_rows(selected: Manifest) -> int:
+    """How many of the selected rows people asked."""
+    return selected.notes[ROWS_ASKED]
+
+
+def verdict(
+    result: Mapping[str, Any], rows: int, seconds: float, released: Mapping[str, int] | None = None, asked: int = 0
+) -> str:
     """What the run showed, in plain words.
 
     Args:
@@ -129,9 +142,10 @@ def verdict(result: Mapping[str, Any], rows: int, seconds: float, released: Mapp
         rows: training rows that the run labelled itself and kept.
         seconds: teacher time they took.
         released: training rows that came from elsewhere, by release.
+        asked: those of ``rows`` whose query people asked.
     """
     measured = [row for row in result_rows(result) if row.kept]
-    agreed = [row for row in agreement_rows(result) if row.kept]
+    agreed = [row for row in agreement_rows(result) if row.kept and row.name == AGREEMENT]
     if measured:
         worse = [row for row in measured if row.word == "worse"]
         row = (worse or measured)[0]  # of several sets, one on which it does harm is what has to be said
@@ -150,7 +164,7 @@ def verdict(result: Mapping[str, Any], rows: int, seconds: float, released: Mapp
         if len(measured) > 1:
             better = sum(row.word == "better" for row in measured)
             said += f" Of {len(measured)} sets it is better on {better} and worse on {len(worse)}."
-        return f"{said} {_bought(rows, seconds)}{_added(released or {})}"
+        return f"{said} {_bought(rows, asked, seconds)}{_added(released or {})}"
     ending = "Give a labelled set with --eval DIR to measure relevance."
     if agreed:
         row = agreed[0]
@@ -165,8 +179,9 @@ def _added(released: Mapping[str, int]) -> str:
     return "".join(f" {count:,} more rows came from {shown(name)}." for name, count in released.items())
 
 
-def _bought(rows: int, seconds: float) -> str:
-    bought = f"The teacher wrote and judged {rows:,} rows in {duration(seconds)}"
+def _bought(rows: int, asked: int, seconds: float) -> str:
+    did = f"judged {rows:,} rows, {asked:,} of them asked by people," if asked else f"wrote and judged {rows:,} rows"
+    bought = f"The teacher {did} in {duration(seconds)}"
     if rows < 1 or seconds <= 0:
         return f"{bought}."
     more = next((size for size in SIZES[1:] if size > rows), 4 * rows)

@@ -1,0 +1,315 @@
+"""Queries that people asked, beside those that the teacher writes and instead of them."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gecko.config import AskedConfig, RunConfig
+from gecko.errors import ConfigError, CorpusError, PublishError, TrainingError
+from gecko.evaluation.ablate import Ablation, Options
+from gecko.fret.asked import read_asked
+from gecko.fret.relabel import judge
+from gecko.fret.release import load_release, read_release
+from gecko.paid import REUSED
+from gecko.pipeline import Pipeline, distill
+from gecko.publish import dataset_folder, push
+from gecko.records import Candidate, Example, Query, Score
+from gecko.report.inspect import lines, statistics, write_samples
+from gecko.store import Run
+
+from .conftest import write_corpus
+from .test_pipeline import Listener, settings
+
+QUERIES = 30
+
+
+@pytest.fixture(scope="module")
+def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", words)
+
+
+@pytest.fixture(scope="module")
+def log(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("log") / "log.txt"
+    asked = [f"who has the {words[n % 30]} and the {words[(n * 11 + 3) % 30]}?" for n in range(QUERIES)]
+    path.write_text("\n".join(asked) + "\n")
+    return path
+
+
+def asking(corpus: Path, model: Path, log: Path, *more: str) -> RunConfig:
+    return settings(corpus, model, f'asked.sources=["{log}"]', "generate.heldout=0.3", *more)
+
+
+@pytest.fixture(scope="module")
+def run_folder(corpus: Path, tiny_model: Path, log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("asked") / "run"
+    with Run(folder, asking(corpus, tiny_model, log)) as run:
+        distill(run)
+    return folder
+
+
+def read(config: AskedConfig, heldout: float = 0.0, heldout_max: int = 200) -> tuple[list[Query], Counter[str]]:
+    from gecko.work import Counts
+
+    counts = Counts()
+    return read_asked(config, heldout, heldout_max, 0, counts), counts.drops
+
+
+def test_lines_and_tables_hold_the_same(tmp_path: Path) -> None:
+    asked = ["how do I open a file", "what is C++", "what is C#", "¿dónde está?"]
+    (tmp_path / "a.txt").write_text("\ufeff" + "\n\n".join(asked), encoding="utf-8")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("\n".join(asked).encode()))
+    rows = [{"_id": str(n), "text": f" {text} "} for n, text in enumerate(asked)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.csv").write_text("n,question\n" + "\n".join(f"1,{text}" for text in asked), encoding="utf-8")
+    pq.write_table(pa.table({"words": asked, "text": [""] * 4}), tmp_path / "a.parquet")
+    found = [read(AskedConfig(sources=[str(tmp_path / name)]))[0] for name in ("a.txt", "a.txt.gz", "a.jsonl", "a.csv")]
+    found.append(read(AskedConfig(sources=[str(tmp_path / "a.parquet")], field="words"))[0])
+    assert all(one == found[0] for one in found)
+    assert {query.text for query in found[0]} == set(asked)
+    assert all(query.asked and query.split == "train" and query.task == "search result" for query in found[0])
+
+
+def test_what_is_of_no_use_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("Where is it?\nwhere  is it\n???\n" + "long " * 300 + "\nmore\nand more\n")
+    queries, drops = read(AskedConfig(sources=[str(path), str(path)]))
+    assert {query.text for query in queries} == {"Where is it?", "more", "and more"}
+    assert drops == {"asked before": 5, "no letter or digit": 2, "longer than 1,000 characters": 2}
+    fewer, drops = read(AskedConfig(sources=[str(path)], limit=2))
+    assert fewer == queries[:2]  # more of them begin with fewer
+    assert drops["more than 2"] == 1
+
+
+def test_who_is_held_out_is_decided_by_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("\n".join(f"query number {n}" for n in range(200)))
+    some = {query.text for query in read(AskedConfig(sources=[str(path)]), 0.2)[0] if query.split == "heldout"}
+    assert 20 < len(some) < 60
+    path.write_text("\n".join(f"query number {n}" for n in range(400)))
+    more = {query.text for query in read(AskedConfig(sources=[str(path)]), 0.2)[0] if query.split == "heldout"}
+    assert some < more
+    most = read(AskedConfig(sources=[str(path)]), 0.2, 5)[0]
+    assert Counter(query.split for query in most) == {"train": 395, "heldout": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("no.txt", None, ("no.txt does not exist",)),
+        ("log.jsonl", b'{"body": "x"}', ("row 1 of log.jsonl", "no column query, question, text", "asked.field")),
+        ("log.jsonl", b'{"query": 5}', ("row 1", "column query is 5")),
+        ("log.txt", b"fine\n\xff\xfe\n", ("line 2 of", "mend the file")),
+        ("log.txt.gz", b"no gzip", ("cannot be read",)),
+        ("log.pdf", b"%PDF", ("of another kind",)),
+        (".", None, ("is a folder; name the file",)),
+    ],
+)
+def test_a_bad_source_is_named(tmp_path: Path, name: str, content: bytes | None, words: tuple[str, ...]) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(TrainingError) as caught:
+        read(AskedConfig(sources=[str(tmp_path / name)]))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_they_are_mined_judged_and_taught_without_a_seed(run_folder: Path) -> None:
+    with Run(run_folder) as run:
+        pipeline = Pipeline(run)
+        asked, written = run.read("asked", Query), run.read("generate", Query)
+        scores, rows = run.read("relabel", Score), run.read("select", Example)
+        mined, result = run.read("mine", Candidate), pipeline.evaluate()
+        vectors = pipeline.vectors
+        questions = pipeline.embed_queries([query.text for query in asked], [query.task for query in asked])
+        found = {query.id: vector for query, vector in zip(asked, questions @ vectors.T, strict=True)}
+        notes = run.finished("select").notes
+    assert len(asked) == QUERIES and len(written) > 15
+    assert {query.split for query in asked} == {"train", "heldout"}
+    assert Counter(score.query_id for score in scores) == {query.id: 6 for query in (*asked, *written)}
+    for query in asked:  # the nearest passages as they are, none of them put there
+        own = [row for row in mined if row.query_id == query.id]
+        assert [row.passage_id for row in own] == [
+            pipeline.passages[place].id for place in (-found[query.id]).argsort(kind="stable")[:6]
+        ]
+        assert all(row.natural for row in own)
+    taught = {query.id for query in asked if query.split == "train"}
+    assert {row.query_id for row in rows if not row.seed_id} == taught
+    assert notes["rows that people asked"] == len(taught)
+    assert result["agreement"]["asked"]["queries"] == QUERIES - len(taught)
+    assert result["agreement"]["queries"] > QUERIES - len(taught)
+
+
+def test_their_rows_are_those_of_judging_them_by_hand(run_folder: Path) -> None:
+    from gecko.llm.base import Group
+    from gecko.llm.fake import FakeLM
+
+    with Run(run_folder) as run:
+        pipeline = Pipeline(run)
+        row = next(row for row in run.read("select", Example) if not row.seed_id)
+        candidates = [one for one in run.read("mine", Candidate) if one.query_id == row.query_id]
+        groups = [Group(pipeline.by_id[one.passage_id].content, (row.query,)) for one in candidates]
+        said = judge(groups, FakeLM(), pipeline.prompts["likelihood"], pipeline.prompts["relevance"])
+    likely = [one[0].ql_sum / one[0].ql_tokens for one in said]
+    relevant = [one[0].labels[0] - one[0].labels[1] for one in said]
+
+    def places(values: list[float]) -> list[int]:
+        order = sorted(range(len(values)), key=lambda place: (-values[place], candidates[place].rank))
+        return [order.index(place) + 1 for place in range(len(values))]
+
+    fused = [1 / one + 1 / other for one, other in zip(places(likely), places(relevant), strict=True)]
+    assert sorted(row.fused, reverse=True) == pytest.approx(sorted(fused, reverse=True))
+    best = {candidates[place].passage_id for place, value in enumerate(fused) if value == max(fused)}
+    assert row.positive.id in best
+
+
+def test_report_and_statistics_tell_of_them(run_folder: Path) -> None:
+    with Run(run_folder) as run:
+        pipeline = Pipeline(run)
+        found = statistics(pipeline)
+        page = pipeline.report().read_text()
+        write_samples(pipeline, found, run_folder / "inspect.html", 100)
+        written = run.read("generate", Query)
+    assert found["asked"] == QUERIES and found["queries"] == QUERIES + len(written)
+    assert found["seeds"] == len({query.seed_id for query in written})
+    assert ("queries that people asked", str(QUERIES)) in lines(found)
+    assert "of them that people asked</caption>" in page
+    assert "queries that people asked, not relevance" in page
+    assert "asked by people" in (run_folder / "inspect.html").read_text()
+    card = (run_folder / "model" / "README.md").read_text()
+    assert "that people asked and it judged" in card
+
+
+def test_queries_of_people_are_published_only_if_told(run_folder: Path) -> None:
+    with Run(run_folder) as run:
+        asked = {query.text for query in run.read("asked", Query)}
+        folder = dataset_folder(Pipeline(run))
+        assert not {row["query"] for row in read_release(str(folder))} & asked
+        for file in folder.rglob("*"):
+            assert not any(text.encode() in file.read_bytes() for text in asked)
+        config = run.config
+    open_config = config.model_copy(update={"asked": config.asked.model_copy(update={"publish": True})})
+    with Run(run_folder, open_config) as run:  # no --force: nothing is paid again
+        pipeline = Pipeline(run)
+        folder = dataset_folder(pipeline)
+        assert asked < {row["query"] for row in read_release(str(folder))}
+        assert f"(and {QUERIES} that people asked" in (folder / "README.md").read_text()
+        again = load_release(str(folder), pipeline.by_id, config.select)
+        assert {query.id for query in again.queries} == {query.id for query in pipeline.queries}
+    with Run(run_folder, config) as run:
+        dataset_folder(Pipeline(run))
+
+
+def test_a_run_of_theirs_alone(corpus: Path, tiny_model: Path, log: Path, tmp_path: Path) -> None:
+    said = Listener()
+    config = asking(corpus, tiny_model, log, "generate.queries=0", "check.enabled=true", "check.min_seed_found=1")
+    with Run(tmp_path / "run", config) as run:
+        pipeline = Pipeline(run, said, force=True)
+        pipeline.ingest()
+        pipeline.through("select")
+        result = distill(run, said, force=True)
+        rows = run.read("select", Example)
+        statistics(pipeline)
+        with pytest.raises(PublishError, match="nothing to send"):
+            push(pipeline, "you/name", "dataset", dry_run=True)
+        assert run.read("generate", Query) == []
+        found = Ablation(run, Options(seeds=1, cells=["selection/seed + none", "selection/p1 + p_N"]))
+        assert found.rerankers() == []
+    assert len(rows) > 15 and not any(row.seed_id for row in rows)
+    assert result["agreement"]["queries"] == result["agreement"]["asked"]["queries"] == QUERIES - len(rows)
+
+
+def test_a_longer_log_pays_for_the_new_ones_only(corpus: Path, tiny_model: Path, log: Path, tmp_path: Path) -> None:
+    texts = log.read_text().splitlines()
+    mine = tmp_path / "log.txt"
+    mine.write_text("\n".join(texts[:18]))
+    config = asking(corpus, tiny_model, mine, "evaluate.sets=[]")
+    folders = {"grown": tmp_path / "grown", "whole": tmp_path / "whole"}
+
+    def through(folder: Path, config: RunConfig) -> Counter[str]:
+        with Run(folder, config) as run:
+            pipeline = Pipeline(run)
+            pipeline.ingest()
+            pipeline.through("select")
+            return run.finished("relabel").notes
+
+    # First without any, then 18, then all.
+    through(folders["grown"], settings(corpus, tiny_model, "generate.heldout=0.3", "evaluate.sets=[]"))
+    assert through(folders["grown"], config)[REUSED] > 0
+    mine.write_text("\n".join(texts))
+    notes = through(folders["grown"], config)
+    through(folders["whole"], config)
+    with Run(folders["grown"]) as grown, Run(folders["whole"]) as whole:
+        for stage in ("asked", "generate", "mine", "relabel", "select"):
+            assert grown.finished(stage).identity == whole.finished(stage).identity
+        assert notes[REUSED] == whole.finished("relabel").rows - 6 * (QUERIES - 18)
+
+
+def test_a_budget_is_theirs_first(corpus: Path, tiny_model: Path, log: Path, tmp_path: Path) -> None:
+    kinds = []
+    for number, budget in enumerate(("1500tok", "20000tok")):
+        said = Listener()
+        config = asking(corpus, tiny_model, log, "generate.queries=null", f"budget={budget}")
+        with Run(tmp_path / str(number), config) as run:
+            pipeline = Pipeline(run, said)
+            pipeline.ingest()
+            pipeline.through("relabel")
+            asked = {query.id for query in run.read("asked", Query)}
+            judged = {score.query_id for score in run.read("relabel", Score)}
+            spent = run.finished("relabel").tokens
+            kinds.append((len(judged & asked), len(judged - asked)))
+            assert spent <= float(budget.removesuffix("tok"))
+            assert pipeline.plan.asked == len(judged & asked)
+        assert any("that people asked" in line for line in said.said) == (number == 0)
+    assert 4 <= kinds[0][0] < QUERIES and kinds[0][1] == 0
+    assert kinds[1][0] == QUERIES and kinds[1][1] > 0
+    with (
+        Run(tmp_path / "small", asking(corpus, tiny_model, log, "generate.queries=null", "budget=50tok")) as run,
+        pytest.raises(ConfigError, match="too small for 4 of the 30 queries that people asked"),
+    ):
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        pipeline.through("generate")
+
+
+def test_a_test_query_that_was_taught_is_told(corpus: Path, tiny_model: Path, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_bytes(corpus.read_bytes())
+    texts = [*log.read_text().upper().splitlines(), "another one"]
+    (tmp_path / "queries.jsonl").write_text(
+        "\n".join(json.dumps({"_id": f"q{n}", "text": text}) for n, text in enumerate(texts))
+    )
+    judged = "".join(f"q{n}\tp{n}\t1\n" for n in range(len(texts)))
+    (tmp_path / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+    said = Listener()
+    config = asking(corpus, tiny_model, log, f'evaluate.sets=["{tmp_path}"]', 'train.formats=["native"]')
+    with Run(tmp_path / "run", config) as run:
+        result = distill(run, said)
+        taught = sum(not row.seed_id for row in run.read("select", Example))
+    (entry,) = result["sets"].values()
+    assert entry["trained_on"] == taught > 10
+    assert any("its numbers flatter the student" in line for line in said.said)
+    assert f"{taught} of its queries were trained on" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_settings_that_cannot_be(corpus: Path, tiny_model: Path, log: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no query is asked"):
+        settings(corpus, tiny_model, "generate.queries=0")
+    with pytest.raises(ConfigError, match="2 or more"):
+        settings(corpus, tiny_model, "generate.queries=1")
+    with pytest.raises(ConfigError, match=r"mine\.warmup_epochs"):
+        asking(corpus, tiny_model, log, "generate.queries=0", "mine.warmup_epochs=1")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("?\n!\n")
+    with (
+        Run(tmp_path / "run", asking(corpus, tiny_model, empty)) as run,
+        pytest.raises(CorpusError, match="no query can be used"),
+    ):
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        pipeline.through("select")
