@@ -420,6 +420,27 @@ def inspect(
     print(run / "inspect.html")
 
 
+@app.command()
+def examples(
+    run: RunArg,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The prompt's file, FILE.toml.")],
+    count: Annotated[int, typer.Option(min=1, help="Examples in it.")] = 5,
+) -> None:
+    """A generation prompt whose examples are queries that people asked, for prompts.generate."""
+    from gecko.fret.manner import write_prompt
+    from gecko.records import Example
+
+    if out.suffix != ".toml":
+        raise ConfigError(f"-o {out}: a prompt's file ends in .toml")
+    with _stage(run, None, False) as pipeline:
+        pipeline.through("select")
+        rows = pipeline.run.read("select", Example)
+        chosen = write_prompt(rows, pipeline.labels, out, count, pipeline.config.seed)
+    for row in chosen:
+        print(f"{row.query} ← {row.positive.title or row.positive.text[:60]}")
+    print(out)
+
+
 @app.command("eval")
 def evaluate_model(
     model: Annotated[str, typer.Argument(help="A folder, hf:NAME or minilm.")],
