@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,10 @@ def test_what_is_of_no_use_is_counted(tmp_path: Path) -> None:
     fewer, drops = read(AskedConfig(sources=[str(path)], limit=2))
     assert fewer == queries[:2]  # more of them begin with fewer
     assert drops["more than 2"] == 1
+    path.write_text("where  is it\nmore\nWhere is it?\nand more\n")
+    assert read(AskedConfig(sources=[str(path)]))[0] == queries  # in whatever order they come
+    (tmp_path / "half.jsonl").write_text('{"query": "caf\\ud83d x"}')
+    assert read(AskedConfig(sources=[str(tmp_path / "half.jsonl")]))[0][0].text == "caf� x"
 
 
 def test_who_is_held_out_is_decided_by_the_text(tmp_path: Path) -> None:
@@ -104,19 +109,19 @@ def test_who_is_held_out_is_decided_by_the_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("no.txt", None, ("no.txt does not exist",)),
+        ("no.txt", None, ("no.txt does not exist", ".txt", "hf:NAME")),
         ("log.jsonl", b'{"body": "x"}', ("row 1 of log.jsonl", "no column query, question, text", "asked.field")),
         ("log.jsonl", b'{"query": 5}', ("row 1", "column query is 5")),
         ("log.txt", b"fine\n\xff\xfe\n", ("line 2 of", "mend the file")),
         ("log.txt.gz", b"no gzip", ("cannot be read",)),
-        ("log.pdf", b"%PDF", ("of another kind",)),
+        ("queries.log", b"one", ("of another kind", ".txt")),
         (".", None, ("is a folder; name the file",)),
     ],
 )
 def test_a_bad_source_is_named(tmp_path: Path, name: str, content: bytes | None, words: tuple[str, ...]) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises((TrainingError, CorpusError)) as caught:
         read(AskedConfig(sources=[str(tmp_path / name)]))
     for word in words:
         assert word in str(caught.value)
@@ -201,7 +206,7 @@ def test_queries_of_people_are_published_only_if_told(run_folder: Path) -> None:
         pipeline = Pipeline(run)
         folder = dataset_folder(pipeline)
         assert asked < {row["query"] for row in read_release(str(folder))}
-        assert f"(and {QUERIES} that people asked" in (folder / "README.md").read_text()
+        assert f"and {QUERIES} that people asked" in (folder / "README.md").read_text()
         again = load_release(str(folder), pipeline.by_id, config.select)
         assert {query.id for query in again.queries} == {query.id for query in pipeline.queries}
     with Run(run_folder, config) as run:
@@ -237,6 +242,7 @@ def test_a_longer_log_pays_for_the_new_ones_only(corpus: Path, tiny_model: Path,
     def through(folder: Path, config: RunConfig) -> Counter[str]:
         with Run(folder, config) as run:
             pipeline = Pipeline(run)
+            pipeline.asked(again=True)
             pipeline.ingest()
             pipeline.through("select")
             return run.finished("relabel").notes
@@ -253,9 +259,60 @@ def test_a_longer_log_pays_for_the_new_ones_only(corpus: Path, tiny_model: Path,
         assert notes[REUSED] == whole.finished("relabel").rows - 6 * (QUERIES - 18)
 
 
-def test_a_budget_is_theirs_first(corpus: Path, tiny_model: Path, log: Path, tmp_path: Path) -> None:
+def test_stages_do_not_look_at_the_log_again(corpus: Path, tiny_model: Path, log: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "log.txt"
+    mine.write_text(log.read_text())
+    config = asking(corpus, tiny_model, mine, "generate.queries=0")
+
+    def through(*, again: bool) -> list[str]:
+        with Run(tmp_path / "run", config) as run:
+            pipeline = Pipeline(run)
+            pipeline.asked(again=again)
+            pipeline.ingest()
+            pipeline.through("select")
+            return [run.finished(stage).identity for stage in ("asked", "mine", "relabel", "select")]
+
+    first = through(again=False)
+    mine.write_text(log.read_text() + "and another one\n")
+    assert through(again=False) == first
+    with Run(tmp_path / "run", config, keep=False) as run:
+        assert f"{QUERIES + 1} queries ({QUERIES + 1} that people asked)" in Pipeline(run).estimate()
+    assert through(again=False) == first
+    mine.unlink()
+    assert through(again=False) == first
+    mine.write_text(log.read_text() + "and another one\n")
+    assert through(again=True) != first
+    with Run(tmp_path / "run", config) as run:
+        assert len(run.read("asked", Query)) == QUERIES + 1
+
+
+def test_of_a_release_of_the_same_log_nothing_comes_twice(
+    run_folder: Path, corpus: Path, tiny_model: Path, log: Path, tmp_path: Path
+) -> None:
+    with Run(run_folder) as run:
+        config = run.config.model_copy(update={"asked": run.config.asked.model_copy(update={"publish": True})})
+        theirs = {query.id for query in run.read("asked", Query)}
+    with Run(run_folder, config) as run:
+        release = shutil.copytree(dataset_folder(Pipeline(run)), tmp_path / "release")
+    some = tmp_path / "some.txt"
+    some.write_text("\n".join(log.read_text().splitlines()[:10]))
+    more = (f'select.released=["{release}"]', "seed=7", "generate.queries=0", 'train.formats=["native"]')
+    with Run(tmp_path / "run", asking(corpus, tiny_model, some, *more)) as run:
+        distill(run)
+        rows, own = run.read("select", Example), run.read("asked", Query)
+        selected = run.finished("select")
+    assert max(Counter(row.query_id for row in rows).values()) == 1
+    held = {query.id for query in own if query.split == "heldout"}
+    assert held and not held & {row.query_id for row in rows}
+    assert {row.query_id for row in rows} & (theirs - {query.id for query in own})
+    assert selected.notes["rows that people asked"] == len(own) - len(held)
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"0 queries that the teacher wrote for the passages and judged, {len(own) - len(held)} that people" in card
+
+
+def test_half_of_a_budget_is_theirs_at_most(corpus: Path, tiny_model: Path, log: Path, tmp_path: Path) -> None:
     kinds = []
-    for number, budget in enumerate(("1500tok", "20000tok")):
+    for number, budget in enumerate(("3000tok", "20000tok")):
         said = Listener()
         config = asking(corpus, tiny_model, log, "generate.queries=null", f"budget={budget}")
         with Run(tmp_path / str(number), config) as run:
@@ -269,11 +326,17 @@ def test_a_budget_is_theirs_first(corpus: Path, tiny_model: Path, log: Path, tmp
             assert spent <= float(budget.removesuffix("tok"))
             assert pipeline.plan.asked == len(judged & asked)
         assert any("that people asked" in line for line in said.said) == (number == 0)
-    assert 4 <= kinds[0][0] < QUERIES and kinds[0][1] == 0
-    assert kinds[1][0] == QUERIES and kinds[1][1] > 0
+    assert 4 <= kinds[0][0] < QUERIES and kinds[0][1] > 0
+    assert kinds[1][0] == QUERIES and kinds[1][1] > kinds[0][1]
+    alone = asking(corpus, tiny_model, log, "generate.queries=0", "budget=1500tok")
+    with Run(tmp_path / "alone", alone) as run:
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        pipeline.through("relabel")
+        assert 4 <= len({score.query_id for score in run.read("relabel", Score)}) == pipeline.plan.asked < QUERIES
     with (
         Run(tmp_path / "small", asking(corpus, tiny_model, log, "generate.queries=null", "budget=50tok")) as run,
-        pytest.raises(ConfigError, match="too small for 4 of the 30 queries that people asked"),
+        pytest.raises(ConfigError, match="too small to judge 4 of the 30 queries that people asked"),
     ):
         pipeline = Pipeline(run)
         pipeline.ingest()

@@ -213,6 +213,8 @@ def _stage(
             before = run.config
         with Run(path, config, force=True, say=ui.say) as run:
             pipeline = Pipeline(run, ui, force=force, engine=engine)
+            if run.config.asked != before.asked:
+                pipeline.asked(again=True)
             if run.config.corpus != before.corpus:
                 pipeline.ingest()
             yield pipeline

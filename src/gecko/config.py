@@ -106,7 +106,7 @@ class GenerateConfig(_Section):
         description="how often a passage may be a seed; unset: as often as `queries` needs, once under a budget alone",
     )
     heldout: float = Field(default=0.1, ge=0, le=0.5, description="share of neighbourhoods kept for the agreement test")
-    heldout_max: int = Field(default=200, ge=0, description="at most so many held-out queries")
+    heldout_max: int = Field(default=200, ge=0, description="at most so many held-out queries, and of `asked` as many")
     min_seed_chars: int = Field(default=60, ge=1, description="a shorter passage is no seed")
     temperature: float = Field(default=0.5, ge=0, description="0: greedy")
     top_p: float = Field(default=0.95, gt=0, le=1)
@@ -144,7 +144,8 @@ class AskedConfig(_Section):
     """Queries that people asked, without labels: judged and taught beside those that the teacher writes, and before them."""
 
     sources: list[str] = Field(
-        default=[], description="text files of a query a line, tables (JSONL, CSV, TSV, parquet), or hf:NAME"
+        default=[],
+        description="text files of a query a line, tables (JSONL, CSV, TSV, parquet), hf:NAME or a SQL query",
     )
     field: str | None = Field(
         default=None, min_length=1, description="of a table; unset: `query`, `question` or `text`, the first there is"
@@ -548,6 +549,10 @@ class RunConfig(_Section):
             raise ValueError("generate.queries = 1: one query is nothing to learn from; write 2 or more")
         if self.generate.queries == 0 and not self.asked.sources:
             raise ValueError("generate.queries = 0, and no query is asked: name files in asked.sources (--queries)")
+        if self.generate.queries == 0 and self.select.positive == "seed":
+            raise ValueError(
+                "generate.queries = 0, and select.positive = 'seed': what people ask has no seed; take 'p1'"
+            )
         if self.generate.queries == 0 and self.mine.warmup_epochs:
             raise ValueError("generate.queries = 0, and mine.warmup_epochs trains on written queries; set it to 0")
         if self.generate.queries is None and self.budget is None:

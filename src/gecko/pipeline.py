@@ -356,7 +356,10 @@ class Pipeline:
     def plan(self) -> Plan:
         """The seeds of the run. Speeds are measured when it is made, and never again."""
         path = self.run.artifact(
-            "plan", self._plan_parts(), PLAN, lambda path: write_json(path, asdict(self._new_plan()))
+            "plan",
+            self._plan_parts() | asked_parts(self.run),
+            PLAN,
+            lambda path: write_json(path, asdict(self._new_plan(asked_queries(self.run)))),
         )
         raw = read_json(path)
         return Plan(
@@ -379,12 +382,11 @@ class Pipeline:
             "candidates": str(config.mine.n),
             "passage tokens": str(config.relabel.passage_tokens),
             "seed": str(config.seed),
-            **asked_parts(self.run),
             **self._released_parts(),
             **_version("plan"),
         }
 
-    def _new_plan(self) -> Plan:
+    def _new_plan(self, people: Sequence[Query]) -> Plan:
         from gecko.fret.release import heldout_seeds
 
         config = self.config
@@ -400,11 +402,10 @@ class Pipeline:
                 read_price, write_price = 1 / read_speed, 1 / write_speed
                 left -= measuring
         count = config.generate.queries
-        asked, judged = self._plan_asked(left / read_price)
+        asked, judged = self._plan_asked(people, left / read_price if count == 0 else left / read_price / 2)
         limited = None if config.budget is None else max(1, int(left / read_price))
-        nothing_written = Plan([], limited, read_speed, write_speed, Cost(judged, 0, 0), asked)
-        if count == 0 or asked < len(asked_queries(self.run)):
-            return nothing_written
+        if count == 0:
+            return Plan([], limited, read_speed, write_speed, Cost(judged, 0, 0), asked)
         whole, left = left, left - judged * read_price
         limit = MOST_SEEDS if count is None else count
         if left < math.inf:  # more than it can buy need not be drawn, and the first are the same
@@ -438,14 +439,11 @@ class Pipeline:
         if fitting < min(2, len(blocks)):  # less than two neighbourhoods: smaller ones
             one = price(costs(blocks)[0]) / len(blocks[0])
             queries = int(left / one)
-            if queries < LEAST_QUERIES and judged:
-                self.ui.say(f"nothing of the budget of {config.budget} is left for written queries")
-                return nothing_written
             if queries < LEAST_QUERIES:
                 raise ConfigError(
                     f"budget {config.budget} is too small: {max(0.0, left):.0f} {unit} of it are left after checking and "
-                    f"measuring the teacher, and {LEAST_QUERIES} queries take about {LEAST_QUERIES * one:.0f}; "
-                    "raise the budget"
+                    f"measuring the teacher{' and for what people asked' if judged else ''}, and {LEAST_QUERIES} queries "
+                    f"take about {LEAST_QUERIES * one:.0f}; raise the budget"
                 )
             blocks = within_count(blocks, queries)
         else:
@@ -457,32 +455,31 @@ class Pipeline:
         limited = max(1, int((whole - writing) / read_price))
         return Plan(blocks, limited, read_speed, write_speed, together(expected), asked)
 
-    def _plan_asked(self, most: float) -> tuple[int, int]:
-        """How many of the queries that people asked can be judged for ``most`` tokens, and the tokens that it takes.
+    def _plan_asked(self, queries: Sequence[Query], most: float) -> tuple[int, int]:
+        """How many of the ``queries`` that people asked can be judged for ``most`` tokens, and the tokens that it takes.
 
         The start model's nearest passages stand in for their candidates.
         """
         from bisect import bisect_right
 
-        queries = asked_queries(self.run)
         if not queries:
             return 0, 0
         texts = [query.text for query in queries]
         near, lengths = self._near(self.embed_queries(texts, [query.task for query in queries]))
         reading = Reading(self._passes, self._alone and self._alone[1])
-        words = self._teachers_tokens(texts)
+        words = np.minimum(self._teachers_tokens(texts), self.config.relabel.passage_tokens).tolist()
         costs = [reading.add([(count, row)], lengths) for count, row in zip(words, near.tolist(), strict=True)]
         fitting = bisect_right(costs, most)
         if fitting == len(queries):
             return fitting, costs[-1]
-        if fitting < LEAST_QUERIES:
+        part = "" if self.config.generate.queries == 0 else "half of "
+        if fitting < (least := min(LEAST_QUERIES, len(costs))):
             raise ConfigError(
-                f"budget {self.config.budget} is too small for {LEAST_QUERIES} of the {len(costs):,} queries that people "
-                "asked; raise the budget"
+                f"{part}the budget of {self.config.budget} is too small to judge {least} of the {len(costs):,} queries that "
+                "people asked; raise the budget"
             )
         self.ui.say(
-            f"the budget of {self.config.budget} buys about {fitting:,} of the {len(costs):,} queries that people asked, "
-            "and no written ones"
+            f"{part}the budget of {self.config.budget} buys about {fitting:,} of the {len(costs):,} queries that people asked"
         )
         return fitting, costs[fitting - 1]
 
@@ -493,7 +490,8 @@ class Pipeline:
         near, _ = top_k(vectors, np.asarray(self.vectors), self.config.mine.n)
         read = np.unique(near)
         lengths = np.zeros(len(self.passages), dtype=np.int64)
-        lengths[read] = self._teachers_tokens([self.passages[index].content for index in read])
+        counted = self._teachers_tokens([self.passages[index].content for index in read])
+        lengths[read] = np.minimum(counted, self.config.relabel.passage_tokens)
         return near, lengths
 
     def _teachers_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -542,9 +540,9 @@ class Pipeline:
         """What the run would cost, stage by stage, in words; embeds the corpus and measures teacher and start model."""
         from gecko.evaluation.result import load_set
 
+        people = self._read_asked(Counts())
         self.ingest()
-        self.asked()
-        plan = self._new_plan()
+        plan = self._new_plan(people)
         cost, written = plan.expected, sum(map(len, plan.blocks))
         queries = plan.asked + written
         read_speed, write_speed = plan.read_speed, plan.write_speed
@@ -584,37 +582,48 @@ class Pipeline:
             ]
         )
 
-    def asked(self) -> Manifest | None:
+    def asked(self, *, again: bool = False) -> Manifest | None:
         """Read the queries that people asked, where ``asked.sources`` names some.
 
+        Args:
+            again: look at the sources even where they were read before, as at the corpus, by the commands that do.
+
         Raises:
-            CorpusError: there is none.
+            CorpusError: there is none, or a source is missing.
             TrainingError: a source cannot be read.
         """
-        from gecko.fret.asked import asked_identity, read_asked
+        from gecko.fret.asked import asked_identity
 
         config, generate = self.config.asked, self.config.generate
         if not config.sources:
             return None
         parts = {
-            "sources": asked_identity(config),
+            "names": digest(*config.sources),
             "settings": config.model_dump_json(include={"field", "task", "limit"}),
             "held out": f"{generate.heldout} {generate.heldout_max}",
             "seed": str(self.config.seed),
             "schema": schema_digest(Query),
             **_version(ASKED),
         }
+        before = self.run.manifest(ASKED)
+        if not again and before is not None and before.done and parts.items() <= before.parts.items():
+            return before
+        parts["sources"] = asked_identity(config)
+        return self.run.execute(ASKED, Query, parts, [0], lambda _, counts: self._read_asked(counts))
 
-        def work(_: int, counts: Counts) -> list[Query]:
-            return read_asked(config, generate.heldout, generate.heldout_max, self.config.seed, counts)
+    def _read_asked(self, counts: Counts) -> list[Query]:
+        from gecko.fret.asked import read_asked
 
-        manifest = self.run.execute(ASKED, Query, parts, [0], work)
-        if not manifest.rows:
-            drops = ", ".join(f"{count:,} {reason}" for reason, count in manifest.drops.items())
+        config, generate = self.config.asked, self.config.generate
+        if not config.sources:
+            return []
+        queries = read_asked(config, generate.heldout, generate.heldout_max, self.config.seed, counts)
+        if not queries:
+            drops = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items()) or "it is empty"
             raise CorpusError(
                 f"{', '.join(config.sources)}: no query can be used ({drops}); mend or leave out asked.sources"
             )
-        return manifest
+        return queries
 
     def generate(self) -> Manifest:
         """Read the queries that people asked, if there are such, and write a task and a query for each seed.
@@ -782,6 +791,8 @@ class Pipeline:
         from gecko.training import train
 
         train_queries = [query for query in self.run.read("generate", Query) if query.split == "train"]
+        if not train_queries:
+            raise ConfigError("mine.warmup_epochs trains on written queries, and there are none; set it to 0")
         alone = self.config.select.model_copy(update={"positive": "seed", "negative": "none"})
         rows = [
             make_row(query, [Label(query.seed_id, 1, 0, 0, 1, 1, 2.0)], self.by_id, alone, self.config.seed)
@@ -938,7 +949,7 @@ class Pipeline:
         limit = self.plan.relabel_tokens
         if limit is None:
             return set(queries)
-        asked = [query.id for query in queries.values() if query.asked]
+        asked = [query.id for query in queries.values() if query.asked][: self.plan.asked]
         retrieved: dict[str, list[str]] = {}
         for candidate in candidates:
             retrieved.setdefault(candidate.query_id, []).append(candidate.passage_id)
@@ -990,7 +1001,7 @@ class Pipeline:
 
     def select(self) -> Manifest:
         """Choose positives and negatives from the scores."""
-        from gecko.fret.select import ROWS_FROM, select
+        from gecko.fret.select import ROWS_ASKED, ROWS_FROM, select
 
         parts = {
             "queries": self.run.finished("generate").identity,
@@ -1007,9 +1018,12 @@ class Pipeline:
 
         def work(_: int, counts: Counts) -> list[Example]:
             config, seed = self.config.select, self.config.seed
+            asked = {query.id for query in asked_queries(self.run)}
             rows = list(
                 select(self.queries, self.labels, self.by_id, config, seed, counts, self.embed_queries, self.ratings)
             )
+            if taught := sum(row.query_id in asked for row in rows):
+                counts.notes[ROWS_ASKED] = taught
             for released in self.released:
                 counts.take_drops(released.counts.drops, released.counts.examples)
                 counts.notes.update(released.counts.notes)
@@ -1038,9 +1052,9 @@ class Pipeline:
         """Rows that were labelled elsewhere; of several that hold the same query, the first has it."""
         from gecko.fret.release import load_release
 
-        written = self.run.read("generate", Query)
-        heldout = {query.seed_id for query in written if query.split == "heldout"}
-        seen = {query.id for query in written}
+        own = own_queries(self.run)
+        heldout = {query.seed_id for query in own if query.split == "heldout"} - {""}
+        seen = {query.id for query in own}
         found = []
         for spec in self.config.select.released:
             released = load_release(spec, self.by_id, self.config.select, heldout)
@@ -1265,6 +1279,7 @@ def distill(run: Run, ui: Ui | None = None, *, force: bool = False, engine: Engi
     for spec in run.config.evaluate.sets:
         if spec != STDLIB_QUESTIONS:
             load_set(spec)  # a mistake in it should show now, not after the teacher was paid
+    pipeline.asked(again=True)
     pipeline.ingest()
     pipeline.through("select")
     pipeline.train()

@@ -407,7 +407,7 @@ class Run:
                 raise RunError(
                     f"{self.path} is a run of gecko pretrain and has no stage {stage}; use its model, {self.path / 'model'}"
                 )
-            command = stage.partition("-")[0]  # relabel-2 is a part of relabel
+            command = _command(stage)
             raise RunError(f"{self.path}: stage {stage} is not finished; run: gecko {command} {self.path}")
         return manifest
 
@@ -488,8 +488,7 @@ class Run:
         return None
 
     def _verify(self, path: Path, shard: Shard) -> None:
-        stage = path.parent.name.partition("-")[0]  # relabel-2 is a part of relabel
-        again = f"gecko {stage} {self.path} makes it again"
+        again = f"gecko {_command(path.parent.name)} {self.path} makes it again"
         mend = f"delete it, and {again}"
         if path.parent.parent != self.path:
             mend = again = f"delete the folder {path.parent}, and what it holds is paid for again"
@@ -890,6 +889,11 @@ class Run:
                     f"cannot write {path}: the disk is full; make room, run the same command again"
                 ) from error
             raise
+
+
+def _command(stage: str) -> str:
+    """The command that makes a stage."""
+    return {"asked": "generate"}.get(stage, stage.partition("-")[0])  # relabel-2 is a part of relabel
 
 
 def _fixed(parts: Mapping[str, str], growing: Collection[str]) -> dict[str, Any]:

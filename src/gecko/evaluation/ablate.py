@@ -294,9 +294,9 @@ class Ablation:
         """The training rows of a cell, from the scores that the run paid for."""
         config = SelectConfig.model_validate({**self.run.config.select.model_dump(), **cell.select})
         labels = self._labels(config.fusion, cell.candidates)
-        rows = list(
-            select(self.queries, labels, self.passages, config, seed, Counts(), self._embed_queries, self.ratings)
-        )
+        # What people asked has no seed: where seeds are held against p_1, both are of the same queries.
+        queries = [query for query in self.queries if not query.asked or cell.group != "selection"]
+        rows = list(select(queries, labels, self.passages, config, seed, Counts(), self._embed_queries, self.ratings))
         if cell.share == 1:
             return rows
         return drawn(rows, math.ceil(cell.share * len(rows)), np.random.default_rng(seed), cell.draw)

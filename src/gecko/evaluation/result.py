@@ -51,6 +51,8 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
     sets = [load_set(spec) for spec in config.evaluate.sets]
     result: dict[str, Any] = {"form": chosen, "formats": list(forms), "sets": {}, "agreement": None}
     how = config.model_dump_json(include={"train", "select", "mixture", "student", "backbone", "seed"})
+    if config.asked.sources:  # of another kind than written ones, so no point on their curve
+        how += f"{config.asked.task} {config.generate.queries == 0}"
     result |= {"rows": len(pipeline.training_rows), "recipe": digest(how)}
     if sets:
         models = {START: pipeline.start} | {form: load_encoder(str(pipeline.student_folder(form))) for form in forms}

@@ -6,23 +6,34 @@
     seeds ────────generate────▶ RUN/generate ─┴─▶ mine ─▶ relabel ─▶ select
 
 They have no seed (``Query.asked``). Nothing else differs: the start model finds their candidates, the teacher scores these,
-and the fused order chooses positive and negative; one to which the teacher finds no passage relevant is dropped by
-``select.min_rc``. The paper has no such step.
+and the fused order chooses positive and negative; where the teacher does not find its first relevant, ``select.min_rc``
+drops the row. The paper has no such step.
 
 Their order is by a hash of the text, so whatever of them a budget or ``asked.limit`` takes is a random draw, and more of
 them begin with fewer.
+
+=====================================  =======================================================
+``.txt``, ``.txt.gz``                  a query a line
+a table, as in ``training/tables.py``  the column ``asked.field``
+``hf:NAME[:CONFIG][@SPLIT]``, SQL      rows, as of a corpus (``corpus/readers.py``)
+=====================================  =======================================================
 """
 
 import gzip
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from gecko.config import AskedConfig
-from gecko.errors import TrainingError
+from gecko.corpus.readers import SQL_SCHEMES
+from gecko.corpus.remote import read_rows as read_remote
+from gecko.corpus.remote import rows_identity
+from gecko.errors import CorpusError, TrainingError
 from gecko.records import Query
 from gecko.store import digest, file_sha256
-from gecko.training.tables import Row, read_rows, source_identity, text_of
+from gecko.text import whole_characters
+from gecko.training.tables import ENDINGS, ending_of, read_rows, text_of
 from gecko.work import Counts
 
 LINES = (".txt", ".txt.gz")
@@ -40,30 +51,31 @@ def asked_identity(config: AskedConfig) -> str:
     """A hash of what the sources hold.
 
     Raises:
-        TrainingError: one is missing.
+        CorpusError: one is missing, or of another kind.
     """
-    return digest(*(_source_identity(spec) for spec in config.sources))
+    return digest(*(rows_identity(spec) if _is_remote(spec) else file_sha256(_file(spec)) for spec in config.sources))
 
 
 def read_asked(config: AskedConfig, heldout: float, heldout_max: int, seed: int, counts: Counts) -> list[Query]:
     """The queries of all sources, each once, in the order in which they are to be judged.
 
-    White space within a query counts as one space. What has no letter or digit, is longer than 1,000 characters or differs
-    from an earlier one in case and the mark at its end alone is dropped and counted.
+    White space within a query counts as one space. What has no letter or digit, is longer than 1,000 characters or is like
+    another one (:func:`likeness`) is dropped and counted.
 
     Args:
         config: where they are.
         heldout: share that is kept for the agreement test; which ones is decided by their text.
-        heldout_max: at most so many of them.
+        heldout_max: at most so many of them, the first in the order.
         seed: of the run.
         counts: gets the drops.
 
     Raises:
-        TrainingError: a source is missing, empty, of another kind, or not readable at some row.
+        CorpusError: a source is missing, of another kind, or cannot be read.
+        TrainingError: a table is empty, or not readable at some row.
     """
     found: dict[str, str] = {}
     for text in _texts(config):
-        query = " ".join(text.split())
+        query = " ".join(whole_characters(text).split())
         same = likeness(query)
         if not re.search(r"[^\W_]", query):
             counts.drop("no letter or digit", query)
@@ -71,6 +83,7 @@ def read_asked(config: AskedConfig, heldout: float, heldout_max: int, seed: int,
             counts.drop(f"longer than {MAX_CHARS:,} characters", query)
         elif same in found:
             counts.drop("asked before", query)
+            found[same] = min(found[same], query)  # whichever comes first
         else:
             found[same] = query
     order = sorted(found.values(), key=lambda query: digest(str(seed), query))
@@ -85,25 +98,30 @@ def read_asked(config: AskedConfig, heldout: float, heldout_max: int, seed: int,
     return queries
 
 
-def _source_identity(spec: str) -> str:
-    file = _lines_file(spec)
-    return file_sha256(file) if file else source_identity(NAME, spec)
+def _is_remote(spec: str) -> bool:
+    return spec.startswith(("hf:", *SQL_SCHEMES))
+
+
+def _file(spec: str) -> Path:
+    path = Path(spec).expanduser()
+    kinds = f"{', '.join((*LINES, *ENDINGS))}, hf:NAME or a SQL query"
+    if not path.exists():
+        raise CorpusError(f"{NAME}.sources: {spec} does not exist; give a file ({kinds})")
+    if path.is_dir():  # it may well hold a corpus
+        raise CorpusError(f"{NAME}.sources: {spec} is a folder; name the file with the queries in it")
+    if not path.name.endswith(LINES) and not ending_of(path):
+        raise CorpusError(f"{NAME}.sources: {spec} is of another kind; give {kinds}")
+    return path
 
 
 def _texts(config: AskedConfig) -> Iterator[str]:
     for spec in config.sources:
-        if file := _lines_file(spec):
-            yield from _lines(file)
+        if not _is_remote(spec) and _file(spec).name.endswith(LINES):
+            yield from _lines(_file(spec))
             continue
-        for place, row in read_rows(NAME, spec):
-            yield text_of(row, _field(row, config.field, place), place)
-
-
-def _lines_file(spec: str) -> Path | None:
-    path = Path(spec).expanduser()
-    if path.is_dir():  # it may well hold a corpus
-        raise TrainingError(f"{NAME}: {spec} is a folder; name the file with the queries in it")
-    return path if path.name.endswith(LINES) and path.is_file() else None
+        rows = ((place, row) for place, row, _ in read_remote(spec)) if _is_remote(spec) else read_rows(NAME, spec)
+        for place, row in rows:
+            yield text_of(dict(row), _field(row, config.field, place), place)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -115,10 +133,10 @@ def _lines(path: Path) -> Iterator[str]:
                 if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
                     yield text
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{NAME}: line {number} of {path} cannot be read ({error}); mend the file") from error
+        raise CorpusError(f"{NAME}.sources: line {number} of {path} cannot be read ({error}); mend the file") from error
 
 
-def _field(row: Row, wanted: str | None, place: str) -> str:
+def _field(row: Mapping[str, Any], wanted: str | None, place: str) -> str:
     for name in (wanted,) if wanted else FIELDS:
         if name in row:
             return name

@@ -51,17 +51,17 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = {
-    "query_id": "made from the seed's id, the prompt's hash and the run's random seed",
-    "task": "the retrieval task as the teacher worded it",
-    "query": "the query that the teacher wrote for the seed",
-    "split": "`train`, or `heldout` for the agreement test; a neighbourhood of passages is in one of them as a whole",
+    "query_id": "made from the seed's id, the prompt's hash and the run's random seed, or from what somebody asked",
+    "task": "the retrieval task as the teacher worded it, or as it was given for what people asked",
+    "query": "the query that the teacher wrote for the seed, or that somebody asked",
+    "split": "`train`, or `heldout` for the agreement test; a neighbourhood of seeds is in one of them as a whole",
     "seed_id": "the passage that the query was written for; empty for a query that somebody asked",
     "llm": "name of the teacher that wrote the query; empty for a query that somebody asked",
     "teacher": "hash of the weights of the teacher that judged the candidates",
     "prompt_hash": "hash of the prompts of query likelihood and relevance",
-    "candidates": "the initial embedder's nearest passages, nearest first, the seed among them: `passage_id`; `content`, "
-    "hash of title and text; `cosine` of the embedder; `ql_sum`, log-probability of the query's tokens given the passage, "
-    "and their number `ql_tokens`; `rc`, log-odds of relevant against not",
+    "candidates": "the initial embedder's nearest passages, nearest first, with the seed among them if there is one: "
+    "`passage_id`; `content`, hash of title and text; `cosine` of the embedder; `ql_sum`, log-probability of the query's "
+    "tokens given the passage, and their number `ql_tokens`; `rc`, log-odds of relevant against not",
 }
 
 
@@ -217,7 +217,7 @@ def released_rows(run: Run) -> list[dict[str, Any]]:
     return [
         _row(query, candidates[query.id], scores, content)
         for query in own_queries(run)
-        if not query.asked or run.config.asked.publish
+        if candidates.get(query.id) and (not query.asked or run.config.asked.publish)
         if all((query.id, candidate.passage_id) in scores for candidate in candidates[query.id])
     ]
 

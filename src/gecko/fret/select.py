@@ -87,8 +87,6 @@ def select(
             counts.notes[f"counts {config.flawed_weight:g}: {flaw[0]}"] += 1
         left.append(replace(row, weight=row.weight * config.flawed_weight) if flaw else row)
     for row in _evened(left, config, seed, counts):
-        if not row.seed_id:
-            counts.notes[ROWS_ASKED] += 1
         counts.notes["positive is not the seed"] += row.seed_id not in ("", row.positive.id)
         yield row
 

@@ -254,7 +254,7 @@ def _stale(stages: dict[str, Manifest]) -> list[str]:
     trained = {name.removeprefix("train-"): name for name in stages if name.startswith("train-")}
     made_of: dict[str, dict[str, str]] = {
         "generate": {"passages": "ingest"},
-        "mine": {"queries": "generate", ASKED: ASKED, "passages": "ingest"},
+        "mine": {"queries": "generate", "passages": "ingest"},
         "relabel": {"candidates": "mine"},
         "rate": {"queries": "generate"},
         "select": {"queries": "generate", "scores": "relabel", "candidates": "mine", "ratings": "rate"},
@@ -262,12 +262,17 @@ def _stale(stages: dict[str, Manifest]) -> list[str]:
         "agreement": {"scores": "relabel", "selection": "select", **trained},
         "evaluate": trained,
     }
+    people = stages[ASKED].identity if ASKED in stages else ""
+    unlike = "mine" in stages and stages["mine"].parts.get(ASKED, "") != people
     return [
-        f"{stage} was made from an earlier {source}"
-        for stage, sources in made_of.items()
-        for part, source in sources.items()
-        if stage in stages and source in stages
-        if stages[stage].parts.get(part, stages[source].identity) != stages[source].identity
+        *(["mine was made from other queries that people asked"] if unlike else []),
+        *(
+            f"{stage} was made from an earlier {source}"
+            for stage, sources in made_of.items()
+            for part, source in sources.items()
+            if stage in stages and source in stages
+            if stages[stage].parts.get(part, stages[source].identity) != stages[source].identity
+        ),
     ]
 
 
