@@ -24,12 +24,15 @@ from gecko.prompts import load_prompt
 from gecko.publish import dataset_folder, push
 from gecko.records import Candidate, Example, Query, Score
 from gecko.report.inspect import lines, statistics, write_samples
+from gecko.report.table import AGREEMENT, agreement_rows, verdict
 from gecko.store import Run
 
 from .conftest import write_corpus
 from .test_pipeline import Listener, settings
 
 QUERIES = 30
+_SCORES = {"native": {"mean": 0.5, "delta": 0.1, "ci95": [0.05, 0.2]}}
+SETS = {"judged": {"queries": 9, "measures": {"ndcg@10": _SCORES}}}
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +233,10 @@ def test_a_run_of_theirs_alone(corpus: Path, tiny_model: Path, log: Path, tmp_pa
         assert found.rerankers() == []
     assert len(rows) > 15 and not any(row.seed_id for row in rows)
     assert result["agreement"]["queries"] == result["agreement"]["asked"]["queries"] == QUERIES - len(rows)
+    assert {row.name for row in agreement_rows(result)} == {AGREEMENT}
+    assert "rows, all of them asked by people," in verdict(
+        result | {"form": "native", "sets": SETS}, len(rows), 9.0, {}, len(rows)
+    )
 
 
 def test_a_longer_log_pays_for_the_new_ones_only(corpus: Path, tiny_model: Path, log: Path, tmp_path: Path) -> None:

@@ -89,11 +89,13 @@ def result_rows(result: Mapping[str, Any]) -> list[ResultRow]:
 
 
 def agreement_rows(result: Mapping[str, Any]) -> list[ResultRow]:
-    """Every model's agreement with the teacher, and that on what people asked; empty if nothing was held out."""
+    """Every model's agreement with the teacher, and on what people asked beside others; empty if nothing was held out."""
     entry = result.get("agreement")
     if not entry:
         return []
-    named = [(AGREEMENT, entry), *([(AGREEMENT_ASKED, entry["asked"])] if entry.get("asked") else [])]
+    named, asked = [(AGREEMENT, entry)], entry.get("asked")
+    if asked and asked["queries"] < entry["queries"]:
+        named.append((AGREEMENT_ASKED, asked))
     return [
         _row(result, name, part["queries"], label, value, None)
         for name, part in named
@@ -180,7 +182,9 @@ def _added(released: Mapping[str, int]) -> str:
 
 
 def _bought(rows: int, asked: int, seconds: float) -> str:
-    did = f"judged {rows:,} rows, {asked:,} of them asked by people," if asked else f"wrote and judged {rows:,} rows"
+    did = f"wrote and judged {rows:,} rows"
+    if asked:
+        did = f"judged {rows:,} rows, {'all' if asked == rows else f'{asked:,}'} of them asked by people,"
     bought = f"The teacher {did} in {duration(seconds)}"
     if rows < 1 or seconds <= 0:
         return f"{bought}."
