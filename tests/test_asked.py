@@ -210,6 +210,9 @@ def test_queries_of_people_are_published_only_if_told(run_folder: Path) -> None:
         folder = dataset_folder(pipeline)
         assert asked < {row["query"] for row in read_release(str(folder))}
         assert f"and {QUERIES} that people asked" in (folder / "README.md").read_text()
+        said: list[str] = []
+        push(pipeline, "you/name", "dataset", dry_run=True, say=said.append)
+        assert any(f"{QUERIES} of its" in line and "are what people asked" in line for line in said)
         again = load_release(str(folder), pipeline.by_id, config.select)
         assert {query.id for query in again.queries} == {query.id for query in pipeline.queries}
     with Run(run_folder, config) as run:

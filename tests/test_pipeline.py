@@ -685,6 +685,9 @@ def test_another_format_is_kept_only_for_a_clear_gain(tmp_path: Path, monkeypatc
         ):
             monkeypatch.setattr(pipeline, "agreements", lambda second=second: {"native": first, "unified": second})
             assert pipeline.chosen_format() == kept
+        few = {"native": [0.5, 0.6], "unified": [0.6, 0.7]}  # an interval of two is above 0 whenever both are
+        monkeypatch.setattr(pipeline, "agreements", lambda: few)
+        assert pipeline.chosen_format() == "native"
 
 
 def test_a_precision_that_is_chosen_is_part_of_what_was_asked(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:

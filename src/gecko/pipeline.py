@@ -90,6 +90,7 @@ CHARACTERS_A_TOKEN = 4  # of English
 RATED_BY_TEACHER = "teacher"  # as `rate.llm`
 MOST_SEEDS = 50_000  # considered for a budget; more than any single machine has time for
 LEAST_QUERIES = 4
+LEAST_HELDOUT = 8  # held-out queries that a choice between two formats is left to
 TOKENISED = 1024  # texts at a time
 ESTIMATE_SAMPLE = 64  # passages whose embedding is timed
 
@@ -1178,7 +1179,8 @@ class Pipeline:
     def chosen_format(self) -> InputFormat:
         """The first of the trained formats, unless another agrees better with the teacher on held-out queries.
 
-        Better: the paired 95 % interval of the difference lies above 0. A dozen queries favour one or the other by
+        Better: the paired 95 % interval of the difference lies above 0, and there are eight queries or more: an interval of
+        two lies above 0 whenever both differences do. A dozen queries favour one or the other by
         chance, and a format that is new to the start model loses more on a whole corpus than among the start's own
         candidates, on which agreement is measured.
         """
@@ -1188,6 +1190,8 @@ class Pipeline:
         if not others or not self.heldout:
             return first
         values = {label: np.array(found) for label, found in self.agreements().items()}
+        if len(values[first]) < LEAST_HELDOUT:
+            return first
         gains = {
             form: bootstrap_ci(values[form] - values[first], self.config.evaluate.resamples, self.config.seed)
             for form in others

@@ -38,20 +38,22 @@ class HubApi(Protocol):
 
 
 def write_cards(pipeline: "Pipeline") -> None:
-    """Write ``RUN/dataset/fret`` and, if a model is trained, ``RUN/model/README.md``."""
+    """Write ``RUN/dataset/fret`` and, if a model is trained on the rows that are there, ``RUN/model/README.md``."""
+    from gecko.report import stale_stages
+
     dataset_folder(pipeline)
     model = pipeline.run.path / "model"
     trained = [pipeline.run.manifest(f"train-{form}") for form in pipeline.config.train.formats]
-    if model.exists() and all(manifest is not None and manifest.done for manifest in trained):
+    is_current = all(manifest is not None and manifest.done for manifest in trained) and not stale_stages(pipeline.run)
+    if model.exists() and is_current:
         write_bytes(model / CARD, _model_card(pipeline).encode("utf-8"))
 
 
 def _model_card(pipeline: "Pipeline") -> str:
-    from gecko.report import stale_stages
     from gecko.report.cards import model_card
 
     manifest, path = pipeline.run.manifest("evaluate"), pipeline.run.path / "evaluate" / "results.json"
-    done = manifest is not None and manifest.done and path.exists() and not stale_stages(pipeline.run)
+    done = manifest is not None and manifest.done and path.exists()
     return model_card(pipeline, read_json(path) if done else None)
 
 
@@ -150,11 +152,15 @@ def push(
             )
     write_cards(pipeline)
     folder = run.path / "model" if kind == "model" else dataset_folder(pipeline)
-    if kind == "dataset" and not any(read_release(str(folder), ["query_id"])):
-        raise PublishError(
-            f"{folder} holds no row, so there is nothing to send; rows of queries that people asked are part of it with "
-            "--set asked.publish=true only"
-        )
+    if kind == "dataset":
+        seeds = [row["seed_id"] for row in read_release(str(folder), ["seed_id"])]
+        if not seeds:
+            raise PublishError(
+                f"{folder} holds no row, so there is nothing to send; queries that people asked are part of it with "
+                "asked.publish only"
+            )
+        if asked := seeds.count(""):
+            say(f"{asked:,} of its {len(seeds):,} queries are what people asked; without: --set asked.publish=false")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     for path in files:
@@ -196,6 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         count, left = write_dataset(runs, options.out, earlier)
     path = options.out / FILE
     print(f"{path}: {count:,} rows, {path.stat().st_size / 1e6:.1f} MB")
+    if asked := sum(not row["seed_id"] for row in read_release(str(path), ["seed_id"])):
+        print(f"{asked:,} of them are what people asked (asked.publish)")
     if left:
         print(f"{left:,} rows were left out: their seed is held out in another part")
 

@@ -118,6 +118,12 @@ def test_training_learns_and_reports(whole, tiny_bert):
     assert said == []
 
 
+def test_a_single_step_is_taken(run, tiny_bert):
+    report, weights, _ = run(config=CONFIG.model_copy(update={"epochs": 1, "batch": 32}))
+    assert report.steps == 1
+    assert not equal(weights, load_file(tiny_bert / "model.safetensors"))
+
+
 def test_the_saved_model_tells_its_widths(run, tmp_path):
     run(config=CONFIG.model_copy(update={"epochs": 1}))
     saved = json.loads((tmp_path / "run" / "model" / "config_sentence_transformers.json").read_text())

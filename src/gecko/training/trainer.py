@@ -293,7 +293,8 @@ def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -
         gradient_accumulation_steps=config.accumulate,
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=config.warmup_ratio,  # below 1, it is a share of all steps
+        # Below 1, it is a share of all steps, rounded up; one step alone would be taken at a rate of 0.
+        warmup_steps=config.warmup_ratio if steps > 1 else 0,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=_bf16(config, checkpoints),
