@@ -24,8 +24,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     given = parser.parse_args()
     data = load_set(given.set)
-    asked = [text for _, text in data.queries if int(digest(text)[:8], 16) % 2]
-    rest = [(key, text) for key, text in data.queries if not int(digest(text)[:8], 16) % 2]
+    odd = {key for key, text in data.queries if int(digest(text)[:8], 16) % 2}
+    asked = [text for key, text in data.queries if key in odd]
+    rest = [(key, text) for key, text in data.queries if key not in odd]
     write_bytes(given.out / "asked.txt", _lines(" ".join(text.split()) for text in asked))
     folder = given.out / "measured"
     passages = ({"_id": one.id, "title": one.title, "text": one.text} for one in data.passages)

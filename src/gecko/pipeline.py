@@ -468,7 +468,7 @@ class Pipeline:
         texts = [query.text for query in queries]
         near, lengths = self._near(self.embed_queries(texts, [query.task for query in queries]))
         reading = Reading(self._passes, self._alone and self._alone[1])
-        words = np.minimum(self._teachers_tokens(texts), self.config.relabel.passage_tokens).tolist()
+        words = self._teachers_tokens(texts)
         costs = [reading.add([(count, row)], lengths) for count, row in zip(words, near.tolist(), strict=True)]
         fitting = bisect_right(costs, most)
         if fitting == len(queries):
@@ -491,15 +491,15 @@ class Pipeline:
         near, _ = top_k(vectors, np.asarray(self.vectors), self.config.mine.n)
         read = np.unique(near)
         lengths = np.zeros(len(self.passages), dtype=np.int64)
-        counted = self._teachers_tokens([self.passages[index].content for index in read])
-        lengths[read] = np.minimum(counted, self.config.relabel.passage_tokens)
+        lengths[read] = self._teachers_tokens([self.passages[index].content for index in read])
         return near, lengths
 
     def _teachers_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, right up to ``relabel.passage_tokens``; a block at a time, since a tokenizer holds much."""
-        most = 16 * self.config.relabel.passage_tokens  # characters; what is behind them is not read
+        """Tokens that are read of each text; counted a block at a time, since a tokenizer holds much."""
+        limit = self.config.relabel.passage_tokens
+        most = 16 * limit  # characters; what is behind them is not read
         return [
-            count
+            min(count, limit)
             for start in range(0, len(texts), TOKENISED)
             for count in self.teacher.count_tokens([text[:most] for text in texts[start : start + TOKENISED]])
         ]
@@ -994,8 +994,7 @@ class Pipeline:
         }
 
         def make(path: Path) -> None:
-            limit = self.config.relabel.passage_tokens
-            write_json(path, [min(count, limit) for count in self._teachers_tokens(texts)])
+            write_json(path, self._teachers_tokens(texts))
 
         counts = read_json(self.run.artifact(stage, parts, "tokens.json", make))
         return dict(zip(ids, counts, strict=True))

@@ -70,6 +70,11 @@ def digest_of(parts: Iterable[str | bytes]) -> str:
     return joined.hexdigest()[:16]
 
 
+def drawn_by(*parts: str) -> float:
+    """A number from 0 on and below 1 that these strings decide, for good: for drawing by share or weight."""
+    return float(int(digest(*parts)[:12], 16) / 16**12)
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
     with path.open("rb") as handle:

@@ -21,7 +21,7 @@ a table, as in ``training/tables.py``  the column ``asked.field``
 
 import gzip
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gecko.corpus.remote import read_rows as read_remote
 from gecko.corpus.remote import rows_identity
 from gecko.errors import CorpusError, TrainingError
 from gecko.records import Query
-from gecko.store import digest, file_sha256
+from gecko.store import digest, drawn_by, file_sha256
 from gecko.text import whole_characters
 from gecko.training.tables import ENDINGS, ending_of, read_rows, text_of
 from gecko.work import Counts
@@ -91,7 +91,7 @@ def read_asked(config: AskedConfig, heldout: float, heldout_max: int, seed: int,
         counts.drops[f"more than {config.limit:,}"] += len(order) - config.limit
     queries = []
     for query in order[: config.limit]:
-        held = heldout_max > 0 and int(digest("heldout", str(seed), query)[:8], 16) < heldout * 2**32
+        held = heldout_max > 0 and drawn_by("heldout", str(seed), query) < heldout
         heldout_max -= held
         identifier = f"a-{digest(query)[:12]}"
         queries.append(Query(identifier, config.task, query, "", "", "heldout" if held else "train"))
@@ -116,10 +116,14 @@ def _file(spec: str) -> Path:
 
 def _texts(config: AskedConfig) -> Iterator[str]:
     for spec in config.sources:
-        if not _is_remote(spec) and _file(spec).name.endswith(LINES):
-            yield from _lines(_file(spec))
+        rows: Iterable[tuple[str, Mapping[str, Any]]]
+        if _is_remote(spec):
+            rows = ((place, row) for place, row, _ in read_remote(spec))
+        elif (file := _file(spec)).name.endswith(LINES):
+            yield from _lines(file)
             continue
-        rows = ((place, row) for place, row, _ in read_remote(spec)) if _is_remote(spec) else read_rows(NAME, spec)
+        else:
+            rows = read_rows(NAME, spec)
         for place, row in rows:
             yield text_of(dict(row), _field(row, config.field, place), place)
 

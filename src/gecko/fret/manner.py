@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gecko.errors import RunError
+from gecko.formats import render_passage
 from gecko.fret.fuse import Label
 from gecko.prompts import load_prompt, shielded
 from gecko.records import Example
@@ -85,8 +86,7 @@ def write_prompt(
 
 
 def _content(row: Example) -> str:
-    text = row.positive.text.strip()
-    return f"{row.positive.title}\n{text}" if row.positive.title else text
+    return render_passage(row.positive, "native").strip()
 
 
 def _cut(text: str) -> str:

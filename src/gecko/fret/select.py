@@ -16,7 +16,7 @@ from gecko.config import SelectConfig
 from gecko.fret.fuse import Label, fuse
 from gecko.fret.quality import OF_ITSELF, copied, kind, leaked, near_by_vectors, near_by_words, speaks_of_itself
 from gecko.records import Candidate, Example, Passage, Query, Score, Text
-from gecko.store import digest
+from gecko.store import digest, drawn_by
 from gecko.work import Counts
 
 Embed = Callable[[Sequence[str], Sequence[str]], np.ndarray]
@@ -113,7 +113,7 @@ def _is_kept(query: Query, config: SelectConfig, seed: int, counts: Counts) -> b
     """Whether the query is in the share that is wanted of its kind of task; decided by its id, for good."""
     found = kind(query.task)
     share = config.task_shares.get(found, 1.0)
-    if share < 1 and int(digest(str(seed), query.id)[:8], 16) >= share * 2**32:
+    if share < 1 and drawn_by(str(seed), query.id) >= share:
         counts.drop(f"kind of task: {found}", query.text)
         return False
     return True

@@ -15,7 +15,7 @@ from gecko.corpus.language import likeliest_of
 from gecko.errors import ConfigError
 from gecko.prompts import VALUE, Prompt, Variable, shielded
 from gecko.records import Passage
-from gecko.store import digest
+from gecko.store import digest, drawn_by
 
 LANGUAGE, SAME = "language", "same"
 SETTING = f"generate.variables.{LANGUAGE} with {SAME}"
@@ -63,7 +63,7 @@ def draw(prompt: Prompt, query_id: str) -> dict[str, str]:
 
 
 def _value(variable: Variable, query_id: str) -> str:
-    spot = int(digest(query_id, variable.name)[:12], 16) / 16**12
+    spot = drawn_by(query_id, variable.name)
     *ends, _ = accumulate(weight for _, weight in variable.weights)  # the last is 1 but for rounding
     return variable.weights[bisect_right(ends, spot)][0]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gecko.paid import ASKED
+from gecko.paid import ASKED, asked_queries
 from gecko.records import Candidate, Example, Passage, Query
 from gecko.report import plots
 from gecko.report.table import (
@@ -204,7 +204,7 @@ def _check(run: Run, stages: dict[str, Manifest]) -> dict[str, Any]:
     """What is known of the teacher's fitness."""
     probe = _file(run, "check", "probe.json")
     generated, mined = stages["generate"], run.read("mine", Candidate)
-    queries = generated.rows
+    queries = len({candidate.query_id for candidate in mined} - {query.id for query in asked_queries(run)})
     seeds = _file(run, "seeds", "found.json")  # of another model's candidates, or of earlier ones
     counted = run.manifest("seeds")
     if counted is None or counted.parts["candidates"] != stages["mine"].identity:
