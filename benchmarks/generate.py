@@ -16,7 +16,7 @@ import random
 import time
 
 import torch
-from relabel import linear_weights, matmul_peaks, teacher, wait
+from relabel import in_float32, linear_weights, matmul_peaks, teacher, wait
 
 from gecko.config import GenerateConfig
 from gecko.corpus.stdlib import read_stdlib
@@ -39,7 +39,7 @@ def main() -> None:
     limit = GenerateConfig().max_new_tokens
     full = teacher(given.llm, "full")
     if given.same:
-        full.model.float()
+        full = in_float32(full)
         theirs = _generate(full, prompt, passages, max(given.batches), limit)
         ours = _ours(full, prompt, passages, max(given.batches), limit)
         equal = sum(one.strip() == two.strip() for one, two in zip(ours, theirs, strict=True))

@@ -132,6 +132,14 @@ def teacher(spec: str, precision: str, pack_tokens: int | None = None) -> Transf
     return found
 
 
+def in_float32(lm: TransformersLM) -> TransformersLM:
+    """The same teacher in float32; its model is turned, not copied."""
+    return TransformersLM(
+        lm.model.float(), lm.tokenizer, name=lm.name, identity=lm.identity,
+        passage_tokens=lm.passage_tokens, pack_tokens=min(lm.pack_tokens, 2048),
+    )  # fmt: skip
+
+
 def _timed(work: Callable[[], Scores], count: int) -> tuple[Scores, float]:
     began = time.perf_counter()
     result = work()
@@ -356,8 +364,7 @@ def _agreement(full: TransformersLM, fast: TransformersLM, prompts: Sequence[Pro
         "gecko, full precision": _ours(full, prompts, groups),
         "gecko": _ours(fast, prompts, groups),
     }
-    full.model.float()
-    full._caches.clear()
+    full = in_float32(full)
     exact = _loop(full, prompts, every, 16, shared=False)
     found["gecko, float32"] = _ours(full, prompts, groups)
     by_query: dict[str, list[tuple[int, int]]] = {}

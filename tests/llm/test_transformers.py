@@ -12,6 +12,7 @@ import torch
 from gecko.errors import TeacherError
 from gecko.llm.base import Group, Sampling
 from gecko.llm.transformers import CACHE_SHARE, TransformersLM, _window
+from gecko.llm.tree import plain
 from gecko.prompts import Prompt
 
 from .conftest import LIKELIHOOD, RELEVANCE, SIZE, VARIED, save
@@ -102,13 +103,16 @@ def oracle(folder: Path) -> Oracle:
     return Oracle(folder)
 
 
-@pytest.fixture(scope="module")
-def load(folder: Path):
+@pytest.fixture(scope="module", params=[None, plain], ids=["by mask", "by tree"])
+def load(request: pytest.FixtureRequest, folder: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    def make(**settings: int) -> TransformersLM:
+    def make(**settings: Any) -> TransformersLM:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        return TransformersLM(model, AutoTokenizer.from_pretrained(folder), name="tiny", identity="t", **settings)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        lm = TransformersLM(model, tokenizer, name="tiny", identity="t", kernel=request.param, **settings)
+        assert lm.by_tree == (request.param is not None)
+        return lm
 
     return make
 

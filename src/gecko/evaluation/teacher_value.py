@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from gecko.encoder import Encoder
 
 VERSION = 1
-BATCH = 16  # passages that are asked about between two writes to the cache
+BATCH = 16  # passages that are asked about between two writes to the cache, at least
+PACKED = 64  # tokens a passage and its few queries surely have; a GPU's pack of 16,384 is filled by 256 passages
 WRITING_SAMPLE = 16
 RUN_QUERIES = 1000  # of the run whose cost is estimated
 
@@ -272,10 +273,11 @@ class Judge:
             if not missing:
                 continue
             teacher = self.teacher
+            at_once = max(BATCH, getattr(teacher, "pack_tokens", 0) // PACKED)
             with self.ui.bar(f"{title}: {_READ[reading]} under {prompt.name!r}", len(missing)) as advance:
-                for start in range(0, len(missing), BATCH):
-                    self._batch(teacher, reading, prompt, missing[start : start + BATCH])
-                    advance(len(missing[start : start + BATCH]))
+                for start in range(0, len(missing), at_once):
+                    self._batch(teacher, reading, prompt, missing[start : start + at_once])
+                    advance(len(missing[start : start + at_once]))
 
     def _batch(
         self, teacher: LanguageModel, reading: Reading, prompt: Prompt, batch: Sequence[tuple[Passage, Sequence[str]]]

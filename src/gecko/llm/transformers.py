@@ -5,7 +5,8 @@ What is notable here:
 - A prompt is cut into a preamble, a passage and a tail. The preamble's keys and values are computed once a prompt, a
   passage's once a group, and every query is a branch below them.
 - Groups are packed one after the other into one sequence: no padding. A mask lets a branch see the preamble, its own
-  passage and itself. Position numbers run along each branch as if it stood alone.
+  passage and itself; on a GPU :mod:`gecko.llm.tree` reads the same without one. Position numbers run along each branch as
+  if it stood alone.
 
 ::
 
@@ -22,9 +23,10 @@ What is notable here:
 - Only the positions that are read go through the output layer, in float32 from there on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from itertools import accumulate, chain
+from typing import Any, Protocol, cast
 
 import torch
 from jinja2 import TemplateError
@@ -35,6 +37,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from gecko.device import device_memory
 from gecko.errors import TeacherError
 from gecko.llm.base import NOTHING, Group, Judgement, Sampling, Usage, cut_at_stop
+from gecko.llm.tree import NAME, Kernel, KeysAndValues, Pack, Slots, Tree, kernel_for, offer_tree, placed
 from gecko.prompts import Prompt
 
 NUCLEUS = 256  # the nucleus of top-p sampling is looked for among so many of the likeliest tokens
@@ -84,6 +87,10 @@ class TransformersLM:
         passage_tokens: longer passages are cut to so many tokens, and counted in ``usage.truncated``.
         pack_tokens: tokens of one forward pass; bounds the memory, whatever the number of pairs.
         head: the output layer in another precision, (R, width) states to (R, vocabulary) logits; none: the model's own.
+        kernel: attention without a mask; none: the one that this GPU has, or a mask.
+
+    Attributes:
+        by_tree: whether packs are read without a mask.
 
     Raises:
         TeacherError: some layers are not attention, or the model gives other scores in a pack than alone.
@@ -101,6 +108,7 @@ class TransformersLM:
         passage_tokens: int = 256,
         pack_tokens: int = 1024,
         head: nn.Module | None = None,
+        kernel: Kernel | None = None,
     ) -> None:
         self.model: Any = model
         self._head: Any = head or cast("Any", model).get_output_embeddings()
@@ -112,13 +120,28 @@ class TransformersLM:
         self.pack_tokens = pack_tokens
         self.usage = Usage()
         self._cuts: dict[str, _Cut] = {}
-        self._caches: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._caches: dict[str, KeysAndValues] = {}
+        self._lasts: dict[int, str] = {}  # tokens as texts
+        self._kernel = kernel or kernel_for(model)
         config: Any = model.config.get_text_config()
         self._window = _window(config, name)
         self._scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
         self._scale /= getattr(config, "logits_scaling", None) or 1.0
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._refuse_unlike()
+        if self._kernel is not None:
+            own = self.model.config._attn_implementation
+            offer_tree()
+            model.set_attn_implementation(NAME)
+            if not self._is_like_alone():
+                model.set_attn_implementation(own)
+                self._kernel = None
+        if self._kernel is None:
+            self._refuse_unlike()
+
+    @property
+    def by_tree(self) -> bool:
+        """See the class."""
+        return self._kernel is not None
 
     # --- the protocol
 
@@ -145,36 +168,63 @@ class TransformersLM:
             raise TeacherError(f"prompt {prompt.name!r} has no {{query}}, so there is nothing to score; add it")
         results = [[NOTHING] * len(group.queries) for group in groups]
         end = len(self._cut(prompt).end) if labels else 0
+        before: Callable[[], None] | None = None
         for pack in self._packs(prompt, groups, with_end=bool(labels)):
-            hidden = self._forward(prompt, pack)
-            rows: list[int] = []  # states that predict a token of a query, pair after pair
-            targets: list[int] = []
-            finals: list[int] = []  # states that predict a label
-            owners: list[tuple[int, int, int]] = []
-            offset = 0
-            for branches in pack:
-                last = offset + len(branches.passage) - 1
-                start = last + 1
-                for number, tail in enumerate(branches.tails):
-                    length = len(tail) - end
-                    if query:
-                        # The state before a token predicts it: the passage's last state the query's first token.
-                        rows += [last, *range(start, start + length - 1)]
-                        targets += tail[:length]
-                    start += len(tail)
-                    finals.append(start - 1)
-                    owners.append((branches.index, branches.first + number, length))
-                offset += len(branches)
-            device = hidden.device
-            tokens = iter(
-                self._token_logprobs(hidden[rows], torch.tensor(targets, device=device)).tolist() if rows else []
-            )
-            wanted = torch.tensor(labels, device=device).expand(len(finals), -1)
-            answers = self._token_logprobs(hidden[finals], wanted).tolist() if labels else [()] * len(finals)
-            for (group, place, length), answer in zip(owners, answers, strict=True):
+            # A GPU is given the next pack before the answers of the last are waited for.
+            answers = self._launch(prompt, pack, results, query=query, labels=labels, end=end)
+            if before is not None:
+                before()
+            before = answers
+        if before is not None:
+            before()
+        return results
+
+    def _launch(
+        self,
+        prompt: Prompt,
+        pack: list["_Branches"],
+        results: list[list[Judgement]],
+        *,
+        query: bool,
+        labels: list[int],
+        end: int,
+    ) -> Callable[[], None]:
+        """Begin to read a pack; what is returned waits for it and puts its answers among the results."""
+        hidden = self._forward(prompt, pack)
+        rows: list[int] = []  # states that predict a token of a query, pair after pair
+        targets: list[int] = []
+        finals: list[int] = []  # states that predict a label
+        owners: list[tuple[int, int, int]] = []
+        offset = 0
+        for branches in pack:
+            last = offset + len(branches.passage) - 1
+            start = last + 1
+            for number, tail in enumerate(branches.tails):
+                length = len(tail) - end
+                if query:
+                    # The state before a token predicts it: the passage's last state the query's first token.
+                    rows += [last, *range(start, start + length - 1)]
+                    targets += tail[:length]
+                start += len(tail)
+                finals.append(start - 1)
+                owners.append((branches.index, branches.first + number, length))
+            offset += len(branches)
+        device = hidden.device
+        likelihoods = answers = None
+        if rows:
+            likelihoods = self._token_logprobs(hidden[placed(rows, device)], placed(targets, device))
+        if labels:
+            wanted = placed(labels, device).expand(len(finals), -1)
+            answers = self._token_logprobs(hidden[placed(finals, device)], wanted)
+
+        def collect() -> None:
+            tokens = iter([] if likelihoods is None else likelihoods.tolist())
+            found = [()] * len(finals) if answers is None else answers.tolist()
+            for (group, place, length), answer in zip(owners, found, strict=True):
                 total = sum(next(tokens) for _ in range(length)) if query else 0.0
                 results[group][place] = Judgement(total, length, tuple(answer))
-        return results
+
+        return collect
 
     def generate(
         self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()
@@ -317,6 +367,8 @@ class TransformersLM:
     def _forward(self, prompt: Prompt, pack: list[_Branches]) -> torch.Tensor:
         """Final hidden states of a pack: (tokens, width)."""
         preamble = self._preamble(prompt)
+        if self._kernel is not None:
+            return self._forward_by_tree(preamble, pack, self._kernel)
         ids, mask, positions = self._tree(pack, preamble[0][0].shape[-2])
         if self.model.config._attn_implementation == "eager":  # which adds the mask
             least = torch.finfo(self.model.dtype).min
@@ -331,6 +383,46 @@ class TransformersLM:
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
+
+    def _forward_by_tree(self, preamble: KeysAndValues, pack: list[_Branches], kernel: Kernel) -> torch.Tensor:
+        """The same without a mask: bodies first, tails after them, and the states back in the order of the pack."""
+        past, device = preamble[0][0].shape[-2], self.model.device
+        bodies = [len(branches.passage) for branches in pack]
+        tails = [[len(tail) for tail in branches.tails] for branches in pack]
+        ids = [token for branches in pack for token in branches.passage]
+        positions = [past + place for body in bodies for place in range(body)]
+        order: list[int] = []
+        body, tail = 0, len(ids)
+        for branches in pack:
+            depth, size = len(branches.passage), len(branches) - len(branches.passage)
+            order += [*range(body, body + depth), *range(tail, tail + size)]
+            body, tail = body + depth, tail + size
+            ids += chain.from_iterable(branches.tails)
+            positions += [past + depth + place for one in branches.tails for place in range(len(one))]
+        self._refuse_long(1 + max(positions))
+        self.usage.read += len(ids)
+        hidden = self._run(ids, positions, Pack(preamble, bodies, tails, device, kernel))
+        return hidden[placed(order, device)]
+
+    def _run(self, ids: Sequence[int], positions: Sequence[int], tree: Tree) -> torch.Tensor:
+        """Final hidden states (T, width) of tokens that see what a tree lets them see."""
+        device = self.model.device
+        output = self._body()(
+            input_ids=placed([ids], device),
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),  # so that none is made
+            position_ids=placed([positions], device),
+            use_cache=False,
+            tree=tree,
+        )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _refuse_long(self, tokens: int) -> None:
+        if self._window is not None and tokens > self._window:
+            raise TeacherError(
+                f"{self.name} looks back {self._window} tokens in some of its layers, and a prompt with passage and query "
+                f"has {tokens}; lower relabel.passage_tokens (it is {self.passage_tokens}), or take another teacher"
+            )
 
     def _tree(self, pack: list[_Branches], past: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A pack below a preamble of P tokens: ids (1, T), who sees whom (1, 1, T, P + T), positions (1, T)."""
@@ -349,11 +441,7 @@ class TransformersLM:
                 positions += range(depth, depth + len(tail))
                 group_of += [number] * len(tail)
                 branch_of += [place] * len(tail)
-        if self._window is not None and (longest := 1 + max(positions)) > self._window:
-            raise TeacherError(
-                f"{self.name} looks back {self._window} tokens in some of its layers, and a prompt with passage and query "
-                f"has {longest}; lower relabel.passage_tokens (it is {self.passage_tokens}), or take another teacher"
-            )
+        self._refuse_long(1 + max(positions))
         device = self.model.device
         group = torch.tensor(group_of, device=device)
         branch = torch.tensor(branch_of, device=device)
@@ -366,7 +454,7 @@ class TransformersLM:
         mask = torch.cat([torch.ones(len(ids), past, dtype=torch.bool, device=device), sees], dim=1)
         return torch.tensor([ids], device=device), mask[None, None], torch.tensor([positions], device=device)
 
-    def _preamble(self, prompt: Prompt) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _preamble(self, prompt: Prompt) -> KeysAndValues:
         """Keys and values of the prompt's preamble, one pair a layer: each (1, heads, P, width of a head)."""
         if prompt.hash not in self._caches:
             ids = self._cut(prompt).preamble
@@ -414,22 +502,25 @@ class TransformersLM:
             logits = logits * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
+    def _is_like_alone(self) -> bool:
+        """Whether the tree can be read at all, and gives the scores of the whole texts; also where a text grows."""
+        try:
+            self._refuse_unlike()
+            return self._grows_alike()
+        except Exception:  # noqa: BLE001 - whatever a kernel or a model makes of it: with a mask it is tried again
+            return False
+
     @torch.inference_mode()
     def _refuse_unlike(self) -> None:
         """Hold what is read off a pack against the model's own logits of the whole text, query by query."""
-        [row] = self.score(KNOWN_PROMPT, [KNOWN_GROUP])
-        cut = self._cuts.pop(KNOWN_PROMPT.hash)
-        self._caches.pop(KNOWN_PROMPT.hash)
-        self.usage = Usage()
-        [passage] = self._data_ids([f" {KNOWN_GROUP.passage}"])
-        context = cut.preamble + passage[: self.passage_tokens] + cut.middle
-        for query, (total, count) in zip(
-            self._data_ids([f" {text}" for text in KNOWN_GROUP.queries]), row, strict=True
-        ):
-            ids = torch.tensor([context + query], device=self.model.device)
-            logits = self.model(input_ids=ids, use_cache=False).logits[0].float()  # (T, V)
-            table = torch.log_softmax(logits[len(context) - 1 : -1], dim=-1)
-            own = float(table.gather(1, ids[0, len(context) :, None]).sum())
+        try:
+            [row] = self.score(KNOWN_PROMPT, [KNOWN_GROUP])
+        finally:
+            cut = self._cuts.pop(KNOWN_PROMPT.hash)
+            self._caches.pop(KNOWN_PROMPT.hash, None)
+            self.usage = Usage()
+        for query, (total, count) in zip(self._known_queries(), row, strict=True):
+            own = self._alone(self._known_context(cut), query)
             if abs(own - total) > TOLERATED * count:
                 raise TeacherError(
                     f"{self.name} ({type(self.model).__name__}) gives other scores when queries share a passage than when "
@@ -437,54 +528,89 @@ class TransformersLM:
                     "serve it and take it with openai:, or take another teacher"
                 )
 
+    def _known_queries(self) -> list[list[int]]:
+        return self._data_ids([f" {text}" for text in KNOWN_GROUP.queries])
+
+    def _known_context(self, cut: _Cut) -> list[int]:
+        [passage] = self._data_ids([f" {KNOWN_GROUP.passage}"])
+        return cut.preamble + passage[: self.passage_tokens] + cut.middle
+
+    def _alone(self, context: list[int], query: list[int]) -> float:
+        """Log-probability of a query after its context, by the model's own logits of the whole text."""
+        ids = torch.tensor([context + query], device=self.model.device)
+        logits = self.model(input_ids=ids, use_cache=False).logits[0].float()  # (T, V)
+        table = torch.log_softmax(logits[len(context) - 1 : -1], dim=-1)
+        return float(table.gather(1, ids[0, len(context) :, None]).sum())
+
+    @torch.inference_mode()
+    def _grows_alike(self) -> bool:
+        """Whether a text that grows by a token at a time in a slot is read as it is alone, and after another has ended."""
+        cut = self._cut(KNOWN_PROMPT)
+        context, queries = self._known_context(cut), self._known_queries()
+        state = self._begin(KNOWN_PROMPT, [context[len(cut.preamble) :]] * 2, len(queries[1]))
+        hidden, total = state.begin()[1], 0.0
+        for place, token in enumerate(queries[1]):
+            total += float(self._token_logprobs(hidden[None], torch.tensor([token], device=hidden.device)))
+            if place == 0:
+                state.keep([1])
+            hidden = state.grow([token])[0]
+        del self._cuts[KNOWN_PROMPT.hash], self._caches[KNOWN_PROMPT.hash]
+        self.usage = Usage()
+        return abs(total - self._alone(context, queries[1])) <= TOLERATED * len(queries[1])
+
     # --- generation
 
     @torch.inference_mode()
     def _decode(self, prompt: Prompt, bodies: list[list[int]], sampling: Sampling) -> list[str]:
-        preamble = self._preamble(prompt)
-        past, width, device = preamble[0][0].shape[-2], max(map(len, bodies)), self.model.device
-        pad = self.tokenizer.pad_token_id or 0
-        rows = len(bodies)
-        ids = torch.tensor([[pad] * (width - len(body)) + body for body in bodies], device=device)  # left-padded (B, W)
-        real = torch.tensor([[False] * (width - len(body)) + [True] * len(body) for body in bodies], device=device)
-        seen = torch.cat([torch.ones(rows, past, dtype=torch.bool, device=device), real], dim=1)
-        positions = past + (real.long().cumsum(dim=1) - 1).clamp(min=0)
-        cache = DynamicCache(
-            [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in preamble]
-        )
+        state = self._begin(prompt, bodies, sampling.max_new_tokens)
         generators = [torch.Generator().manual_seed(seed) for seed in sampling.seeds]
         written: list[list[int]] = [[] for _ in bodies]
-        texts = [""] * rows
-        alive = list(range(rows))
+        texts = [""] * len(bodies)
+        alive = list(range(len(bodies)))
         self.usage.read += sum(map(len, bodies))
-        ends = self._end_ids()
+        ends, may_stop = self._end_ids(), self._may_stop(prompt.stop)
+        hidden = state.begin()  # (B, width)
         for step in range(sampling.max_new_tokens):
-            output = self._body()(
-                input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-            logits = self._final(self._head(output.last_hidden_state[:, -1]).float())
-            chosen = self._draw(logits, [generators[row] for row in alive], sampling)
+            chosen = self._draw(self._final(self._head(hidden).float()), [generators[row] for row in alive], sampling)
             self.usage.written += len(alive)
+            last = step == sampling.max_new_tokens - 1
             keep = []
             for place, (row, token) in enumerate(zip(alive, chosen, strict=True)):
                 written[row].append(token)
-                texts[row], stopped = self._cut_at_stop(written[row], prompt.stop)
+                stopped = False
+                if last or may_stop(token):
+                    texts[row], stopped = self._cut_at_stop(written[row], prompt.stop)
                 if token in ends:
                     texts[row] = str(self.tokenizer.decode(written[row][:-1], skip_special_tokens=False))
                     stopped = True
                 if not stopped:
                     keep.append(place)
-            if not keep or step == sampling.max_new_tokens - 1:
+            if not keep or last:
                 break
             if len(keep) < len(alive):
-                index = torch.tensor(keep, device=device)
-                cache.batch_select_indices(index)
-                seen, positions = seen[index], positions[index]
+                state.keep(keep)
                 alive = [alive[place] for place in keep]
-            ids = torch.tensor([[written[row][-1]] for row in alive], device=device)
-            positions = positions[:, -1:] + 1
-            seen = torch.cat([seen, torch.ones(len(alive), 1, dtype=torch.bool, device=device)], dim=1)
+            hidden = state.grow([written[row][-1] for row in alive])
         return texts
+
+    def _begin(self, prompt: Prompt, bodies: list[list[int]], more: int) -> "_Growing":
+        """Texts of one preamble that begin with these bodies, and grow by so many tokens at most."""
+        if self._kernel is None:
+            return _Padded(self, prompt, bodies)
+        return _Slotted(self, prompt, bodies, more, self._kernel)
+
+    def _may_stop(self, stops: Sequence[str]) -> Callable[[int], bool]:
+        """Whether a text can come to its first stop string with a token: not if that has no last letter of one."""
+        if any(not (stop[-1].isascii() and (stop[-1] == "\n" or stop[-1].isprintable() and stop[-1] != " ")) for stop in stops):
+            return lambda _: True  # part of a letter, or white space that a token alone may be written without
+        lasts, known = {stop[-1] for stop in stops}, self._lasts
+
+        def may_stop(token: int) -> bool:
+            if token not in known:
+                known[token] = str(self.tokenizer.decode([token], skip_special_tokens=False))
+            return not lasts.isdisjoint(known[token])
+
+        return may_stop
 
     def _cut_at_stop(self, tokens: list[int], stops: Sequence[str]) -> tuple[str, bool]:
         return cut_at_stop(str(self.tokenizer.decode(tokens, skip_special_tokens=False)), stops)
@@ -507,6 +633,80 @@ class TransformersLM:
         spots = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
         places = torch.searchsorted(above, spots * above[:, -1:]).clamp(max=above.shape[1] - 1)
         return [int(token) for token in order.cpu().gather(1, places)[:, 0]]
+
+
+class _Growing(Protocol):
+    """Texts that are written together. States are of the last tokens, (B, width), of the texts that are left."""
+
+    def begin(self) -> torch.Tensor:
+        """Read the bodies."""
+        ...
+
+    def keep(self, places: list[int]) -> None:
+        """Go on with some of the texts that are left."""
+        ...
+
+    def grow(self, tokens: list[int]) -> torch.Tensor:
+        """Read one more token of each."""
+        ...
+
+
+class _Padded:
+    """Bodies padded to one length, with a mask; keys and values grow and shrink with the batch."""
+
+    def __init__(self, lm: TransformersLM, prompt: Prompt, bodies: list[list[int]]) -> None:
+        preamble, device, rows = lm._preamble(prompt), lm.model.device, len(bodies)
+        past, width, pad = preamble[0][0].shape[-2], max(map(len, bodies)), lm.tokenizer.pad_token_id or 0
+        self._body = lm._body()
+        self._ids = torch.tensor([[pad] * (width - len(body)) + body for body in bodies], device=device)  # (B, W)
+        real = torch.tensor([[False] * (width - len(body)) + [True] * len(body) for body in bodies], device=device)
+        self._seen = torch.cat([torch.ones(rows, past, dtype=torch.bool, device=device), real], dim=1)
+        self._positions = past + (real.long().cumsum(dim=1) - 1).clamp(min=0)
+        self._cache = DynamicCache(
+            [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in preamble]
+        )
+
+    def begin(self) -> torch.Tensor:
+        output = self._body(
+            input_ids=self._ids, attention_mask=self._seen, position_ids=self._positions,
+            past_key_values=self._cache, use_cache=True,
+        )  # fmt: skip
+        hidden: torch.Tensor = output.last_hidden_state[:, -1]
+        return hidden
+
+    def keep(self, places: list[int]) -> None:
+        index = torch.tensor(places, device=self._seen.device)
+        self._cache.batch_select_indices(index)
+        self._seen, self._positions = self._seen[index], self._positions[index]
+
+    def grow(self, tokens: list[int]) -> torch.Tensor:
+        self._ids = torch.tensor([[token] for token in tokens], device=self._seen.device)
+        self._positions = self._positions[:, -1:] + 1
+        self._seen = torch.cat([self._seen, self._seen.new_ones(len(tokens), 1)], dim=1)
+        return self.begin()
+
+
+class _Slotted:
+    """Bodies end to end, and each text in a slot of its own: no padding, no mask, nothing copied as texts grow and end."""
+
+    def __init__(self, lm: TransformersLM, prompt: Prompt, bodies: list[list[int]], more: int, kernel: Kernel) -> None:
+        preamble, lengths = lm._preamble(prompt), [len(body) for body in bodies]
+        self._lm, self._bodies, self._past = lm, bodies, preamble[0][0].shape[-2]
+        self._slots = Slots(preamble, lengths, max(lengths) + more, lm.model.device, kernel)
+        self._rows = list(range(len(bodies)))
+
+    def begin(self) -> torch.Tensor:
+        ids = [token for body in self._bodies for token in body]
+        positions = [self._past + place for body in self._bodies for place in range(len(body))]
+        hidden = self._lm._run(ids, positions, self._slots.begin())
+        lasts = [end - 1 for end in accumulate(map(len, self._bodies))]
+        return hidden[placed(lasts, hidden.device)]
+
+    def keep(self, places: list[int]) -> None:
+        self._rows = [self._rows[place] for place in places]
+
+    def grow(self, tokens: list[int]) -> torch.Tensor:
+        return self._lm._run(tokens, self._slots.grow(self._rows), self._slots)
 
 
 def _window(config: Any, name: str) -> int | None:
