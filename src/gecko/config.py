@@ -111,8 +111,10 @@ class GenerateConfig(_Section):
     temperature: float = Field(default=0.5, ge=0, description="0: greedy")
     top_p: float = Field(default=0.95, gt=0, le=1)
     max_new_tokens: int = Field(default=64, ge=8)
-    batch: int = Field(
-        default=32, ge=1, description="passages decoded together, if memory has room; also the rows of one shard"
+    batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="passages decoded together, if memory has room; also the rows of one shard; unset: 32, 512 on a GPU",
     )
     variables: dict[str, dict[str, float]] = Field(
         default={},

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko.config import FRET, WITHOUT_EFFECT, MixtureConfig, parse_budget
+from gecko.config import FRET, WITHOUT_EFFECT, GenerateConfig, MixtureConfig, parse_budget
 from gecko.encoder.sent import SentEncoder
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
@@ -529,7 +529,10 @@ class Pipeline:
                 f"{teacher.name} does not say how many tokens it has read, so no budget and no estimate can be worked out; "
                 "set generate.queries to a number instead of a budget, and leave --dry-run out"
             )
-        texts = [passage.content for topic in probe()[:2] for passage in topic.passages][: self.config.generate.batch]
+        topics = (
+            probe() if getattr(teacher, "by_tree", False) else probe()[:2]
+        )  # as many as it is fast with, if at hand
+        texts = [passage.content for topic in topics for passage in topic.passages][: self._writing.batch]
         read, written = teacher.usage.read, teacher.usage.written
         start = time.perf_counter()
         teacher.generate(self.prompts["generate"], texts, Sampling(0.0, 1.0, 24, tuple(range(len(texts)))))
@@ -636,10 +639,11 @@ class Pipeline:
         from gecko.evaluation.teacher_check import refuse_by_parsing
         from gecko.fret.generate import OF_NO_USE
 
-        config = self.config.generate
+        config = self._writing
+        size = config.batch or 1
         self.asked()
         seeds = [seed for block in self.plan.blocks for seed in block]
-        shards = [seeds[start : start + config.batch] for start in range(0, len(seeds), config.batch)]
+        shards = [seeds[start : start + size] for start in range(0, len(seeds), size)]
         parts = {
             **self.teacher_parts("generate"),
             "passages": self.run.finished("ingest").identity,
@@ -670,7 +674,7 @@ class Pipeline:
             write = Write(self._teacher_loader, self.prompts["generate"], config, self.config.seed)
             return Job(write, ask, before.__getitem__)
 
-        title = f"writing {len(seeds):,} queries, {config.batch} at a time"
+        title = f"writing {len(seeds):,} queries, {size} at a time"
         manifest = self.run.spread(
             "generate",
             Query,
@@ -687,6 +691,14 @@ class Pipeline:
             parsed = manifest.rows + sum(drops.pop(reason, 0) for reason in OF_NO_USE)
             self._refusing(lambda: refuse_by_parsing(parsed, len(seeds), drops, check, name))
         return manifest
+
+    @cached_property
+    def _writing(self) -> GenerateConfig:
+        """`generate` with its batch, which may be left to the machine."""
+        from gecko.llm.load import texts_together
+
+        config = self.config.generate
+        return config.model_copy(update={"batch": config.batch or texts_together(self.config.llm)})
 
     def _query_id(self, seed: Seed) -> str:
         from gecko.fret.generate import query_id

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 VERSION = 1
 BATCH = 16  # passages that are asked about between two writes to the cache, at least
 PACKED = 64  # tokens a passage and its few queries surely have; a GPU's pack of 16,384 is filled by 256 passages
-WRITING_SAMPLE = 16
+WRITING_SAMPLE, GPU_WRITING_SAMPLE = 16, 512
 RUN_QUERIES = 1000  # of the run whose cost is estimated
 
 Reading = Literal["both", "ql", "rc"]
@@ -347,7 +347,8 @@ class Judge:
         path = self.folder / f"writing-{key}.json"
         if not path.exists():
             self.ui.say("measuring how fast the teacher writes queries")
-            texts = [passage.content for passage in passages[:WRITING_SAMPLE]]
+            sample = GPU_WRITING_SAMPLE if getattr(self.teacher, "by_tree", False) else WRITING_SAMPLE
+            texts = [passage.content for passage in passages[:sample]]
             began, before = time.perf_counter(), self.teacher.usage.tokens
             self.teacher.generate(prompt, texts, Sampling(0.5, 0.95, max_new_tokens, tuple(range(len(texts)))))
             tokens, seconds = self.teacher.usage.tokens - before, time.perf_counter() - began

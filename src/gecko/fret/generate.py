@@ -90,7 +90,7 @@ def generate(
     """Write a query for each seed of one shard.
 
     Args:
-        seeds: the shard's seeds; they are decoded together, in batches of ``config.batch``.
+        seeds: the shard's seeds; they are decoded together, in batches of ``config.batch`` if it is set.
         passages: the corpus by id.
         teacher: writes.
         prompt: P_QG, with the weights of its variables.
@@ -101,8 +101,9 @@ def generate(
     """
     before = teacher.usage.tokens
     seen = {_plain(query.text) for query in written}
-    for start in range(0, len(seeds), config.batch):
-        batch = seeds[start : start + config.batch]
+    size = config.batch or max(len(seeds), 1)
+    for start in range(0, len(seeds), size):
+        batch = seeds[start : start + size]
         chosen = [passages[item.passage_id] for item in batch]
         ids = [query_id(item.passage_id, prompt, seed, item.round) for item in batch]
         sampling = Sampling(

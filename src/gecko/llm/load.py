@@ -157,6 +157,15 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
     return teacher
 
 
+def texts_together(spec: str) -> int:
+    """How many texts a teacher is best given to write at a time: a GPU reads its weights as fast for many as for few."""
+    from gecko.device import best_device
+
+    here = spec in weights.EMBEDDED or spec.startswith(("hf:", "gguf:", "vllm:"))
+    return TOGETHER["cuda" if here and best_device() == "cuda" else "cpu"]
+
+
+TOGETHER = {"cpu": 32, "cuda": 512}
 PACK_TOKENS = {"cuda": 2048}  # a larger pack feeds a GPU, but with a mask its attention is over all pairs of its tokens
 PACK_BY_TREE = 16_384  # without one; twice as many are 1 % faster
 

@@ -249,7 +249,8 @@ class TransformersLM:
         past = preamble[0][0].shape[-2]
         bytes_of_a_token = sum(keys.nbytes + values.nbytes for keys, values in preamble) / past
         memory = device_memory(self.model.device.type)
-        return max(1, int(memory * CACHE_SHARE / (bytes_of_a_token * (past + tokens))))
+        of_a_row = tokens if self.by_tree else past + tokens  # by a mask, each row has a copy of the preamble's
+        return max(1, int(memory * CACHE_SHARE / (bytes_of_a_token * of_a_row)))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See :class:`gecko.llm.base.LanguageModel`."""
@@ -507,7 +508,7 @@ class TransformersLM:
         try:
             self._refuse_unlike()
             return self._grows_alike()
-        except Exception:  # noqa: BLE001 - whatever a kernel or a model makes of it: with a mask it is tried again
+        except Exception:  # whatever a kernel or a model makes of it: with a mask it is tried again
             return False
 
     @torch.inference_mode()
@@ -601,7 +602,8 @@ class TransformersLM:
 
     def _may_stop(self, stops: Sequence[str]) -> Callable[[int], bool]:
         """Whether a text can come to its first stop string with a token: not if that has no last letter of one."""
-        if any(not (stop[-1].isascii() and (stop[-1] == "\n" or stop[-1].isprintable() and stop[-1] != " ")) for stop in stops):
+        visible = all(stop[-1:] == "\n" or ("!" <= stop[-1:] <= "~") for stop in stops)
+        if not visible:
             return lambda _: True  # part of a letter, or white space that a token alone may be written without
         lasts, known = {stop[-1] for stop in stops}, self._lasts
 
@@ -696,11 +698,21 @@ class _Slotted:
         self._rows = list(range(len(bodies)))
 
     def begin(self) -> torch.Tensor:
-        ids = [token for body in self._bodies for token in body]
-        positions = [self._past + place for body in self._bodies for place in range(len(body))]
-        hidden = self._lm._run(ids, positions, self._slots.begin())
-        lasts = [end - 1 for end in accumulate(map(len, self._bodies))]
-        return hidden[placed(lasts, hidden.device)]
+        found, first, size = [], 0, 0
+        for row, body in enumerate(self._bodies):
+            if size and size + len(body) > self._lm.pack_tokens:
+                found.append(self._read(first, row))
+                first, size = row, 0
+            size += len(body)
+        return torch.cat([*found, self._read(first, len(self._bodies))])
+
+    def _read(self, first: int, last: int) -> torch.Tensor:
+        """Last states of some of the bodies, which fill a pack."""
+        bodies = self._bodies[first:last]
+        ids = [token for body in bodies for token in body]
+        positions = [self._past + place for body in bodies for place in range(len(body))]
+        hidden = self._lm._run(ids, positions, self._slots.begin(range(first, last)))
+        return hidden[placed([end - 1 for end in accumulate(map(len, bodies))], hidden.device)]
 
     def keep(self, places: list[int]) -> None:
         self._rows = [self._rows[place] for place in places]

@@ -14,7 +14,7 @@ that nothing is copied when a text grows or ends, and heads that share keys read
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -45,7 +45,13 @@ Kernel = Callable[
 
 
 def flash(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, asks: Segments, sees: Segments, causal: bool, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    asks: Segments,
+    sees: Segments,
+    causal: bool,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each segment of queries over the segment of keys of the same number, by torch's FlashAttention.
 
@@ -61,14 +67,20 @@ def flash(
 
 
 def plain(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, asks: Segments, sees: Segments, causal: bool, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    asks: Segments,
+    sees: Segments,
+    causal: bool,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What :func:`flash` computes, segment by segment, on any device: what tests hold it against."""
     output, logsumexp = torch.empty_like(query), query.new_empty(query.shape[1], len(query), dtype=torch.float32)
     share = query.shape[1] // key.shape[1]
     starts, keys = asks.starts.tolist(), sees.starts.tolist()
-    used = [end - start for start, end in zip(keys, keys[1:], strict=False)] if sees.used is None else sees.used.tolist()
-    for number, (first, last) in enumerate(zip(starts, starts[1:], strict=False)):
+    used = [end - start for start, end in pairwise(keys)] if sees.used is None else sees.used.tolist()
+    for number, (first, last) in enumerate(pairwise(starts)):
         part = slice(keys[number], keys[number] + used[number])
         own = query[first:last].transpose(0, 1).float()  # (H, q, D)
         others = key[part].repeat_interleave(share, dim=1).permute(1, 2, 0).float()  # (H, D, k)
@@ -82,9 +94,7 @@ def plain(
     return output, logsumexp
 
 
-def joined(
-    one: tuple[torch.Tensor, torch.Tensor], two: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
+def joined(one: tuple[torch.Tensor, torch.Tensor], two: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Attention over two sets of keys, from that over each: (Q, H, D)."""
     weight = torch.sigmoid(two[1] - one[1]).T[..., None]  # (Q, H, 1)
     return torch.lerp(one[0], two[0], weight.to(one[0].dtype))
@@ -185,15 +195,14 @@ class Slots:
         self._preamble, self._kernel, self._room, self._device = preamble, kernel, room, device
         self._past = preamble[0][0].shape[-2]
         self._lengths = list(lengths)
-        self._rows = list(range(len(self._lengths)))
-        places = [row * room + place for row, length in enumerate(self._lengths) for place in range(length)]
-        self._places = placed(places, device)  # of what is read in the slots, end to end
-        self._slots: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._asks = self._before = self._own = segments([], device)
+        self._slots: list[tuple[torch.Tensor, torch.Tensor]] = []  # one pair a layer, each (texts * room, heads, width)
 
-    def begin(self) -> Pack:
-        """The tree by which the texts' first tokens are read, one text a body."""
-        return Pack(self._preamble, self._lengths, [()] * len(self._lengths), self._device, self._kernel, self._fill)
+    def begin(self, rows: Sequence[int]) -> Pack:
+        """The tree by which the first tokens of some of the texts are read, one text a body."""
+        lengths = [self._lengths[row] for row in rows]
+        places = [row * self._room + place for row in rows for place in range(self._lengths[row])]
+        self._places = placed(places, self._device)  # of what is read in the slots, end to end
+        return Pack(self._preamble, lengths, [()] * len(lengths), self._device, self._kernel, self._fill)
 
     def _fill(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         if len(self._slots) == layer:
@@ -206,13 +215,15 @@ class Slots:
         """Go on with some of the texts, by one token each; their positions."""
         positions = [self._past + self._lengths[row] for row in rows]
         starts = [row * self._room for row in rows]
-        self._places = placed([start + self._lengths[row] for start, row in zip(starts, rows, strict=True)], self._device)
+        self._places = placed(
+            [start + self._lengths[row] for start, row in zip(starts, rows, strict=True)], self._device
+        )
         for row in rows:
             self._lengths[row] += 1
         used = [self._lengths[row] for row in rows]
-        self._asks = segments([1] * len(rows), self._device)
         ends = placed([*starts, len(self._lengths) * self._room], self._device, torch.int32)
         self._own = Segments(ends, max(used), placed(used, self._device, torch.int32))
+        self._starts = placed(range(len(rows) + 1), self._device, torch.int32)
         self._before = segments([self._past], self._device)
         self._together = segments([len(rows)], self._device)
         return positions
@@ -229,7 +240,7 @@ class Slots:
         rows, heads, width = query.shape
         shared = slots[0].shape[1]
         share = heads // shared
-        asks = Segments(self._asks.starts * share, share)
+        asks = Segments(self._starts * share, share)
         output, logsumexp = self._kernel(
             query.view(rows, shared, share, width).transpose(1, 2).reshape(-1, shared, width),
             *slots, asks, self._own, False, scale,
