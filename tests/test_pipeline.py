@@ -202,6 +202,20 @@ def test_a_budget_in_tokens_bounds_the_run(corpus: Path, tiny_model: Path, tmp_p
     assert 0 < sizes[0] < sizes[1]
 
 
+def test_a_budget_that_is_more_than_the_seeds_need_says_so(
+    corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    ui = Listener()
+    for budget in ("9000tok", "900000tok"):
+        with Run(tmp_path / budget, settings(corpus, tiny_model, "generate.queries=null", f"budget={budget}")) as run:
+            pipeline = Pipeline(run, ui)
+            pipeline.ingest()
+            seeds = sum(map(len, pipeline.plan.blocks))
+    few, many = (line for line in ui.said if "the budget of" in line)
+    assert "buys about" in few
+    assert f"is more than the {seeds} seeds of the corpus need" in many and "generate.rounds" in many
+
+
 @pytest.mark.parametrize("budget", ["3000tok", "20s"])
 def test_drawing_no_more_seeds_than_a_budget_buys_changes_no_plan(
     corpus: Path, tiny_model: Path, tmp_path: Path, budget: str, monkeypatch: pytest.MonkeyPatch

@@ -743,7 +743,9 @@ def ablate(
     form: Annotated[
         str | None, typer.Option("--format", help="native or unified; otherwise the one the run kept.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, list the cells, and stop.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """The paper's ablations on the labels of a run: no language model is asked. Stopped, it goes on where it was."""
@@ -764,6 +766,7 @@ def ablate(
         left = ablation.estimate()
         ui.say(f"{left.trainings} trainings to do, about {duration(left.seconds)}; {left.kept} are there already")
         if dry_run:
+            print("\n".join(f"{cell.group}/{cell.name}" for cell in ablation.cells))
             return
         result = ablation.work()
         files = {"ablation.md": markdown(result), "ablation.svg": plot(result), "dims.svg": dims_plot(result)}

@@ -436,7 +436,7 @@ class Pipeline:
         def price(cost: Cost) -> float:
             return cost.read * read_price + cost.written * write_price
 
-        fitting = sum(price(cost) <= left for cost in costs(blocks))
+        fitting, all_of_them = sum(price(cost) <= left for cost in costs(blocks)), sum(map(len, blocks))
         if fitting < min(2, len(blocks)):  # less than two neighbourhoods: smaller ones
             one = price(costs(blocks)[0]) / len(blocks[0])
             queries = int(left / one)
@@ -452,7 +452,14 @@ class Pipeline:
         expected = costs(blocks)[-1]
         writing = expected.generate_read * read_price + expected.written * write_price
         speeds = f" ({read_speed:.0f} tokens/s read, {write_speed:.0f} written)" if read_speed else ""
-        self.ui.say(f"the budget of {config.budget} buys about {sum(map(len, blocks))} queries{speeds}")
+        found = sum(map(len, blocks))
+        if count is None and found == all_of_them < limit:
+            self.ui.say(
+                f"the budget of {config.budget} is more than the {found:,} seeds of the corpus need{speeds}; with "
+                "generate.rounds = 2 each of them gives two queries"
+            )
+        else:
+            self.ui.say(f"the budget of {config.budget} buys about {found:,} queries{speeds}")
         limited = max(1, int((whole - writing) / read_price))
         return Plan(blocks, limited, read_speed, write_speed, together(expected), asked)
 
@@ -517,8 +524,13 @@ class Pipeline:
 
         self.ui.say("measuring the teacher's speed")
         teacher, began = self.teacher, time.perf_counter()
-        topic = probe()[0]
-        groups = [Group(passage.content, tuple(text for _, text in topic.queries)) for passage in topic.passages[:8]]
+        # A GPU is fast with many texts at a time, and has read and written them in a moment.
+        topics, most = (probe(), None) if getattr(teacher, "by_tree", False) else (probe()[:2], 8)
+        groups = [
+            Group(passage.content, tuple(text for _, text in topic.queries))
+            for topic in topics
+            for passage in topic.passages
+        ][:most]
         likelihood, relevance = self.prompts["likelihood"], self.prompts["relevance"]
         judge(groups[:1], teacher, likelihood, relevance)  # warm-up, and the preamble
         start, before = time.perf_counter(), teacher.usage.tokens
@@ -529,9 +541,6 @@ class Pipeline:
                 f"{teacher.name} does not say how many tokens it has read, so no budget and no estimate can be worked out; "
                 "set generate.queries to a number instead of a budget, and leave --dry-run out"
             )
-        topics = (
-            probe() if getattr(teacher, "by_tree", False) else probe()[:2]
-        )  # as many as it is fast with, if at hand
         texts = [passage.content for topic in topics for passage in topic.passages][: self._writing.batch]
         read, written = teacher.usage.read, teacher.usage.written
         start = time.perf_counter()
@@ -566,6 +575,7 @@ class Pipeline:
         forms, epochs = len(self.config.train.formats), enough_steps(self.config.train, round(queries)).epochs
         training = 3 * 2.5 * text * queries * epochs * forms
         tested = sum(len(load_set(spec).passages) for spec in self.config.evaluate.sets)
+        testing = text * tested * (1 + forms) / 60
         before = self.run.manifest("generate")
         paid = before.rows + before.drops.total() if before else 0
         known = [f"{paid:,} queries are there; what is paid for is in these numbers and not paid again"] if paid else []
@@ -580,7 +590,7 @@ class Pipeline:
                 + (f"; as many tokens by each of {further} further teachers" if further else ""),
                 *([f"rate:     {rated:,} tokens read"] if self.config.rate.llm else []),
                 f"train:    roughly {training / 60:.1f} minutes ({epochs} epochs, {forms} formats)",
-                f"evaluate: roughly {text * tested * (1 + forms) / 60:.1f} minutes for {tested:,} passages",
+                *([f"evaluate: roughly {testing:.1f} minutes for {tested:,} passages"] if tested else []),
                 *known,
                 f"(measured: {read_speed:.0f} tokens/s read, {write_speed:.0f} written, {1 / text:.0f} passages/s embedded)",
             ]
@@ -949,7 +959,7 @@ class Pipeline:
             return Job(Judge(teacher, likelihood, self.prompts[roles[-1]]), ask)
 
         doing, size = "rating" if rating else "judging", config.shard_passages
-        title = f"{doing} {pairs:,} pairs, {size} of {len(order):,} passages at a time"
+        title = f"{doing} {pairs:,} pairs, {min(size, len(order)):,} of {len(order):,} passages at a time"
         return self.run.spread(
             stage, Score, parts, shards, job, self.engine, lambda left: self.ui.bar(title, left), growing=growing
         )

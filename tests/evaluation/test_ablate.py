@@ -275,6 +275,7 @@ def test_on_the_command_line(finished: tuple[Path, str], trainings: list[str]) -
     first = CliRunner().invoke(app, [*arguments, "--dry-run"])
     assert first.exit_code == 0, first.output
     assert "1 trainings to do" in first.stderr and trainings == []
+    assert first.stdout.split() == ["rows/25%"]
     done = CliRunner().invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
     assert trainings == ["rows/25% 0"]
