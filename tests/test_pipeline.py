@@ -202,9 +202,30 @@ def test_a_budget_in_tokens_bounds_the_run(corpus: Path, tiny_model: Path, tmp_p
     assert 0 < sizes[0] < sizes[1]
 
 
-def test_a_budget_that_is_more_than_the_seeds_need_says_so(
-    corpus: Path, tiny_model: Path, tmp_path: Path
+def test_the_batch_of_a_run_is_settled_when_it_is_begun(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = settings(corpus, tiny_model)
+    open_ = config.model_copy(update={"generate": config.generate.model_copy(update={"batch": None})})
+    monkeypatch.setattr("gecko.store.texts_together", lambda llm: 7)
+    folder = tmp_path / "run"
+
+    def identities() -> list[str]:
+        through_select(folder, open_)
+        with Run(folder) as run:
+            return [run.finished(stage).identity for stage in ("generate", "mine", "relabel", "select")]
+
+    before = identities()
+    monkeypatch.setattr("gecko.store.texts_together", lambda llm: 512)  # another machine
+    for given in (None, open_):
+        with Run(folder, given) as run:
+            assert run.config.generate.batch == 7
+    assert identities() == before
+    with Run(folder, settings(corpus, tiny_model, "generate.batch=9")) as run:
+        assert run.config.generate.batch == 9
+
+
+def test_a_budget_that_is_more_than_the_seeds_need_says_so(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     ui = Listener()
     for budget in ("9000tok", "900000tok"):
         with Run(tmp_path / budget, settings(corpus, tiny_model, "generate.queries=null", f"budget={budget}")) as run:

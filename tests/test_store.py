@@ -26,7 +26,7 @@ from gecko.store import (
 
 from .conftest import rewrite_shards
 
-CONFIG = RunConfig(budget="1m")
+CONFIG = RunConfig.model_validate({"budget": "1m", "generate": {"batch": 32}})
 PARTS = {"inputs": "a", "settings": "b"}
 ITEMS = ("ant", "bee", "cat", "dog")
 
@@ -562,7 +562,7 @@ def pay(folder: Path) -> None:
 
 def test_settings_are_free_until_the_teacher_was_paid(tmp_path: Path) -> None:
     run_stage(tmp_path)
-    other = RunConfig(budget="1m", llm="fake", seed=3)
+    other = CONFIG.model_copy(update={"llm": "fake", "seed": 3})
     with Run(tmp_path, other) as run:
         assert run.config == other
         assert run.changed
@@ -572,7 +572,7 @@ def test_settings_are_free_until_the_teacher_was_paid(tmp_path: Path) -> None:
 
 def test_other_settings_are_listed_and_need_force(tmp_path: Path) -> None:
     pay(tmp_path)
-    other = RunConfig(budget="1m", llm="fake", seed=3)
+    other = CONFIG.model_copy(update={"llm": "fake", "seed": 3})
     with pytest.raises(RunError) as caught:
         Run(tmp_path, other)
     lines = [line.strip() for line in str(caught.value).splitlines()]
@@ -614,7 +614,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_amounts_may_change_and_a_look_changes_nothing(tmp_path: Path) -> None:
     pay(tmp_path)
-    more = RunConfig(budget="2m")
+    more = CONFIG.model_copy(update={"budget": "2m"})
     with Run(tmp_path, more, keep=False) as run:
         assert run.config == more
     with Run(tmp_path) as run:
@@ -628,7 +628,7 @@ def test_amounts_may_change_and_a_look_changes_nothing(tmp_path: Path) -> None:
 def test_a_refused_folder_is_let_go(tmp_path: Path) -> None:
     pay(tmp_path)
     with pytest.raises(RunError, match="other settings"):
-        Run(tmp_path, RunConfig(budget="1m", seed=3))
+        Run(tmp_path, CONFIG.model_copy(update={"seed": 3}))
     with Run(tmp_path, CONFIG):
         pass
 

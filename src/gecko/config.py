@@ -114,7 +114,8 @@ class GenerateConfig(_Section):
     batch: int | None = Field(
         default=None,
         ge=1,
-        description="passages decoded together, if memory has room; also the rows of one shard; unset: 32, 512 on a GPU",
+        description="passages decoded together, if memory has room; also the rows of one shard; unset: 32, or 512 where a "
+        "GPU is when the run is begun",
     )
     variables: dict[str, dict[str, float]] = Field(
         default={},

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko.config import FRET, WITHOUT_EFFECT, GenerateConfig, MixtureConfig, parse_budget
+from gecko.config import FRET, WITHOUT_EFFECT, MixtureConfig, parse_budget
 from gecko.encoder.sent import SentEncoder
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
@@ -541,7 +541,7 @@ class Pipeline:
                 f"{teacher.name} does not say how many tokens it has read, so no budget and no estimate can be worked out; "
                 "set generate.queries to a number instead of a budget, and leave --dry-run out"
             )
-        texts = [passage.content for topic in topics for passage in topic.passages][: self._writing.batch]
+        texts = [passage.content for topic in topics for passage in topic.passages][: self.config.generate.batch]
         read, written = teacher.usage.read, teacher.usage.written
         start = time.perf_counter()
         teacher.generate(self.prompts["generate"], texts, Sampling(0.0, 1.0, 24, tuple(range(len(texts)))))
@@ -649,7 +649,7 @@ class Pipeline:
         from gecko.evaluation.teacher_check import refuse_by_parsing
         from gecko.fret.generate import OF_NO_USE
 
-        config = self._writing
+        config = self.config.generate
         size = config.batch or 1
         self.asked()
         seeds = [seed for block in self.plan.blocks for seed in block]
@@ -701,14 +701,6 @@ class Pipeline:
             parsed = manifest.rows + sum(drops.pop(reason, 0) for reason in OF_NO_USE)
             self._refusing(lambda: refuse_by_parsing(parsed, len(seeds), drops, check, name))
         return manifest
-
-    @cached_property
-    def _writing(self) -> GenerateConfig:
-        """`generate` with its batch, which may be left to the machine."""
-        from gecko.llm.load import texts_together
-
-        config = self.config.generate
-        return config.model_copy(update={"batch": config.batch or texts_together(self.config.llm)})
 
     def _query_id(self, seed: Seed) -> str:
         from gecko.fret.generate import query_id

@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from gecko.config import FREE, RunConfig, changed_keys, make_config
+from gecko.device import texts_together
 from gecko.errors import ConfigError, GeckoError, RunError, StorageError
 from gecko.records import SCHEMAS, from_table, to_table
 from gecko.shares import Share, working
@@ -327,10 +328,13 @@ class Run:
 
     def _settle(self, config: RunConfig | None, force: bool, keep: bool) -> RunConfig:
         file = self.path / "config.json"
-        if file.exists():
-            saved = self._saved(file)
-            if config is None:
-                return saved
+        saved = self._saved(file) if file.exists() else None
+        if config is None:
+            if saved is None:
+                raise RunError(f"{file} is missing")
+            return _with_batch(saved, saved)
+        config = _with_batch(config, saved)
+        if saved is not None:
             changes = [change for change in changed_keys(saved, config) if change.partition(":")[0] not in FREE]
             self.changed = bool(changes)
             if changes and not force and self._is_paid():
@@ -340,9 +344,6 @@ class Run:
                     "Use another folder, or --force to go on here with the new ones: the stages they touch are done again, "
                     f"and their old output is kept in {self.path / 'archive'}"
                 )
-        elif config is None:
-            raise RunError(f"{file} is missing")
-        assert config is not None
         if keep or not file.exists():
             write_json(file, config.model_dump())
         return config
@@ -894,6 +895,15 @@ class Run:
                     f"cannot write {path}: the disk is full; make room, run the same command again"
                 ) from error
             raise
+
+
+def _with_batch(config: RunConfig, saved: RunConfig | None) -> RunConfig:
+    """The settings with a batch of ``generate``: what it was when the run began, else what this machine is best given.
+
+    It is settled once a run, since shards are counted by it: another machine goes on with the same.
+    """
+    batch = config.generate.batch or (saved and saved.generate.batch) or texts_together(config.llm)
+    return config.model_copy(update={"generate": config.generate.model_copy(update={"batch": batch})})
 
 
 def _command(stage: str) -> str:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from gecko.device import texts_together
 from gecko.llm.base import Group, Sampling
-from gecko.llm.load import texts_together
 from gecko.llm.transformers import TransformersLM
 from gecko.llm.tree import NAME, Kernel, Segments, joined, kernel_for, offer_tree, plain, segments
 
@@ -126,11 +126,62 @@ def test_a_group_without_queries_takes_nothing_from_the_others(tiny_qwen: Path) 
     alone = lm.judge(RELEVANCE, GROUPS[:1])
     found = lm.judge(RELEVANCE, [GROUPS[0], Group("a bird", ())])
     assert found[1] == []
+    small = load(tiny_qwen, plain, pack_tokens=16)
+    assert small.label_logprobs(RELEVANCE, [Group("a bird", ()), *GROUPS[:1]])[0] == []
+    assert lm.label_logprobs(RELEVANCE, [Group("a bird", ())]) == [[]]
     assert [row.ql_sum for row in found[0]] == pytest.approx([row.ql_sum for row in alone[0]], abs=1e-4)
 
 
 def test_without_a_gpu_there_is_no_kernel(tiny_qwen: Path) -> None:
     assert kernel_for(load(tiny_qwen, None).model) is None
+
+
+def test_a_second_teacher_of_the_same_model_reads_by_tree_too(tiny_qwen: Path) -> None:
+    first = load(tiny_qwen, plain)
+    assert first.model.config._attn_implementation == NAME
+    second = TransformersLM(first.model, first.tokenizer, name="tiny", identity="t", kernel=plain)
+    assert second.by_tree and second.judge(RELEVANCE, GROUPS) == first.judge(RELEVANCE, GROUPS)
+    third = TransformersLM(first.model, first.tokenizer, name="tiny", identity="t", kernel=fails)
+    assert third.no_tree == "RuntimeError: no kernel image is available for execution on the device"
+    assert third.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kernel", [None, plain])
+@pytest.mark.parametrize("window", [80, 4096])
+def test_texts_that_are_longer_than_a_window_are_written_as_alone(
+    tiny_llama: Path, tmp_path: Path, kernel: Kernel | None, window: int
+) -> None:
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=window, initializer_range=0.4,
+    )  # fmt: skip
+    model = MistralForCausalLM(config).eval()
+    lm = TransformersLM(model, tokenizer, name="tiny", identity="t", kernel=kernel)
+    assert lm.by_tree == (kernel is not None)
+    passages = ["a bird " * 30, "river", "the red river runs " * 9]
+    cut = lm._cut(WRITE)
+    for passage, text in zip(passages, lm.generate(WRITE, passages, greedy(8)), strict=True):
+        ids = cut.preamble + lm._data_ids([" " + passage])[0] + cut.middle
+        alone: list[int] = []
+        for _ in range(8):
+            with torch.inference_mode():
+                alone.append(int(model(torch.tensor([ids + alone]), use_cache=False).logits[0, -1].argmax()))
+        assert text == lm._cut_at_stop(alone, ())[0]
+
+
+def test_padded_bodies_are_read_by_few(tiny_qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, sampling = load(tiny_qwen, None), Sampling(0.0, 1.0, 4, tuple(range(36)))
+    expected = lm.generate(WRITE, PASSAGES * 9, sampling)
+    monkeypatch.setattr("gecko.llm.transformers.PADDED_TOKENS", 1)
+    rows: list[int] = []
+    decode = lm._decode
+    monkeypatch.setattr(lm, "_decode", lambda *given: (rows.append(len(given[1])), decode(*given))[1])
+    assert lm.generate(WRITE, PASSAGES * 9, sampling) == expected
+    assert rows == [32, 4]
 
 
 def test_a_gpu_writes_more_texts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ without weights.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gecko.config import RelabelConfig
 from gecko.encoder.encoder import hub_commit
@@ -100,7 +100,7 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
         source, name = str(weights.to_safetensors(path, identity, ui)), path.stem
     else:
         source = name = spec.removeprefix("hf:")
-    return _load(source, name, identity, config)
+    return _load(source, name, identity, config, ui)
 
 
 def _connect(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
@@ -120,7 +120,7 @@ def _connect(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> Languag
     return teacher
 
 
-def _load(source: str, name: str, identity: str, config: RelabelConfig) -> LanguageModel:
+def _load(source: str, name: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -153,21 +153,24 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig) -> Langu
     teacher = TransformersLM(
         model, tokenizer, name=name, identity=identity, passage_tokens=config.passage_tokens, head=head
     )
-    teacher.pack_tokens = config.pack_tokens or (PACK_BY_TREE if teacher.by_tree else PACK_TOKENS.get(device, 512))
+    if teacher.no_tree:
+        ui.say(f"{name} is read with a mask, which is slower than this GPU need be: {teacher.no_tree}")
+    default = _pack_by_tree(model, device) if teacher.by_tree else PACK_TOKENS.get(device, 512)
+    teacher.pack_tokens = config.pack_tokens or default
     return teacher
 
 
-def texts_together(spec: str) -> int:
-    """How many texts a teacher is best given to write at a time: a GPU reads its weights as fast for many as for few."""
-    from gecko.device import best_device
+def _pack_by_tree(model: Any, device: str) -> int:
+    """Tokens of a pack whose widest layer fits a twentieth of the memory: three states of it, of 2 bytes a number."""
+    from gecko.device import device_memory
 
-    here = spec in weights.EMBEDDED or spec.startswith(("hf:", "gguf:", "vllm:"))
-    return TOGETHER["cuda" if here and best_device() == "cuda" else "cpu"]
+    config = model.config.get_text_config()
+    widest = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return max(PACK_TOKENS["cuda"], min(PACK_BY_TREE, int(0.05 * device_memory(device) / (6 * widest))))
 
 
-TOGETHER = {"cpu": 32, "cuda": 512}
 PACK_TOKENS = {"cuda": 2048}  # a larger pack feeds a GPU, but with a mask its attention is over all pairs of its tokens
-PACK_BY_TREE = 16_384  # without one; twice as many are 1 % faster
+PACK_BY_TREE = 16_384  # without one, at most; twice as many are 1 % faster
 
 
 # Narrower models lose more by rounding (the fused order of a 576 wide one agrees with float32's by .80, by .97 in bfloat16)

@@ -47,7 +47,10 @@ KNOWN_GROUP = Group("The cat sat on the mat, and the dog lay beside it.", ("Who 
 TOLERATED = 0.15  # of a token's log-probability: packs are rounded otherwise in half precision
 FULL = "full_attention"
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}  # kind of layer: setting
-CACHE_SHARE = 0.2  # of the memory, for keys and values while texts are written; they are copied as they grow
+CACHE_SHARE = (
+    0.2  # of the memory, for keys and values while texts are written; without slots they are copied as they grow
+)
+PADDED_TOKENS = 32_768  # of padded bodies that are read at once, as far as 32 of them are not more
 READ_ROWS = 256  # rows of the output layer computed together: 256 x 152k x 6 bytes = 230 MB
 
 
@@ -91,6 +94,7 @@ class TransformersLM:
 
     Attributes:
         by_tree: whether packs are read without a mask.
+        no_tree: why not, where a kernel was there for it; else empty.
 
     Raises:
         TeacherError: some layers are not attention, or the model gives other scores in a pack than alone.
@@ -122,18 +126,20 @@ class TransformersLM:
         self._cuts: dict[str, _Cut] = {}
         self._caches: dict[str, KeysAndValues] = {}
         self._lasts: dict[int, str] = {}  # tokens as texts
-        self._kernel = kernel or kernel_for(model)
         config: Any = model.config.get_text_config()
         self._window = _window(config, name)
+        self._kernel = kernel or kernel_for(model)
+        self.no_tree = ""
         self._scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
         self._scale /= getattr(config, "logits_scaling", None) or 1.0
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
         if self._kernel is not None:
-            own = self.model.config._attn_implementation
+            own = config._attn_implementation
             offer_tree()
-            model.set_attn_implementation(NAME)
-            if not self._is_like_alone():
-                model.set_attn_implementation(own)
+            config._attn_implementation = NAME  # of the text model alone: what else there is may not know it
+            self.no_tree = self._unlike_alone()
+            if self.no_tree:
+                config._attn_implementation = "sdpa" if own == NAME else own
                 self._kernel = None
         if self._kernel is None:
             self._refuse_unlike()
@@ -236,7 +242,12 @@ class TransformersLM:
         if not passages:
             return []
         bodies = self._bodies(self._cut(prompt), passages, variables)
-        together = self._rows_with_room(prompt, max(map(len, bodies)) + sampling.max_new_tokens)
+        longest = max(map(len, bodies))
+        together = self._rows_with_room(prompt, longest + sampling.max_new_tokens)
+        if not self._by_slots(prompt, longest + sampling.max_new_tokens):
+            # All bodies are read at once. What looks back so far only counts padding among what it sees: none, then.
+            padded = max(32, PADDED_TOKENS // longest)
+            together = min(together, padded if self._in_window(prompt, longest + sampling.max_new_tokens) else 1)
         texts: list[str] = []
         for start in range(0, len(bodies), together):
             part = slice(start, start + together)
@@ -249,7 +260,9 @@ class TransformersLM:
         past = preamble[0][0].shape[-2]
         bytes_of_a_token = sum(keys.nbytes + values.nbytes for keys, values in preamble) / past
         memory = device_memory(self.model.device.type)
-        of_a_row = tokens if self.by_tree else past + tokens  # by a mask, each row has a copy of the preamble's
+        of_a_row = (
+            tokens if self._by_slots(prompt, tokens) else past + tokens
+        )  # by a mask, each row copies the preamble's
         return max(1, int(memory * CACHE_SHARE / (bytes_of_a_token * of_a_row)))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -371,7 +384,7 @@ class TransformersLM:
         if self._kernel is not None:
             return self._forward_by_tree(preamble, pack, self._kernel)
         ids, mask, positions = self._tree(pack, preamble[0][0].shape[-2])
-        if self.model.config._attn_implementation == "eager":  # which adds the mask
+        if self.model.config.get_text_config()._attn_implementation == "eager":  # which adds the mask
             least = torch.finfo(self.model.dtype).min
             mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(~mask, least)
         self.usage.read += ids.shape[1]
@@ -503,23 +516,24 @@ class TransformersLM:
             logits = logits * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
-    def _is_like_alone(self) -> bool:
-        """Whether the tree can be read at all, and gives the scores of the whole texts; also where a text grows."""
+    def _unlike_alone(self) -> str:
+        """What is wrong with the tree: whether it can be read, with the scores of whole texts, also where a text grows."""
         try:
             self._refuse_unlike()
-            return self._grows_alike()
-        except Exception:  # whatever a kernel or a model makes of it: with a mask it is tried again
-            return False
+            return "" if self._grows_alike() else "a text that grows in a slot gets other scores than alone"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a kernel or a model makes of it: with a mask it is tried again
+            return f"{type(error).__name__}: {error}".splitlines()[0]
 
     @torch.inference_mode()
     def _refuse_unlike(self) -> None:
         """Hold what is read off a pack against the model's own logits of the whole text, query by query."""
+        cut = self._cut(KNOWN_PROMPT)
         try:
             [row] = self.score(KNOWN_PROMPT, [KNOWN_GROUP])
         finally:
-            cut = self._cuts.pop(KNOWN_PROMPT.hash)
-            self._caches.pop(KNOWN_PROMPT.hash, None)
-            self.usage = Usage()
+            self._forget(KNOWN_PROMPT)
         for query, (total, count) in zip(self._known_queries(), row, strict=True):
             own = self._alone(self._known_context(cut), query)
             if abs(own - total) > TOLERATED * count:
@@ -528,6 +542,11 @@ class TransformersLM:
                     f"they are asked alone ({total / count:.2f} a token, not {own / count:.2f}), so it cannot be used here; "
                     "serve it and take it with openai:, or take another teacher"
                 )
+
+    def _forget(self, prompt: Prompt) -> None:
+        self._cuts.pop(prompt.hash, None)
+        self._caches.pop(prompt.hash, None)
+        self.usage = Usage()
 
     def _known_queries(self) -> list[list[int]]:
         return self._data_ids([f" {text}" for text in KNOWN_GROUP.queries])
@@ -555,8 +574,7 @@ class TransformersLM:
             if place == 0:
                 state.keep([1])
             hidden = state.grow([token])[0]
-        del self._cuts[KNOWN_PROMPT.hash], self._caches[KNOWN_PROMPT.hash]
-        self.usage = Usage()
+        self._forget(KNOWN_PROMPT)
         return abs(total - self._alone(context, queries[1])) <= TOLERATED * len(queries[1])
 
     # --- generation
@@ -582,7 +600,7 @@ class TransformersLM:
                 if last or may_stop(token):
                     texts[row], stopped = self._cut_at_stop(written[row], prompt.stop)
                 if token in ends:
-                    texts[row] = str(self.tokenizer.decode(written[row][:-1], skip_special_tokens=False))
+                    texts[row], _ = self._cut_at_stop(written[row][:-1], prompt.stop)
                     stopped = True
                 if not stopped:
                     keep.append(place)
@@ -596,9 +614,16 @@ class TransformersLM:
 
     def _begin(self, prompt: Prompt, bodies: list[list[int]], more: int) -> "_Growing":
         """Texts of one preamble that begin with these bodies, and grow by so many tokens at most."""
-        if self._kernel is None:
-            return _Padded(self, prompt, bodies)
-        return _Slotted(self, prompt, bodies, more, self._kernel)
+        if self._kernel is not None and self._by_slots(prompt, max(map(len, bodies)) + more):
+            return _Slotted(self, prompt, bodies, more, self._kernel)
+        return _Padded(self, prompt, bodies)
+
+    def _by_slots(self, prompt: Prompt, tokens: int) -> bool:
+        """Whether texts of so many tokens after the preamble are written in slots, where a token sees all before it."""
+        return self.by_tree and self._in_window(prompt, tokens)
+
+    def _in_window(self, prompt: Prompt, tokens: int) -> bool:
+        return self._window is None or len(self._cut(prompt).preamble) + tokens <= self._window
 
     def _may_stop(self, stops: Sequence[str]) -> Callable[[int], bool]:
         """Whether a text can come to its first stop string with a token: not if that has no last letter of one."""

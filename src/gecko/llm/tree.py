@@ -105,7 +105,7 @@ def segments(lengths: Sequence[int], device: torch.device) -> Segments:
     return Segments(placed([0, *accumulate(lengths)], device, torch.int32), max(lengths, default=0))
 
 
-def placed(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+def placed(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.long) -> torch.Tensor:
     """A tensor on a device; a GPU goes on with what it was told before while the values are on their way."""
     tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
@@ -284,15 +284,14 @@ def offer_tree() -> None:
 
 def kernel_for(model: Any) -> Kernel | None:
     """The kernel that can read a model's segments here; none: there is none, or the model's attention is its own."""
-    device, dtype = model.device, model.dtype
-    config = model.config.get_text_config()
+    device, config = model.device, model.config.get_text_config()
+    if (
+        device.type != "cuda"
+        or model.dtype not in (torch.bfloat16, torch.float16)
+        or torch.cuda.get_device_capability(device) < (8, 0)
+        or config._attn_implementation not in ("sdpa", NAME)
+        or getattr(config, "attn_temperature_tuning", None)  # by a token's place in the pack, not in its text
+    ):
+        return None
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    usable = (
-        device.type == "cuda"
-        and dtype in (torch.bfloat16, torch.float16)
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-        and width % 8 == 0
-        and width <= 256
-        and model.config._attn_implementation == "sdpa"
-    )
-    return flash if usable else None
+    return flash if width % 8 == 0 and width <= 256 else None
