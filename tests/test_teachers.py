@@ -129,6 +129,6 @@ def test_the_estimate_names_each_stage_and_pays_for_none(tmp_path: Path, words: 
         text = Pipeline(run).estimate()
         assert run.manifest("generate") is None and run.manifest("relabel") is None
     lines = {line.partition(":")[0]: line for line in text.splitlines()}
-    assert [name for name in lines if name.isalpha()] == ["generate", "mine", "relabel", "train", "evaluate"]
+    assert [name for name in lines if name.isalpha()] == ["generate", "mine", "relabel", "train"]
     assert "30 passages" in text and "by each of 1 further teachers" in lines["relabel"]
     assert Second.asked == 0
