@@ -11,10 +11,11 @@ from sentence_transformers import SentenceTransformer
 
 from gecko.config import RunConfig, change_config, load_config
 from gecko.encoder import load_encoder
-from gecko.errors import PublishError, RunError
+from gecko.errors import ConfigError, PublishError, RunError
 from gecko.evaluation import evaluate_retrieval, load_beir
 from gecko.fret.release import COLUMNS, FILE, load_release, read_release, released_rows, write_release
 from gecko.pipeline import Pipeline, distill
+from gecko.progress import Silent
 from gecko.prompts import load_prompt
 from gecko.publish import push, write_cards
 from gecko.records import Example, Query, Score
@@ -88,6 +89,32 @@ def both(corpus: Path, tiny_model: Path, release: Path, tmp_path_factory: pytest
 def with_released(corpus: Path, model: Path, release: Path, *more: str):
     test_set = f'evaluate.sets=["{corpus.parent}"]'
     return settings(corpus, model, "generate.queries=16", f'select.released=["{release}"]', test_set, *more)
+
+
+def test_a_budget_that_is_used_up_leaves_the_released_rows(
+    corpus: Path, tiny_model: Path, release: Path, tmp_path: Path
+) -> None:
+    class Told(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    small = ("generate.queries=null", "budget=40tok")
+    with Run(tmp_path / "run", with_released(corpus, tiny_model, release, *small)) as run:
+        pipeline = Pipeline(run, Told())
+        pipeline.ingest()
+        pipeline.through("select")
+        assert len(run.read("generate", Query)) == 4
+        assert {score.query_id for score in run.read("relabel", Score)} == {q.id for q in run.read("generate", Query)}
+        assert len(run.read("select", Example)) > 4
+    assert any("budget 40tok is too small" in line and "released" in line for line in said)
+    with (
+        Run(tmp_path / "alone", settings(corpus, tiny_model, *small)) as run,
+        pytest.raises(ConfigError, match="too small.*raise the budget"),
+    ):
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        pipeline.through("select")
 
 
 def test_rows_of_both(both: Path, release: Path) -> None:

@@ -441,11 +441,15 @@ class Pipeline:
             one = price(costs(blocks)[0]) / len(blocks[0])
             queries = int(left / one)
             if queries < LEAST_QUERIES:
-                raise ConfigError(
+                short = (
                     f"budget {config.budget} is too small: {max(0.0, left):.0f} {unit} of it are left after checking and "
                     f"measuring the teacher{' and for what people asked' if judged else ''}, and {LEAST_QUERIES} queries "
-                    f"take about {LEAST_QUERIES * one:.0f}; raise the budget"
+                    f"take about {LEAST_QUERIES * one:.0f}"
                 )
+                if not config.select.released:
+                    raise ConfigError(f"{short}; raise the budget")
+                self.ui.say(f"{short}; they are written all the same, and the other rows are released ones")
+                queries, whole = LEAST_QUERIES, max(whole, LEAST_QUERIES * one + judged * read_price)
             blocks = within_count(blocks, queries)
         else:
             blocks = blocks[:fitting]

@@ -101,6 +101,8 @@ def test_the_lines_are_where_the_settings_draw_them() -> None:
     refuse_by_seeds(50, 100, 20, config, "t")
     with pytest.raises(TeacherRefused, match="only 49 of 100"):
         refuse_by_seeds(49, 100, 20, config, "t")
+    refuse_by_parsing(0, 9, {}, config, "t")  # too few to tell
+    refuse_by_seeds(0, 9, 20, config, "t")
     refuse_by_parsing(0, 0, {}, config, "t")
     refuse_by_seeds(0, 0, 20, config, "t")
     just = ProbeResult(60, 0.8, 0.7, 0.7, 0.7, -0.1, -0.2, 0.0, 1.0, 1, False)

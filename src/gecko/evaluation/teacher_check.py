@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 HEADLINE = "ndcg@10"
 ORDERS: tuple[Fusion, ...] = ("ql", "rc", "rrf")
 VERSION = 1
+TOLD_BY = 10  # fewer texts than these tell no share
 INSTEAD = (
     "Take a stronger teacher with --llm (in a stage's own command --set llm=SPEC), or go on all the same with --force"
 )
@@ -177,9 +178,9 @@ def refuse_by_parsing(parsed: int, asked: int, drops: dict[str, int], config: Ch
     """Stop if too few generations parse, whether or not a query that does is of use.
 
     Raises:
-        TeacherRefused: the share is below ``config.min_parsed``.
+        TeacherRefused: the share is below ``config.min_parsed``, of enough to tell.
     """
-    if asked and parsed / asked < config.min_parsed:
+    if asked >= TOLD_BY and parsed / asked < config.min_parsed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items(), key=lambda item: -item[1]))
         raise TeacherRefused(
             f"only {parsed} of {asked} generations of {teacher} parse ({reasons}), fewer than "
@@ -191,9 +192,9 @@ def refuse_by_seeds(found: int, asked: int, n: int, config: CheckConfig, teacher
     """Stop if the start model does not find the passages that the queries were written for.
 
     Raises:
-        TeacherRefused: the share is below ``config.min_seed_found``.
+        TeacherRefused: the share is below ``config.min_seed_found``, of enough to tell.
     """
-    if asked and found / asked < config.min_seed_found:
+    if asked >= TOLD_BY and found / asked < config.min_seed_found:
         raise TeacherRefused(
             f"only {found} of {asked} queries by {teacher} find their own passage among the start model's first {n}, fewer "
             f"than {config.min_seed_found:.0%}: they say too little about it. {INSTEAD}"
