@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+GPU_TEXTS = 512  # written at a time: a step is many small kernels, whose launches take longer than they do
 FASTER = 1.25  # what a precision has to be for its lost digits: bfloat16 is 2 to 4 times as fast as float32, or half
 
 
@@ -35,7 +36,7 @@ def device_memory(device: str) -> int:
 def texts_together(llm: str) -> int:
     """How many texts an LLM SPEC is best given to write at a time: a GPU reads its weights as fast for many as for few."""
     elsewhere = llm == "fake" or llm.startswith("openai:")
-    return 512 if not elsewhere and best_device() == "cuda" else 32
+    return GPU_TEXTS if not elsewhere and best_device() == "cuda" else 32
 
 
 def has_fast_bfloat16(device: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from gecko.device import texts_together
+from gecko.errors import TeacherError
 from gecko.llm.base import Group, Sampling
 from gecko.llm.transformers import TransformersLM
 from gecko.llm.tree import NAME, Kernel, Segments, joined, kernel_for, offer_tree, plain, segments
@@ -75,23 +76,13 @@ def fails(*_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     raise RuntimeError("no kernel image is available for execution on the device")
 
 
-def unscaled(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, asks: Segments, sees: Segments, causal: bool, _: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return plain(query, key, value, asks, sees, causal, 40.0)
+def unscaled(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return plain(*given[:-1], 40.0)
 
 
-def wrong_in_slots(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    asks: Segments,
-    sees: Segments,
-    causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    output, logsumexp = plain(query, key, value, asks, sees, causal, scale)
-    return (output if sees.used is None else -100 * output), logsumexp
+def wrong_in_slots(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    output, logsumexp = plain(*given)
+    return (output if given[4].used is None else -100 * output), logsumexp
 
 
 @pytest.mark.parametrize("kernel", [fails, unscaled, wrong_in_slots])
@@ -108,7 +99,7 @@ def test_attention_of_another_kind_is_refused() -> None:
 
     offer_tree()
     query = torch.zeros(1, 2, 3, 8)
-    with pytest.raises(NotImplementedError, match="softcap"):
+    with pytest.raises(TeacherError, match="softcap"):
         ALL_ATTENTION_FUNCTIONS[NAME](torch.nn.Identity(), query, query, query, None, tree=object(), softcap=50.0)
 
 

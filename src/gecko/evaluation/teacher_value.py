@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
+from gecko.device import GPU_TEXTS
 from gecko.errors import ConfigError, EvaluationError, RunError, TeacherError
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.evaluate import HEADLINE, dense_run, refuse_equal_names
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 VERSION = 1
 BATCH = 16  # passages that are asked about between two writes to the cache, at least
 PACKED = 64  # tokens a passage and its few queries surely have; a GPU's pack of 16,384 is filled by 256 passages
-WRITING_SAMPLE, GPU_WRITING_SAMPLE = 16, 512
+WRITING_SAMPLE = 16
 RUN_QUERIES = 1000  # of the run whose cost is estimated
 
 Reading = Literal["both", "ql", "rc"]
@@ -347,7 +348,7 @@ class Judge:
         path = self.folder / f"writing-{key}.json"
         if not path.exists():
             self.ui.say("measuring how fast the teacher writes queries")
-            sample = GPU_WRITING_SAMPLE if getattr(self.teacher, "by_tree", False) else WRITING_SAMPLE
+            sample = GPU_TEXTS if getattr(self.teacher, "by_tree", False) else WRITING_SAMPLE
             texts = [passage.content for passage in passages[:sample]]
             began, before = time.perf_counter(), self.teacher.usage.tokens
             self.teacher.generate(prompt, texts, Sampling(0.5, 0.95, max_new_tokens, tuple(range(len(texts)))))

@@ -242,28 +242,28 @@ class TransformersLM:
         if not passages:
             return []
         bodies = self._bodies(self._cut(prompt), passages, variables)
-        longest = max(map(len, bodies))
-        together = self._rows_with_room(prompt, longest + sampling.max_new_tokens)
-        if not self._by_slots(prompt, longest + sampling.max_new_tokens):
-            # All bodies are read at once. What looks back so far only counts padding among what it sees: none, then.
-            padded = max(32, PADDED_TOKENS // longest)
-            together = min(together, padded if self._in_window(prompt, longest + sampling.max_new_tokens) else 1)
+        together = self._rows_with_room(prompt, max(map(len, bodies)), sampling.max_new_tokens)
         texts: list[str] = []
         for start in range(0, len(bodies), together):
             part = slice(start, start + together)
             texts += self._decode(prompt, bodies[part], replace(sampling, seeds=sampling.seeds[part]))
         return texts
 
-    def _rows_with_room(self, prompt: Prompt, tokens: int) -> int:
-        """How many rows of so many tokens after the preamble may be decoded together: some of the memory is theirs."""
+    def _rows_with_room(self, prompt: Prompt, longest: int, more: int) -> int:
+        """How many texts, of a body of so many tokens and so many more, may be decoded together.
+
+        Some of the memory is theirs. By a mask each has a copy of the preamble's keys and values, and all bodies are read at
+        once; padding counts among what a layer with a window looks back to, so what is longer is written one by one.
+        """
         preamble = self._preamble(prompt)
         past = preamble[0][0].shape[-2]
         bytes_of_a_token = sum(keys.nbytes + values.nbytes for keys, values in preamble) / past
-        memory = device_memory(self.model.device.type)
-        of_a_row = (
-            tokens if self._by_slots(prompt, tokens) else past + tokens
-        )  # by a mask, each row copies the preamble's
-        return max(1, int(memory * CACHE_SHARE / (bytes_of_a_token * of_a_row)))
+        room = device_memory(self.model.device.type) * CACHE_SHARE / bytes_of_a_token  # tokens
+        if self._by_slots(prompt, longest + more):
+            return max(1, int(room / (longest + more)))
+        if not self._in_window(prompt, longest + more):
+            return 1
+        return max(1, min(int(room / (past + longest + more)), max(32, PADDED_TOKENS // longest)))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See :class:`gecko.llm.base.LanguageModel`."""

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 
 import torch
 
+from gecko.errors import TeacherError
+
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # one pair a layer, each (1, heads, P, width of a head)
 NAME = "gecko_tree"  # of the attention among those of transformers
 
@@ -144,18 +146,16 @@ class Pack:
     ) -> None:
         self._preamble, self._kernel, self._keep = preamble, kernel, keep
         past = preamble[0][0].shape[-2]
-        starts = [past, *accumulate(bodies, initial=past)][1:]
         context = [
             row
-            for start, length in zip(starts, bodies, strict=False)
+            for start, length in zip(accumulate(bodies, initial=past), bodies, strict=False)
             for row in (*range(past), *range(start, start + length))
         ]
         self._bodies = sum(bodies)
         self._context = placed(context, device)  # of each group the preamble and its body
         self._of_context = segments([past + length for length in bodies], device)
         self._of_bodies = segments(bodies, device)
-        with_tails = [sum(group) for group in tails]
-        self._of_groups = segments(with_tails, device)
+        self._of_groups = segments([sum(group) for group in tails], device)
         self._of_tails = segments([length for group in tails for length in group], device)
 
     def attend(
@@ -272,7 +272,7 @@ def offer_tree() -> None:
         if tree is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
         if unknown := [name for name in ("softcap", "s_aux", "position_bias") if rest.get(name) is not None]:
-            raise NotImplementedError(f"attention with {', '.join(unknown)}")
+            raise TeacherError(f"attention with {', '.join(unknown)} cannot be read without a mask")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
         layer: Any = module.layer_idx
