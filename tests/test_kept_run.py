@@ -77,14 +77,14 @@ def test_it_goes_on_from_its_labels() -> None:
 def test_it_is_selected_anew() -> None:
     with Run(RUN) as run:
         before = run.read("select", Example)
-    changed = settings("kept", "select.positive=seed", "select.fusion=ql", "check.enabled=false")
+    changed = settings("kept", "select.fusion=ql", "select.negative=none", "check.enabled=false")
     with Run(RUN, changed, force=True) as run:
         pipeline = Pipeline(run)
         pipeline.through("select")
         rows = run.read("select", Example)
     assert [row.query_id for row in rows] == [row.query_id for row in before]
     assert [row.fused for row in rows] != [row.fused for row in before]
-    assert all(row.positive.id == row.seed_id for row in rows if row.seed_id)
+    assert not any(row.negatives for row in rows)
 
 
 @pytest.mark.parametrize("kind", ["dataset", "model"])

@@ -216,6 +216,12 @@ def relabel_stages(run: Run) -> list[str]:
     return ["relabel", *(f"relabel-{number}" for number, _ in enumerate(run.config.relabel.teachers, start=2))]
 
 
+def scores_identity(run: Run) -> str:
+    """What all teachers of a run said, as the stages after them know it: a hash of every teacher's scores."""
+    identities = [run.finished(stage).identity for stage in relabel_stages(run)]
+    return digest(*identities) if len(identities) > 1 else identities[0]
+
+
 def all_scores(run: Run) -> list[Score]:
     """The scores of every teacher of a run."""
     return [score for stage in relabel_stages(run) for score in run.read(stage, Score)]

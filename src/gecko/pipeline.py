@@ -50,6 +50,7 @@ from gecko.paid import (
     paid_scores,
     paid_seeds,
     relabel_stages,
+    scores_identity,
     seeds_key,
 )
 from gecko.progress import Silent, Ui
@@ -1024,7 +1025,7 @@ class Pipeline:
         parts = {
             "queries": self.run.finished("generate").identity,
             **asked_parts(self.run),
-            "scores": self._scores_identity,
+            "scores": scores_identity(self.run),
             "candidates": self.run.finished("mine").identity,
             "settings": self.config.select.model_dump_json(),
             "seed": str(self.config.seed),
@@ -1059,11 +1060,6 @@ class Pipeline:
     def ratings(self) -> dict[str, float]:
         """By query id how it is rated; empty where nobody is asked to. Released queries have no rating."""
         return all_ratings(self.run)
-
-    @property
-    def _scores_identity(self) -> str:
-        identities = [self.run.finished(stage).identity for stage in relabel_stages(self.run)]
-        return digest(*identities) if len(identities) > 1 else identities[0]
 
     @cached_property
     def released(self) -> "list[Released]":
@@ -1223,7 +1219,7 @@ class Pipeline:
 
         folders = {form: self.student_folder(form) for form in self.config.train.formats}
         parts = {
-            "scores": self._scores_identity,
+            "scores": scores_identity(self.run),
             "selection": self.run.finished("select").identity,
             "start model": self.start_identity,
             **self._released_parts(),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gecko.paid import ASKED, asked_queries
+from gecko.paid import ASKED, asked_queries, relabel_stages, scores_identity
 from gecko.records import Candidate, Example, Passage, Query
 from gecko.report import plots
 from gecko.report.table import (
@@ -119,7 +119,7 @@ def _content(pipeline: "Pipeline") -> dict[str, Any]:
         "check": _check(run, stages),
         "stages": stages,
         "record_stages": RECORD_STAGES,
-        "stale": _stale(stages),
+        "stale": _stale(run, stages),
         "loss_plot": _placed(plots.losses(_losses(run, stages, config.train.formats))),
         "time_plot": _placed(plots.times({stage: manifest.seconds for stage, manifest in stages.items()})),
         "labels": _labels(pipeline, rows),
@@ -237,7 +237,7 @@ def _stages(run: Run, forms: Sequence[str]) -> dict[str, Manifest]:
         "warmup",
         "embed-warmup",
         "mine",
-        "relabel",
+        *relabel_stages(run),
     ]
     names += [*(["rate"] if run.config.rate.llm else []), "select"]
     names += [*(f"train-{form}" for form in forms), "agreement", "evaluate"]
@@ -247,22 +247,25 @@ def _stages(run: Run, forms: Sequence[str]) -> dict[str, Manifest]:
 
 def stale_stages(run: Run) -> list[str]:
     """In words, a run's stages whose input has been made anew since: their numbers are not of the rows that are there."""
-    return _stale(_stages(run, run.config.train.formats))
+    return _stale(run, _stages(run, run.config.train.formats))
 
 
-def _stale(stages: dict[str, Manifest]) -> list[str]:
+def _stale(run: Run, stages: dict[str, Manifest]) -> list[str]:
     trained = {name.removeprefix("train-"): name for name in stages if name.startswith("train-")}
     made_of: dict[str, dict[str, str]] = {
         "generate": {"passages": "ingest"},
         "mine": {"queries": "generate", "passages": "ingest"},
-        "relabel": {"candidates": "mine"},
+        **{name: {"candidates": "mine"} for name in relabel_stages(run)},
         "rate": {"queries": "generate"},
         "select": {"queries": "generate", "scores": "relabel", "candidates": "mine", "ratings": "rate"},
         **{name: {"rows": "select"} for name in trained.values()},
         "agreement": {"scores": "relabel", "selection": "select", **trained},
         "evaluate": trained,
     }
-    people = stages[ASKED].identity if ASKED in stages else ""
+    identities = {name: manifest.identity for name, manifest in stages.items()}
+    if all(name in stages for name in relabel_stages(run)):
+        identities["relabel"] = scores_identity(run)  # what is made of scores is made of every teacher's
+    people = identities.get(ASKED, "")
     unlike = "mine" in stages and stages["mine"].parts.get(ASKED, "") != people
     return [
         *(["mine was made from other queries that people asked"] if unlike else []),
@@ -271,7 +274,7 @@ def _stale(stages: dict[str, Manifest]) -> list[str]:
             for stage, sources in made_of.items()
             for part, source in sources.items()
             if stage in stages and source in stages
-            if stages[stage].parts.get(part, stages[source].identity) != stages[source].identity
+            if stages[stage].parts.get(part, identities[source]) != identities[source]
         ),
     ]
 
