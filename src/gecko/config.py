@@ -370,6 +370,9 @@ class TrainConfig(_Section):
     loss: LossConfig = LossConfig()
 
 
+# Of a training: raised by hand when the same rows and settings give other weights.
+TRAINING_VERSION = 4
+
 # Settings of a training that do not change its result for one input format.
 WITHOUT_EFFECT = {"formats", "checkpoint_steps", "tensorboard"}
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko.config import FRET, WITHOUT_EFFECT, MixtureConfig, parse_budget
+from gecko.config import FRET, TRAINING_VERSION, WITHOUT_EFFECT, MixtureConfig, parse_budget
 from gecko.encoder.sent import SentEncoder
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
@@ -80,7 +80,7 @@ VERSIONS = {
     "relabel": 1,
     "rate": 1,
     "select": 1,
-    "train": 3,
+    "train": TRAINING_VERSION,
     "agreement": 1,
     "evaluate": 2,
 }

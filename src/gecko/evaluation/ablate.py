@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import numpy as np
 
-from gecko.config import WITHOUT_EFFECT, RunConfig, SelectConfig, TrainConfig
+from gecko.config import TRAINING_VERSION, WITHOUT_EFFECT, RunConfig, SelectConfig, TrainConfig
 from gecko.errors import ConfigError, RunError, TrainingError
 from gecko.evaluation.agreement import agreement
 from gecko.evaluation.beir import RetrievalSet
@@ -318,11 +318,10 @@ class Ablation:
         return TrainConfig.model_validate(values)
 
     def _key(self, cell: Cell, seed: int, rows: Sequence[Example]) -> str:
-        from gecko.training import trainer
 
         return digest(
             str(VERSION),
-            str(trainer.VERSION),
+            str(TRAINING_VERSION),
             self._trained_identity,
             self._sets_identity,
             self.settings(cell).model_dump_json(exclude=WITHOUT_EFFECT),

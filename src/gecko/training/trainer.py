@@ -30,7 +30,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from torch.utils.data import BatchSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from gecko.config import WITHOUT_EFFECT, LossConfig, TrainConfig
+from gecko.config import TRAINING_VERSION, WITHOUT_EFFECT, LossConfig, TrainConfig
 from gecko.device import best_device, device_memory, has_fast_bfloat16
 from gecko.encoder import load_encoder, save_model
 from gecko.encoder.build import add_lora, load_backbone, merge_lora, trained_weights
@@ -47,7 +47,6 @@ from gecko.training.heldout import hold_out
 from gecko.training.loss import ABSENT, FIXED_COLUMNS, GeckoLoss, RowIds
 from gecko.training.rows import to_dataset
 
-VERSION = 4  # part of the fingerprint; raised when the same rows and settings give other weights
 FILES = "files.json"
 FINGERPRINT = "fingerprint.json"
 LORA = "lora.safetensors"
@@ -126,7 +125,7 @@ def train(
         rows = to_dataset(examples, form, config.loss, passages, model.prompts)
         dims = _dims(model, config)
         parts = {
-            "version": str(VERSION),
+            "version": str(TRAINING_VERSION),
             "start weights": _weights_digest(model),
             "rows": _rows_digest(rows),
             "format": form,
