@@ -192,6 +192,7 @@ def _stage(
     recipe: Path | None = None,
     *,
     share: Share | None = None,
+    asks: bool = True,
     cluster: _ClusterOptions = ("local", None, None),
 ) -> Iterator[Any]:
     """A pipeline on an existing run; ``--set`` and a recipe change its settings for good."""
@@ -211,8 +212,8 @@ def _stage(
         with Run(path, say=ui.say) as run:
             config = change_config(run.config, recipe, sets or ()) if sets or recipe else None
             before = run.config
-        with Run(path, config, force=True, say=ui.say) as run:
-            pipeline = Pipeline(run, ui, force=force, engine=engine)
+        with Run(path, config, force=True, same_prompts=True, say=ui.say) as run:
+            pipeline = Pipeline(run, ui, force=force, asks=asks, engine=engine)
             if run.config.asked != before.asked:
                 pipeline.asked(again=True)
             if run.config.corpus != before.corpus:
@@ -309,7 +310,7 @@ def rate(run: RunArg, sets: Sets = None, force: Force = False) -> None:
 @app.command()
 def select(run: RunArg, sets: Sets = None, force: Force = False) -> None:
     """Choose positives and negatives from the scores; no teacher is asked."""
-    with _stage(run, sets, force) as pipeline:
+    with _stage(run, sets, force, asks=False) as pipeline:
         pipeline.through("select")
         _say_rows(pipeline.select())
 

@@ -54,8 +54,9 @@ from gecko.paid import (
     seeds_key,
 )
 from gecko.progress import Silent, Ui
-from gecko.prompts import Prompt, load_prompt
+from gecko.prompts import Prompt
 from gecko.records import Candidate, Example, Passage, Query, Score
+from gecko.run_prompts import run_prompt
 from gecko.store import Manifest, Run, Shard, digest, publish, read_json, schema_digest, tree_sha256, write_json
 from gecko.work import LOCAL, Counts, Engine, Job
 
@@ -123,11 +124,15 @@ class Pipeline:
         run: the run folder, held.
         ui: where sentences and progress go.
         force: go on with a teacher that the check refuses.
+        asks: whether a teacher may be loaded; what would ask one is an error otherwise.
         engine: embeds the corpus, generates, mines and relabels.
     """
 
-    def __init__(self, run: Run, ui: Ui | None = None, *, force: bool = False, engine: Engine = LOCAL) -> None:
+    def __init__(
+        self, run: Run, ui: Ui | None = None, *, force: bool = False, asks: bool = True, engine: Engine = LOCAL
+    ) -> None:
         self.run = run
+        self._asks = asks
         self.ui: Ui = ui or Silent()
         self.engine = engine
         self.config = run.config
@@ -196,6 +201,7 @@ class Pipeline:
         if self._teacher is None:
             from gecko.llm.load import check_scores, load_teacher
 
+            self._may_ask()
             began = time.perf_counter()
             self.ui.say(f"loading the teacher ({self.config.llm})")
             self._teacher = load_teacher(self.config.llm, self.config.relabel, self.ui)
@@ -204,6 +210,13 @@ class Pipeline:
             if self.config.select.fusion != "rc":
                 check_scores(self._teacher)
         return self._teacher
+
+    def _may_ask(self) -> None:
+        if not self._asks:
+            raise RunError(
+                f"{self.run.path}: a stage before this one has to ask the teacher (its settings changed, or it is not "
+                f"finished); run: gecko relabel {self.run.path}"
+            )
 
     def loaded_teacher(self, counts: Counts) -> "LanguageModel":
         """The teacher; the time that loading it takes is not counted as work."""
@@ -230,14 +243,13 @@ class Pipeline:
         """The prompts of the run, by role."""
         from gecko.fret.variables import varied
 
-        settings = self.config.prompts
         return {
             "generate": varied(
-                load_prompt(settings.generate), self.config.generate.variables, self.config.corpus.languages
+                run_prompt(self.run, "generate"), self.config.generate.variables, self.config.corpus.languages
             ),
-            "likelihood": load_prompt(settings.query_likelihood),
-            "relevance": load_prompt(settings.relevance),
-            **({"rate": load_prompt(settings.rate)} if self.config.rate.llm else {}),
+            "likelihood": run_prompt(self.run, "query_likelihood"),
+            "relevance": run_prompt(self.run, "relevance"),
+            **({"rate": run_prompt(self.run, "rate")} if self.config.rate.llm else {}),
         }
 
     def teacher_parts(self, *roles: str) -> dict[str, str]:
@@ -897,6 +909,7 @@ class Pipeline:
 
         @cache
         def load() -> "LanguageModel":
+            self._may_ask()
             self.forget_teacher()
             self.ui.say(f"loading the teacher ({spec})")
             return load_teacher(spec, self.config.relabel, self.ui)

@@ -11,11 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from gecko.config import RunConfig
 from gecko.errors import GeckoError, PublishError, RunError
 from gecko.fret.release import FILE, read_release, released_rows, write_release
 from gecko.paid import asked_parts
-from gecko.prompts import load_prompt
+from gecko.run_prompts import run_prompt
 from gecko.store import CARD, Run, digest, read_json, write_bytes
 
 if TYPE_CHECKING:
@@ -96,15 +95,14 @@ def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()
     heldout = {row["seed_id"] for row in found.values() if row["split"] == "heldout"} - {""}
     rows = [row for row in found.values() if row["split"] == "heldout" or row["seed_id"] not in heldout]
     write_release(rows, folder / FILE)
-    config = runs[0].config
-    card = dataset_card(rows, config, _prompt_hashes(config))
+    card = dataset_card(rows, runs[0].config, _prompt_hashes(runs[0]))
     write_bytes(folder / CARD, card.encode("utf-8"))
     return len(rows), len(found) - len(rows)
 
 
-def _prompt_hashes(config: RunConfig) -> dict[str, str]:
-    names = dict.fromkeys((config.prompts.generate, config.prompts.query_likelihood, config.prompts.relevance))
-    return {Path(name).name: load_prompt(name).hash for name in names}
+def _prompt_hashes(run: Run) -> dict[str, str]:
+    roles = ("generate", "query_likelihood", "relevance")
+    return {Path(getattr(run.config.prompts, role)).name: run_prompt(run, role).hash for role in roles}
 
 
 def push(

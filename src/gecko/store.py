@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from gecko.config import FREE, RunConfig, changed_keys, make_config
+from gecko.config_paths import absolute_paths
 from gecko.device import texts_together
 from gecko.errors import ConfigError, GeckoError, RunError, StorageError
 from gecko.records import SCHEMAS, from_table, to_table
@@ -239,6 +240,7 @@ class Run:
         config: the run's settings; none: those saved in the folder.
         force: go on in a folder that was made with other settings.
         keep: save the settings; without it, a folder that has some keeps those, and this object alone has the new ones.
+        same_prompts: a prompt that is named as before is the run's own copy; otherwise its file is read again.
         share: make only these shards, beside other workers; of the stages before, what is not there is made first.
         say: where a sentence for the user goes.
 
@@ -253,10 +255,12 @@ class Run:
         *,
         force: bool = False,
         keep: bool = True,
+        same_prompts: bool = False,
         share: Share | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.path = path
+        self.read_anew: set[str] = set()  # the prompts that are not read from the run's own copies
         self.say = say
         self.share = share
         self.changed = False  # whether the folder's settings were replaced just now, by more than an amount
@@ -278,7 +282,7 @@ class Run:
                     lock.unlink()
             if not self._others:
                 self._sweep()
-            self.config = self._settle(config, force, keep)
+            self.config = self._settle(config, force, keep, same_prompts)
         except BaseException:
             self.__exit__()
             raise
@@ -326,16 +330,21 @@ class Run:
             if _ASIDE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink()
 
-    def _settle(self, config: RunConfig | None, force: bool, keep: bool) -> RunConfig:
+    def _settle(self, config: RunConfig | None, force: bool, keep: bool, same_prompts: bool) -> RunConfig:
+        from gecko.run_prompts import ROLES, changed_prompts, keep_prompts
+
         file = self.path / "config.json"
         saved = self._saved(file) if file.exists() else None
         if config is None:
             if saved is None:
                 raise RunError(f"{file} is missing")
             return _with_batch(saved, saved)
-        config = _with_batch(config, saved)
+        config = _with_batch(absolute_paths(config, saved), saved)
+        self.read_anew = set(ROLES)
         if saved is not None:
             changes = [change for change in changed_keys(saved, config) if change.partition(":")[0] not in FREE]
+            self.read_anew, other = changed_prompts(self.path, config, saved, same_prompts)
+            changes += other
             self.changed = bool(changes)
             if changes and not force and self._is_paid():
                 listed = "\n  ".join(changes)
@@ -344,8 +353,9 @@ class Run:
                     "Use another folder, or --force to go on here with the new ones: the stages they touch are done again, "
                     f"and their old output is kept in {self.path / 'archive'}"
                 )
-        if keep or not file.exists():
+        if keep or saved is None:
             write_json(file, config.model_dump())
+            keep_prompts(self.path, config, self.read_anew)
         return config
 
     def _saved(self, file: Path) -> RunConfig:

@@ -8,6 +8,7 @@ slot is data: a backend never parses control tokens out of it.
 import math
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -110,24 +111,60 @@ def load_prompt(name: str) -> Prompt:
     Raises:
         ConfigError: there is no such prompt, or it lacks what its form needs.
     """
+    return make_prompt(name, read_files(name))
+
+
+def read_files(name: str) -> list[bytes]:
+    """What a prompt's file holds, and behind it that of the prompt whose examples it shows, and so on.
+
+    Raises:
+        ConfigError: there is no such prompt, or it is no TOML.
+    """
+    found: dict[str, bytes] = {}
+    while name:
+        if name in found:
+            raise ConfigError(f"prompt {name}: its examples are its own (examples_of); write them out")
+        found[name] = _read(name)
+        other = _parse(name, found[name]).get("examples_of")
+        name = _beside(name, other) if other else ""
+    return list(found.values())
+
+
+def make_prompt(name: str, contents: Sequence[bytes]) -> Prompt:
+    """A prompt from the content of its files, as :func:`read_files` gives them.
+
+    Args:
+        name: what errors call it.
+        contents: its own file's first.
+
+    Raises:
+        ConfigError: it lacks what its form needs.
+    """
+    raw, *rest = contents
+    values = _parse(name, raw)
+    if not rest:
+        return _build(name, values, digest(raw))
+    shared = make_prompt(values["examples_of"], rest)
+    values["examples"] = [dict(example) for example in shared.examples]
+    return _build(name, values, digest(raw, shared.hash))
+
+
+def _read(name: str) -> bytes:
     if name in NAMES:
-        raw = files("gecko.prompts").joinpath(f"{name}.toml").read_bytes()
-    elif name.endswith(".toml"):
-        try:
-            raw = Path(name).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"prompt {name}: {error.strerror}; give the path of a TOML file") from error
-    else:
+        return files("gecko.prompts").joinpath(f"{name}.toml").read_bytes()
+    if not name.endswith(".toml"):
         raise ConfigError(f"prompt {name!r} is neither a .toml file nor one of: {', '.join(NAMES)}")
     try:
-        values = tomllib.loads(raw.decode("utf-8"))
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"prompt {name}: {error.strerror}; give the path of a TOML file") from error
+
+
+def _parse(name: str, raw: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompt {name}: not valid TOML: {error}") from error
-    if "examples_of" in values:
-        shared = load_prompt(_beside(name, values["examples_of"]))
-        values["examples"] = [dict(example) for example in shared.examples]
-        return _build(name, values, digest(raw, shared.hash))
-    return _build(name, values, digest(raw))
 
 
 def _beside(name: str, other: str) -> str:
