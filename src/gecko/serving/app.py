@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Route
 
 from gecko import __version__
 from gecko.encoder.vectors import shorten
@@ -259,6 +260,9 @@ def create_app(service: Service) -> FastAPI:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
     app.openapi = lambda: document  # type: ignore[method-assign]
+    for route in app.routes:  # after the document, which need not say it of each
+        if isinstance(route, Route) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
     return app
 
 
