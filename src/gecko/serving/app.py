@@ -164,13 +164,20 @@ class Service:
         """The request's body.
 
         Raises:
-            RequestError: it is no JSON by its type, is too large, or does not arrive.
+            RequestError: it is no JSON by its type, is compressed, is too large, or does not arrive.
             ClientDisconnect: the client has gone.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             # Also what keeps other web sites' forms and scripts out: a browser asks before it sends this type to us.
             raise RequestError(415, f"content-type is {kind[:50]!r}; send application/json")
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.strip().lower() != "identity":
+            raise RequestError(
+                415,
+                f"content-encoding is {coding[:50]!r}; send the body as it is, without one",
+                headers={"accept-encoding": "identity"},
+            )
         most, length = self.config.max_body_bytes, request.headers.get("content-length", "")
         too_large = RequestError(
             413, f"the body is larger than {most} bytes, the most that is read", headers={"connection": "close"}
