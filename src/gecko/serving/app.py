@@ -4,7 +4,7 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, assert_never
@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from gecko import __version__
 from gecko.encoder.vectors import shorten
-from gecko.errors import GeckoError
+from gecko.errors import GeckoError, NonFiniteError
 from gecko.formats import TASKS
 from gecko.serving.batcher import TURN, Asked, Batcher, ClosedError, Model, QueueFullError
 from gecko.serving.config import ServeConfig
@@ -132,14 +132,26 @@ class Service:
                 )
 
     async def embed(
-        self, name: str, texts: Sequence[str], task: str, titles: Sequence[str] | None = None
+        self,
+        name: str,
+        texts: Sequence[str],
+        task: str,
+        place: Callable[[int], str],
+        titles: Sequence[str] | None = None,
     ) -> "tuple[Vectors, int]":
         """Vectors of all dimensions, and the tokens read; errors as :meth:`embed_together`."""
-        [found] = await self.embed_together(name, [Asked(texts, task, titles)])
+        [found] = await self.embed_together(name, [Asked(texts, task, titles)], place)
         return found
 
-    async def embed_together(self, name: str, asked: Sequence[Asked]) -> "list[tuple[Vectors, int]]":
+    async def embed_together(
+        self, name: str, asked: Sequence[Asked], place: Callable[[int], str]
+    ) -> "list[tuple[Vectors, int]]":
         """For each part of a request its vectors of all dimensions, and the tokens read.
+
+        Args:
+            name: the model's.
+            asked: the parts.
+            place: says where in the request a text of theirs stands.
 
         Raises:
             RequestError: the model refuses a text, the queue is full, or the time is over.
@@ -147,6 +159,13 @@ class Service:
         try:
             async with asyncio.timeout(self.config.timeout):
                 return await self.batcher.embed_together(name, asked)
+        except NonFiniteError as error:
+            at = place(error.index)
+            raise RequestError(
+                422,
+                f"{at}: the model's vector of this text holds NaN or infinity; send the others without it",
+                param=at,
+            ) from error
         except GeckoError as error:
             raise RequestError(400, str(error)) from error
         except QueueFullError as error:
@@ -284,7 +303,9 @@ def _add_openai(app: FastAPI, service: Service) -> None:
             raise RequestError(400, "task: named twice, here and in the model's name", param="task")
         task = check_task(suffix or body.task or DEFAULT_TASK)
         service.check_texts(body.input, "input")
-        vectors, tokens = await unless_left(request, len(body.input), service.embed(name, body.input, task))
+        vectors, tokens = await unless_left(
+            request, len(body.input), service.embed(name, body.input, task, "input.{}".format)
+        )
         rows = shorten(vectors, dim)
         pieces = []
         for start in range(0, len(rows), _ROWS):
@@ -338,7 +359,8 @@ def _add_google(app: FastAPI, service: Service) -> None:
         service.model(model)
         body = parse(EmbedContentRequest, await service.body(request))
         text, task, title = check(model, body, "")
-        vectors, _ = await service.embed(model, [text], task, None if title is None else [title])
+        titles = None if title is None else [title]
+        vectors, _ = await service.embed(model, [text], task, lambda _: "content", titles)
         return _answer(_json({"embedding": {"values": shorten(vectors, _dim(service, model, body))[0]}}))
 
     @app.post("/v1/models/{model}:batchEmbedContents", tags=["Google"])
@@ -362,7 +384,9 @@ def _add_google(app: FastAPI, service: Service) -> None:
             )
             for task, places in groups.items()
         ]
-        results = await unless_left(request, len(checked), service.embed_together(model, asked))
+        order = [place for places in groups.values() for place in places]
+        job = service.embed_together(model, asked, lambda number: f"requests.{order[number]}.content")
+        results = await unless_left(request, len(checked), job)
         values: list[Any] = [None] * len(checked)
         for places, (vectors, _) in zip(groups.values(), results, strict=True):
             for place, row in zip(places, vectors, strict=True):
@@ -430,9 +454,9 @@ def _add_page(app: FastAPI, service: Service) -> None:
         results = []
         for name, model in service.models.items():
             dim = min(body.dimensions or model.dim, model.dim)
-            query = (await service.embed(name, [body.query], task))[0][0]
+            query = (await service.embed(name, [body.query], task, lambda _: "query"))[0][0]
             if body.passages is not None:
-                job = service.embed(name, body.passages, DOCUMENT)
+                job = service.embed(name, body.passages, DOCUMENT, "passages.{}".format)
                 passages = PassageSearch.of_texts(name, body.passages, (await unless_left(request, TURN + 1, job))[0])
             else:
                 assert service.search is not None
