@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("fastapi", reason="pip install 'gecko-embed[serve]'")
 
 from gecko.encoder import Embedder, load
+from gecko.errors import NonFiniteError
 from gecko.serving.app import Service
 from gecko.serving.config import ServeConfig
 from gecko.serving.keys import ApiKeys
@@ -58,6 +59,21 @@ def fake_vector(text: str) -> np.ndarray:
     raw = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), dtype=np.uint8)
     vector = raw.astype(np.float32) - 127.5
     return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def broken_run(run: Callable[[Sequence[Item]], np.ndarray], *, raised: bool) -> Callable[[Sequence[Item]], np.ndarray]:
+    """A model's ``run`` that has no vector for the text ``hollow``: it raises, or gives NaN."""
+
+    def broken(items: Sequence[Item]) -> np.ndarray:
+        vectors = run(items)
+        for place, item in enumerate(items):
+            if item.text.endswith("hollow"):
+                if raised:
+                    raise NonFiniteError("NaN in the vector of a text", place)
+                vectors[place, 1] = np.nan
+        return vectors
+
+    return broken
 
 
 @dataclass

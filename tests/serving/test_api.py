@@ -14,7 +14,7 @@ from gecko.encoder import Embedder
 from gecko.serving.config import ServeConfig
 from gecko.serving.keys import ApiKeys, load_keys
 
-from .conftest import FakeModel, Live, StartServer
+from .conftest import FakeModel, Live, StartServer, broken_run, fake_vector
 
 TEXTS = ["the red cat sleeps", "a big house", "fish", "the tree in the river " * 20]
 SINGLE = "/v1beta/models/tiny:embedContent"
@@ -276,6 +276,58 @@ def test_the_models_own_failure_is_a_500_without_details(
     assert "Traceback" not in answer.body.decode() and "secret" not in answer.body.decode()
     assert "gecko-secret-in-a-trace" in caplog.text  # the log has what the client does not get
     assert live.ask("/v1/embeddings", {"model": "m", "input": "good"}).status == 200
+
+
+def test_a_text_without_a_vector_is_a_422_with_its_place(
+    start_server: StartServer, fake: FakeModel, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(fake, "run", broken_run(fake.run, raised=True))
+    live = start_server({"m": fake})
+    single, batch = (path.replace("tiny", "m") for path in (SINGLE, BATCH))
+    kinds = ["RETRIEVAL_DOCUMENT", "CLUSTERING", "RETRIEVAL_DOCUMENT", "CLUSTERING", "CLUSTERING"]
+    asked = [content("hollow" if n == 3 else f"text {n}", taskType=kind) for n, kind in enumerate(kinds)]
+    for path, body, place in (
+        ("/v1/embeddings", {"model": "m", "input": ["a"] * 70 + ["hollow", "b"]}, "input.70"),
+        ("/v1/embeddings", {"model": "m", "input": "hollow"}, "input.0"),
+        (single, content("hollow"), "content"),
+        (batch, {"requests": asked}, "requests.3.content"),
+        ("/search", {"query": "hollow", "passages": ["a"]}, "query"),
+        ("/search", {"query": "a", "passages": ["a", "hollow"]}, "passages.1"),
+    ):
+        answer = live.ask(path, body)
+        assert answer.status == 422
+        error = answer.json["error"]
+        assert error["message"].startswith(f"{place}: ") and "NaN" in error["message"]
+        assert error.get("param", place) == place and error.get("status", "INVALID_ARGUMENT") == "INVALID_ARGUMENT"
+    assert "Traceback" not in caplog.text
+
+
+def test_a_text_without_a_vector_spoils_no_other_request(
+    start_server: StartServer, fake: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "run", broken_run(fake.run, raised=True))
+    live = start_server({"m": fake})
+    answers: dict[str, Any] = {}
+
+    def client(text: str) -> None:
+        answers[text] = live.ask("/v1/embeddings", {"model": "m", "input": ["before", text]})
+
+    fake.gate.clear()
+    threads = [threading.Thread(target=client, args=(text,)) for text in ("one", "hollow", "two", "three")]
+    for thread in threads:
+        thread.start()
+    assert fake.entered.wait(10)
+    for _ in range(200):
+        if live.service.batcher.queued_tokens > 20:
+            break
+        threading.Event().wait(0.01)
+    fake.gate.set()
+    for thread in threads:
+        thread.join()
+    assert answers["hollow"].status == 422 and answers["hollow"].json["error"]["param"] == "input.1"
+    for text in ("one", "two", "three"):
+        row = answers[text].json["data"][1]["embedding"]
+        assert close(row, fake_vector(f"RETRIEVAL_QUERY||{text}"))
 
 
 def test_a_slow_body_and_one_that_stops(start_server: StartServer, fake: FakeModel) -> None:

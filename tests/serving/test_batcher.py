@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gecko.errors import NonFiniteError
 from gecko.serving.batcher import TURN, Asked, Batch, Batcher, ClosedError, QueueFullError
 
-from .conftest import FakeModel, fake_vector
+from .conftest import FakeModel, broken_run, fake_vector
 
 
 async def until(condition: Any) -> None:
@@ -112,8 +113,44 @@ def test_not_finite_is_an_error(fake: FakeModel, monkeypatch: pytest.MonkeyPatch
 
     async def run() -> None:
         batcher = make(fake)
-        with pytest.raises(FloatingPointError, match="NaN"):
+        with pytest.raises(NonFiniteError, match="NaN"):
             await batcher.embed("m", ["a"], task="Q")
+        batcher.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("raised", [False, True])
+def test_a_text_without_a_vector_is_named_to_its_request(
+    fake: FakeModel, monkeypatch: pytest.MonkeyPatch, raised: bool
+) -> None:
+    monkeypatch.setattr(fake, "run", broken_run(fake.run, raised=raised))
+
+    async def run() -> None:
+        batcher = make(fake)
+        fake.gate.clear()
+        first = asyncio.create_task(batcher.embed("m", ["first"], task="Q"))
+        await until(fake.entered.is_set)
+        good = [f"good {n}" for n in range(3 * TURN)]
+        late = [*good[: TURN + 5], "hollow", "x"]
+        jobs = [
+            batcher.embed("m", good, task="Q"),
+            batcher.embed("m", ["a", "b", "hollow", "c", "hollow"], task="Q"),
+            batcher.embed("m", late, task="Q"),
+            batcher.embed_together("m", [Asked(["a", "b"], "Q"), Asked(["c", "hollow"], "D")]),
+            batcher.embed("m", ["d"], task="Q"),
+        ]
+        waiting = asyncio.gather(*jobs, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        fake.gate.set()
+        many, *failed, one = await waiting
+        await first
+        assert [type(error) for error in failed] == [NonFiniteError] * 3
+        assert [getattr(error, "index", None) for error in failed] == [2, TURN + 5, 3]
+        for found, texts in ((many, good), (one, ["d"])):
+            assert isinstance(found, tuple)
+            assert np.array_equal(found[0], np.stack([fake_vector(f"Q||{text}") for text in texts]))
+        await until(lambda: batcher.queued_tokens == 0)
         batcher.close()
 
     asyncio.run(run())

@@ -8,7 +8,7 @@ import pytest
 from gecko.encoder import Embedder
 from gecko.serving.keys import load_keys
 
-from .conftest import FakeModel, Live, StartServer
+from .conftest import FakeModel, Live, StartServer, broken_run
 
 TEXTS = ["the red cat sleeps", "a big house", "fish"]
 KEY = "gecko-test-key-0123456789"
@@ -38,6 +38,17 @@ def test_openai(live: Live, tiny: Embedder, start_server: StartServer, fake: Fak
         client.with_options(base_url=f"{guarded.url}/v1").embeddings.create(model="m", input="a")
     right = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=KEY, max_retries=0)
     assert len(right.embeddings.create(model="m", input="a").data[0].embedding) == 8
+
+
+def test_openai_does_not_ask_again_for_what_has_no_vector(
+    start_server: StartServer, fake: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openai = pytest.importorskip("openai")
+    monkeypatch.setattr(fake, "run", broken_run(fake.run, raised=True))
+    client = openai.OpenAI(base_url=f"{start_server({'m': fake}).url}/v1", api_key="any", max_retries=3)
+    with pytest.raises(openai.UnprocessableEntityError, match=r"input\.1: .*NaN"):
+        client.embeddings.create(model="m", input=["a", "hollow"])
+    assert len(fake.batches) == 2  # the batch, and the request alone
 
 
 def test_langchain(live: Live, tiny: Embedder) -> None:

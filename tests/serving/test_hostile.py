@@ -1,6 +1,8 @@
 """Bodies that no client should send: each gets 4xx with a reason, none a traceback, and the server goes on."""
 
+import codecs
 import contextlib
+import gzip
 import http.client
 import json
 import random
@@ -9,9 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gecko.encoder import Embedder
 from gecko.serving.config import ServeConfig
+from gecko.serving.errors import RequestError
+from gecko.serving.schemas import BatchEmbedContentsRequest, EmbedContentRequest, EmbeddingsRequest, parse
 
 from .conftest import Live, StartServer
 
@@ -159,3 +165,77 @@ def test_a_head_that_does_not_end(start_server: StartServer, tiny: Embedder) -> 
         with socket.create_connection(("127.0.0.1", live.port), timeout=20) as sock:
             sock.sendall(sent)
             assert sock.recv(65536) == b""  # closed by the server
+
+
+NAMED: list[tuple[str, bytes, str]] = [
+    (PATHS[0], rb'{"model":"tiny","input":["whole","half \udc00 of one"]}', "input.1 holds half of a surrogate pair"),
+    (PATHS[0], rb'{"model":"tiny","input":"\ud83e"}', "input holds half of a surrogate pair"),
+    (PATHS[0], rb'{"model":"tiny","input":["\ude00\ud83d"],"user":"u"}', "input.0 holds half of a surrogate pair"),
+    (PATHS[0], rb'{"model":"t\ud800","input":"a"}', "model holds half of a surrogate pair"),
+    (PATHS[0], rb'{"model":"tiny","in\ud800":"a"}', "in? is a name with half of a surrogate pair"),
+    (PATHS[1], rb'{"content":{"parts":[{"text":"a"},{"text":"\udfff"}]}}', "content.parts.1.text holds half of a"),
+    (PATHS[2], rb'{"requests":[{"content":{"parts":[{"text":"\ud800"}]}}]}', "requests.0.content.parts.0.text holds half"),
+    (PATHS[3], rb'{"query":"a","passages":["a","b","\ud800"]}', "passages.2 holds half of a surrogate pair"),
+    (PATHS[0], b'{"model":"tiny","input":"a","input":"b"}', "input stands twice"),
+    (PATHS[0], rb'{"model":"tiny","input":"a: b", "\u006dodel" : "tiny"}', "model stands twice"),
+    (PATHS[1], b'{"content":{"parts":[{"text":"a","text":"b"}]}}', "content.parts.0.text stands twice"),
+    (PATHS[1], b'{"content":{"parts":[{"text":"a"}]},"taskType":"CLUSTERING","task_type":"CLUSTERING"}', "task_type"),
+    (PATHS[0], b'{"model":"tiny","input":[["a"]]}', "input: give a string or a list of strings"),
+    (PATHS[0], b'{"model":"tiny","input":[[]]}', "input: give a string or a list of strings"),
+    (PATHS[0], b'{"model":"tiny","input":["a",["b"]]}', "input.1: Input should be a valid string"),
+    (PATHS[0], b'{"model":"tiny","input":["a",NaN]}', "input.1: Input should be a valid string"),
+    (PATHS[0], b'{"model":"tiny","input":"a","dimensions":-Infinity}', "dimensions: Input should be a valid integer"),
+    (PATHS[0], b'{"model":"tiny","input":"a","dimensions":' + b"9" * 5000 + b"}", "number out of range at line 1 column"),
+    (PATHS[0], b'{"model":"tiny","input":"a"}\n{"a":1}', "trailing characters at line 2 column 1"),
+    (PATHS[0], b'{"model":"tiny","input":' + b'{"a":' * 5000 + b"1", "recursion limit exceeded at line 1"),
+    (PATHS[0], b"", "the body is empty"),
+    (PATHS[0], b" \r\n", "the body is empty"),
+    (PATHS[0], '{"model":"tiny","input":"é"}'.encode("utf-16"), "the body is in UTF-16; send JSON in UTF-8"),
+    (PATHS[0], '{"model":"tiny","input":"é"}'.encode("utf-16-be"), "the body is in UTF-16-BE; send JSON in UTF-8"),
+    (PATHS[0], '{"model":"tiny","input":"é"}'.encode("utf-32-le"), "the body is in UTF-32-LE; send JSON in UTF-8"),
+    (PATHS[0], '{"model":"tiny","input":"é"}'.encode("cp1252"), "the body is not UTF-8 at byte 25"),
+    (PATHS[0], b'{"model":"tiny","input":"\xed\xa0\xbd"}', "the body is not UTF-8 at byte 25"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "message"), NAMED)
+def test_a_refusal_names_the_place(live: Live, path: str, body: bytes, message: str) -> None:
+    answer = live.ask(path, body)
+    assert answer.status == 400 and message in answer.json["error"]["message"]
+
+
+def test_a_byte_order_mark_is_ignored(live: Live) -> None:
+    for path, good in zip(PATHS, GOOD, strict=True):
+        assert live.ask(path, codecs.BOM_UTF8 + json.dumps(good).encode()).json == live.ask(path, good).json
+    assert live.ask(PATHS[0], codecs.BOM_UTF8 * 1000 + json.dumps(GOOD[0]).encode()).status == 400
+
+
+def test_a_compressed_body_is_refused(live: Live) -> None:
+    body = {"model": "tiny", "input": "a"}
+    for coding in ("gzip", "GZIP", "deflate", "identity, br"):
+        answer = live.ask("/v1/embeddings", gzip.compress(json.dumps(body).encode()), content_encoding=coding)
+        assert answer.status == 415 and answer.headers["accept-encoding"] == "identity"
+        assert f"content-encoding is '{coding}'" in answer.json["error"]["message"]
+    assert live.ask("/v1/embeddings", body, content_encoding="identity").status == 200
+
+
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8) | st.sampled_from(
+    ['"a":', '":', '\\" :', '{"input":']
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(texts=st.lists(TEXT, min_size=1, max_size=4), ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
+def test_texts_that_look_like_json_are_read(texts: list[str], ascii_only: bool, indent: int | None) -> None:
+    def body(value: Any) -> bytes:
+        return json.dumps(value, ensure_ascii=ascii_only, indent=indent, separators=(" , ", " : ")).encode()
+
+    one = {"content": {"parts": [{"text": text} for text in texts], "role": texts[0]}, "title": texts[-1]}
+    asked = {"model": texts[0], "input": texts, "user": texts[-1]}
+    assert parse(EmbeddingsRequest, body(asked)).input == texts
+    assert [part.text for part in parse(EmbedContentRequest, body(one)).content.parts] == texts
+    read = parse(BatchEmbedContentsRequest, body({"requests": [one, one]}))
+    assert [part.text for part in read.requests[1].content.parts] == texts
+    twice = body(asked)[:-1].rstrip() + b"," + body({"input": texts[0]})[1:]
+    with pytest.raises(RequestError, match="input stands twice"):
+        parse(EmbeddingsRequest, twice)

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, assert_never
@@ -14,10 +14,11 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Route
 
 from gecko import __version__
 from gecko.encoder.vectors import shorten
-from gecko.errors import GeckoError
+from gecko.errors import GeckoError, NonFiniteError
 from gecko.formats import TASKS
 from gecko.serving.batcher import TURN, Asked, Batcher, ClosedError, Model, QueueFullError
 from gecko.serving.config import ServeConfig
@@ -131,14 +132,26 @@ class Service:
                 )
 
     async def embed(
-        self, name: str, texts: Sequence[str], task: str, titles: Sequence[str] | None = None
+        self,
+        name: str,
+        texts: Sequence[str],
+        task: str,
+        place: Callable[[int], str],
+        titles: Sequence[str] | None = None,
     ) -> "tuple[Vectors, int]":
         """Vectors of all dimensions, and the tokens read; errors as :meth:`embed_together`."""
-        [found] = await self.embed_together(name, [Asked(texts, task, titles)])
+        [found] = await self.embed_together(name, [Asked(texts, task, titles)], place)
         return found
 
-    async def embed_together(self, name: str, asked: Sequence[Asked]) -> "list[tuple[Vectors, int]]":
+    async def embed_together(
+        self, name: str, asked: Sequence[Asked], place: Callable[[int], str]
+    ) -> "list[tuple[Vectors, int]]":
         """For each part of a request its vectors of all dimensions, and the tokens read.
+
+        Args:
+            name: the model's.
+            asked: the parts.
+            place: says where in the request a text of theirs stands.
 
         Raises:
             RequestError: the model refuses a text, the queue is full, or the time is over.
@@ -146,6 +159,13 @@ class Service:
         try:
             async with asyncio.timeout(self.config.timeout):
                 return await self.batcher.embed_together(name, asked)
+        except NonFiniteError as error:
+            at = place(error.index)
+            raise RequestError(
+                422,
+                f"{at}: the model's vector of this text holds NaN or infinity; send the others without it",
+                param=at,
+            ) from error
         except GeckoError as error:
             raise RequestError(400, str(error)) from error
         except QueueFullError as error:
@@ -163,13 +183,20 @@ class Service:
         """The request's body.
 
         Raises:
-            RequestError: it is no JSON by its type, is too large, or does not arrive.
+            RequestError: it is no JSON by its type, is compressed, is too large, or does not arrive.
             ClientDisconnect: the client has gone.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             # Also what keeps other web sites' forms and scripts out: a browser asks before it sends this type to us.
             raise RequestError(415, f"content-type is {kind[:50]!r}; send application/json")
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.strip().lower() != "identity":
+            raise RequestError(
+                415,
+                f"content-encoding is {coding[:50]!r}; send the body as it is, without one",
+                headers={"accept-encoding": "identity"},
+            )
         most, length = self.config.max_body_bytes, request.headers.get("content-length", "")
         too_large = RequestError(
             413, f"the body is larger than {most} bytes, the most that is read", headers={"connection": "close"}
@@ -259,6 +286,9 @@ def create_app(service: Service) -> FastAPI:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
     app.openapi = lambda: document  # type: ignore[method-assign]
+    for route in app.routes:  # after the document, which need not say it of each
+        if isinstance(route, Route) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
     return app
 
 
@@ -273,7 +303,9 @@ def _add_openai(app: FastAPI, service: Service) -> None:
             raise RequestError(400, "task: named twice, here and in the model's name", param="task")
         task = check_task(suffix or body.task or DEFAULT_TASK)
         service.check_texts(body.input, "input")
-        vectors, tokens = await unless_left(request, len(body.input), service.embed(name, body.input, task))
+        vectors, tokens = await unless_left(
+            request, len(body.input), service.embed(name, body.input, task, "input.{}".format)
+        )
         rows = shorten(vectors, dim)
         pieces = []
         for start in range(0, len(rows), _ROWS):
@@ -327,7 +359,8 @@ def _add_google(app: FastAPI, service: Service) -> None:
         service.model(model)
         body = parse(EmbedContentRequest, await service.body(request))
         text, task, title = check(model, body, "")
-        vectors, _ = await service.embed(model, [text], task, None if title is None else [title])
+        titles = None if title is None else [title]
+        vectors, _ = await service.embed(model, [text], task, lambda _: "content", titles)
         return _answer(_json({"embedding": {"values": shorten(vectors, _dim(service, model, body))[0]}}))
 
     @app.post("/v1/models/{model}:batchEmbedContents", tags=["Google"])
@@ -351,7 +384,9 @@ def _add_google(app: FastAPI, service: Service) -> None:
             )
             for task, places in groups.items()
         ]
-        results = await unless_left(request, len(checked), service.embed_together(model, asked))
+        order = [place for places in groups.values() for place in places]
+        job = service.embed_together(model, asked, lambda number: f"requests.{order[number]}.content")
+        results = await unless_left(request, len(checked), job)
         values: list[Any] = [None] * len(checked)
         for places, (vectors, _) in zip(groups.values(), results, strict=True):
             for place, row in zip(places, vectors, strict=True):
@@ -419,9 +454,9 @@ def _add_page(app: FastAPI, service: Service) -> None:
         results = []
         for name, model in service.models.items():
             dim = min(body.dimensions or model.dim, model.dim)
-            query = (await service.embed(name, [body.query], task))[0][0]
+            query = (await service.embed(name, [body.query], task, lambda _: "query"))[0][0]
             if body.passages is not None:
-                job = service.embed(name, body.passages, DOCUMENT)
+                job = service.embed(name, body.passages, DOCUMENT, "passages.{}".format)
                 passages = PassageSearch.of_texts(name, body.passages, (await unless_left(request, TURN + 1, job))[0])
             else:
                 assert service.search is not None

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from gecko.errors import NonFiniteError
+
 if TYPE_CHECKING:
     from gecko.encoder.encoder import Vectors
 
@@ -43,7 +45,11 @@ class Model(Protocol):
         ...
 
     def run(self, items: Sequence[Any]) -> "Vectors":
-        """Float32 (n, dim), unit rows."""
+        """Float32 (n, dim), unit rows.
+
+        Raises:
+            NonFiniteError: a row is none; ``index`` is its item's place.
+        """
         ...
 
 
@@ -93,10 +99,24 @@ class Asked:
 class _Job:
     """An :class:`Asked` in the queue."""
 
-    __slots__ = ("costs", "done", "error", "future", "left", "model", "task", "texts", "titles", "tokens", "vectors")
+    __slots__ = (
+        "costs",
+        "done",
+        "error",
+        "first",
+        "future",
+        "left",
+        "model",
+        "task",
+        "texts",
+        "titles",
+        "tokens",
+        "vectors",
+    )
 
-    def __init__(self, model: str, asked: Asked, dim: int, costs: list[int]) -> None:
+    def __init__(self, model: str, asked: Asked, first: int, dim: int, costs: list[int]) -> None:
         self.model = model
+        self.first = first  # texts of the request before these
         self.texts = asked.texts
         self.task = asked.task
         self.titles = asked.titles
@@ -182,14 +202,17 @@ class Batcher:
         Raises:
             QueueFullError: too much waits already.
             ClosedError: the server has stopped.
+            NonFiniteError: the model has no vector for a text; ``index`` counts the texts of all parts.
             GeckoError: the model refuses the texts or the task.
         """
         encoder = self._models[model]
         window = encoder.max_tokens or 2**31
-        jobs = []
+        jobs: list[_Job] = []
+        first = 0
         for one in asked:
             costs = [min(window, _SPECIAL + -(-len(text) // _CHARS_PER_TOKEN)) for text in one.texts]
-            jobs.append(_Job(model, one, encoder.dim, costs))
+            jobs.append(_Job(model, one, first, encoder.dim, costs))
+            first += len(costs)
         cost = sum(sum(job.costs) for job in jobs)
         with self._wake:
             if self._closed:
@@ -272,8 +295,9 @@ class Batcher:
             counts.append(sum(item.tokens for item in items))
             prepared += items
         vectors = encoder.run(prepared)  # (texts, dim)
-        if not np.isfinite(vectors).all():
-            raise FloatingPointError("the model returned NaN or infinity")
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            raise NonFiniteError("the model returned NaN or infinity", int(finite.argmin()))
         row = 0
         for (job, start, stop), tokens in zip(picks, counts, strict=True):
             job.vectors[start:stop] = vectors[row : row + stop - start]
@@ -283,11 +307,14 @@ class Batcher:
 
     def _compute_alone(self, model: str, pick: tuple[_Job, int, int]) -> int:
         """One request's part of a batch that failed: the error is its own, or there is none."""
+        job, start, _ = pick
         try:
             return self._compute(model, [pick])
+        except NonFiniteError as error:
+            job.error = NonFiniteError(str(error), job.first + start + error.index)
         except Exception as error:
-            pick[0].error = error
-            return 0
+            job.error = error
+        return 0
 
     def _finish(self, picks: Sequence[tuple[_Job, int, int]], seconds: float) -> None:
         cost = sum(sum(job.costs[start:stop]) for job, start, stop in picks)

@@ -25,7 +25,7 @@ class Guard:
     """ASGI middleware.
 
     Without keys a request must name this machine in its ``Host`` header: otherwise any web site could have its name
-    point to 127.0.0.1 and read the answers in its visitors' browsers.
+    point to 127.0.0.1 and read the answers in its visitors' browsers. HTTP/1.0 has requests without a ``Host``.
 
     Args:
         app: what is guarded.
@@ -82,7 +82,8 @@ class Guard:
         headers = Headers(scope=scope)
         if not self._keys:
             name = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
-            if not (is_loopback(name) or is_loopback(headers.get("host", ""))):
+            unnamed = "host" not in headers and scope["http_version"] == "1.0"  # no browser sends such a request
+            if not (is_loopback(name) or is_loopback(headers.get("host", "")) or unnamed):
                 raise RequestError(403, "without API keys this server answers to localhost only; see --api-keys")
             return
         if scope["path"] in OPEN:

@@ -3,8 +3,10 @@
 The limits and the names of the models are those of a running server, so its OpenAPI document states them.
 """
 
+import codecs
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -35,9 +37,11 @@ Body = TypeVar("Body", bound=BaseModel)
 def _texts(value: Any) -> Any:
     if isinstance(value, str):
         return [value]
-    if isinstance(value, list) and value and isinstance(value[0], int | list) and not isinstance(value[0], bool):
+    first = value[0] if isinstance(value, list) and value else ""
+    inner = first[0] if isinstance(first, list) and first else first
+    if isinstance(inner, int) and not isinstance(inner, bool):
         raise ValueError(_TOKENS)
-    if not isinstance(value, list):
+    if not isinstance(value, list) or isinstance(first, list):
         raise ValueError("give a string or a list of strings")
     return value
 
@@ -201,20 +205,86 @@ REQUESTS = (EmbeddingsRequest, EmbedContentRequest, BatchEmbedContentsRequest, S
 
 
 def parse(kind: type[Body], body: bytes) -> Body:
-    """Read a request body.
+    """Read a request body. A byte order mark before it is ignored.
 
     Raises:
         RequestError: it is no JSON of this kind; the first reason, and where.
     """
+    body = body.removeprefix(codecs.BOM_UTF8)
     try:
-        return kind.model_validate_json(body)
+        found = kind.model_validate_json(body)
     except ValidationError as error:
         entry = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in entry["loc"])[:200]
         what = entry["msg"].removeprefix("Value error, ")
         if entry["type"] == "extra_forbidden":
             what = "is not a known field"
-        raise RequestError(400, f"{place}: {what}" if place else what, param=place or None) from None
+        fault = _fault(body) if entry["type"] == "json_invalid" else None
+        raise fault or RequestError(400, f"{place}: {what}" if place else what, param=place or None) from None
+    # A name that stands twice has a colon more than the parser has seen. Most bodies need no more than the first count.
+    if body.count(b":") > len(found.model_fields_set) and len(_NAME.findall(body)) > _names(found):
+        fault = _fault(body)
+        if fault is not None:
+            raise fault
+    return found
+
+
+def _names(request: BaseModel) -> int:
+    """Names that the parser has seen in a request."""
+    count = len(request.model_fields_set)
+    for field in request.model_fields_set:
+        value = getattr(request, field)
+        if isinstance(value, BaseModel):
+            count += _names(value)
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            count += sum(map(_names, value))
+    return count
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """Names and values of a JSON object, as they stand in it."""
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=float)
+_NAME = re.compile(rb'"\s*:')  # the end of one; some texts have it, too
+_HALF = re.compile("[\\ud800-\\udfff]")
+
+
+def _fault(body: bytes) -> RequestError | None:
+    """What a JSON parser does not tell of a body, or tells without its place; none: there is no such fault."""
+    if not body.strip():
+        return RequestError(400, "the body is empty; send JSON")
+    encoding = json.detect_encoding(body)
+    if not encoding.startswith("utf-8"):
+        return RequestError(400, f"the body is in {encoding.upper()}; send JSON in UTF-8")
+    try:
+        found = next(_faults(_JSON.decode(body.decode()), ""), None)
+    except UnicodeDecodeError as error:
+        return RequestError(400, f"the body is not UTF-8 at byte {error.start}; send JSON in UTF-8")
+    except (ValueError, RecursionError):  # the parser has said where
+        return None
+    if found is None:
+        return None
+    place, what = found[0].encode(errors="replace").decode()[:200], found[1]
+    return RequestError(400, f"{place or 'the body'} {what}", param=place or None)
+
+
+def _faults(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Places in a JSON document and what is wrong there."""
+    if isinstance(value, str):
+        if _HALF.search(value):
+            yield place, "holds half of a surrogate pair, which is no character"
+    elif isinstance(value, list):
+        names = set()
+        for number, item in enumerate(value):
+            name, inner = item if isinstance(value, _Pairs) else (str(number), item)
+            here = f"{place}.{name}" if place else name
+            if name in names:
+                yield here, "stands twice in its object; give it once"
+            if _HALF.search(name):
+                yield here, "is a name with half of a surrogate pair, which is no character"
+            names.add(name)
+            yield from _faults(inner, here)
 
 
 def request_schemas(config: ServeConfig, dims: dict[str, int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import signal
 import socket
 import sys
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -18,6 +20,7 @@ from gecko.serving.keys import VARIABLE, ApiKeys, is_loopback
 
 _KEEP_ALIVE = 75  # seconds: longer than clients and proxies keep idle connections, so that they close first
 _HEAD_BYTES = 65_536
+_NO_PATH = re.compile(rb"^[a-zA-Z]+://[^/?]+(?=\?|$)")  # a target like http://localhost, whose path is /
 _SWITCH = 0.0005  # seconds after which a thread must let another run: the encoder's small steps wait for the event loop
 
 
@@ -50,8 +53,37 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+class _Parser(httptools.HttpRequestParser):
+    """Ignores an offer to go on in another protocol, as a server may (RFC 9110, 7.8): Java's client sends one always.
+
+    llhttp takes the end of a head with such an offer for the end of HTTP, also where a body follows. So the head is read
+    once more without its ``Upgrade``, and by a new parser: the old one may have taken it for the connection's last.
+    """
+
+    def __init__(self, protocol: "Protocol") -> None:
+        super().__init__(protocol)
+        self._protocol = protocol
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets it for its own parser
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]
+        """Read a piece of what the client sends."""
+        parser: httptools.HttpRequestParser = self
+        while data:
+            try:
+                httptools.HttpRequestParser.feed_data(parser, data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                data = data[offer.args[0] :]
+                if self._protocol.scope["method"] != "CONNECT":  # which offers nothing, and has no body
+                    parser = self._protocol.parser = _Parser(self._protocol)
+                    data = self._protocol.head_without_offer() + data
+
+
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 as uvicorn reads it, with bounds on a request's head, which has none there: bytes and seconds."""
+    """HTTP/1.1 as uvicorn reads it, with bounds on a request's head, which has none there: bytes and seconds.
+
+    Offers of other protocols are ignored.
+    """
 
     head_timeout = 20.0
     _head: int | None = None  # bytes of an unfinished head, but for its first piece
@@ -60,6 +92,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The first head has to arrive in time, too."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        self.parser = _Parser(self)
         self._arm()
 
     def data_received(self, data: bytes) -> None:
@@ -83,12 +116,24 @@ class Protocol(HttpToolsProtocol):
         """The head is here."""
         self._head = None
         self._disarm()
+        if not self.url.startswith(b"/"):
+            self.url = _NO_PATH.sub(rb"\g<0>/", self.url)
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more will come."""
         self._disarm()
         super().connection_lost(exc)
+
+    def head_without_offer(self) -> bytes:
+        """The head that was read, but for its ``Upgrade``."""
+        fields = [b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        version = self.scope["http_version"].encode()
+        return b"%s %s HTTP/%s\r\n%s\r\n" % (self.scope["method"].encode(), self.url, version, b"".join(fields))
+
+    def _should_upgrade(self) -> bool:
+        # What uvicorn asks when a head is complete: it then leaves the request to somebody else, here to the parser.
+        return self.scope["method"] != "CONNECT"
 
     def _arm(self) -> None:
         self._timer = self.loop.call_later(self.head_timeout, self.transport.close)
