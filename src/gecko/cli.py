@@ -470,7 +470,7 @@ def evaluate_model(
 
     from gecko.encoder import load_encoder
     from gecko.evaluation.cache import KeptEmbeddings
-    from gecko.evaluation.sets import eval_table, evaluate_sets, load_sets
+    from gecko.evaluation.sets import eval_notes, eval_table, evaluate_sets, load_sets
     from gecko.llm.weights import cache_folder
     from gecko.report.text import markdown_table
 
@@ -486,7 +486,7 @@ def evaluate_model(
         print(json.dumps(result))
         return
     if as_markdown:
-        print(markdown_table(eval_table(result)))
+        print("\n\n".join([markdown_table(eval_table(result)), *eval_notes(result)]))
         return
     header, *rows = eval_table(result)
     table = Table()
@@ -495,8 +495,8 @@ def evaluate_model(
     for row in rows:
         table.add_row(*map(escape, row))
     _print(table, 160)
-    for name, reason in result.get("skipped", {}).items():
-        print(f"{name} was skipped: {reason}")
+    for note in eval_notes(result):
+        print(note)
 
 
 @app.command("check-teacher")
