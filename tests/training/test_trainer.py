@@ -366,7 +366,7 @@ def test_a_set_smaller_than_a_batch_that_has_no_negative_is_refused(run, example
 
 
 def test_errors_call_settings_as_the_command_does(run, examples, monkeypatch):
-    config = PretrainConfig(**CONFIG.model_dump(exclude={"loss", "backbone"}))
+    config = PretrainConfig(**CONFIG.model_dump(exclude={"loss", "backbone", "formats"}))
     same = [replace(row, negatives=(), group="g" if i < 19 else "other") for i, row in enumerate(examples)]
     with pytest.raises(TrainingError, match=r"of one group .*; raise pretrain.batch, which is 8, so") as found:
         run(rows=same, config=config)
