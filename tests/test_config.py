@@ -158,6 +158,20 @@ def test_presets() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pretrain.dim_weights=[0, 0.0, 0]", "pretrain.dim_weights = .*all weights are 0"),
+        ("train.dim_weights=[1, -0.5]", "train.dim_weights = .*-0.5 is no weight"),
+        ("train.dim_weights=[nan, 1]", "train.dim_weights"),
+        ("pretrain.weights.web=-1", "pretrain.weights = .*web = -1 is no weight"),
+    ],
+)
+def test_weights_that_weigh_nothing_are_refused(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=[setting])
+
+
 @pytest.mark.parametrize("text", ["preset=quick", 'preset=["paper"]', "preset=3"])
 def test_unknown_preset(text: str) -> None:
     with pytest.raises(ConfigError, match="does not exist; choose one of: default, paper"):

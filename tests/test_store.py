@@ -19,9 +19,11 @@ from gecko.store import (
     _disk_errors,
     digest,
     file_sha256,
+    read_json,
     schema_digest,
     tree_sha256,
     write_bytes,
+    write_json,
 )
 
 from .conftest import rewrite_shards
@@ -734,3 +736,12 @@ def test_what_cannot_be_read_is_not_called_unwritten(tmp_path: Path) -> None:
         _disk_errors(tmp_path / "run" / "embed" / "x"),
     ):
         raise PermissionError(errno.EACCES, "Permission denied", str(other))
+
+
+def test_the_name_of_a_file_that_is_not_utf_8_is_kept(tmp_path: Path) -> None:
+    named = {"sources": [os.fsdecode(b"caf\xe9.jsonl"), "caf\u00e9"]}
+    write_json(tmp_path / "a.json", named)
+    assert read_json(tmp_path / "a.json") == named
+    assert digest(named["sources"][0]) != digest(named["sources"][1])
+    write_json(tmp_path / "b.json", {"a": "\u00e9"})
+    assert (tmp_path / "b.json").read_text(encoding="utf-8") == '{\n "a": "\u00e9"\n}\n'

@@ -1,8 +1,10 @@
 """The command line. Thin: it reads options, calls the library and prints; heavy imports are inside the commands."""
 
+import io
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from gecko import __version__
 from gecko.config import DEFAULT_BUDGET, RunConfig, load_config
@@ -21,8 +24,20 @@ from gecko.shares import Share, parse_share
 from gecko.store import Run
 from gecko.work import LOCAL, Engine
 
+
+class _Commands(TyperGroup):
+    """The commands; to typer, a file that ends too early is the end of what a user types."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise RuntimeError(f"a file ends too early ({error})") from error
+
+
 app = typer.Typer(
     name="gecko",
+    cls=_Commands,
     help="Distil a language model's relevance judgement into a compact text-embedding model, on your own passages.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -471,7 +486,7 @@ def evaluate_model(
 
     from gecko.encoder import load_encoder
     from gecko.evaluation.cache import KeptEmbeddings
-    from gecko.evaluation.sets import eval_table, evaluate_sets, load_sets
+    from gecko.evaluation.sets import eval_notes, eval_table, evaluate_sets, load_sets
     from gecko.llm.weights import cache_folder
     from gecko.report.text import markdown_table
 
@@ -487,7 +502,7 @@ def evaluate_model(
         print(json.dumps(result))
         return
     if as_markdown:
-        print(markdown_table(eval_table(result)))
+        print("\n\n".join([markdown_table(eval_table(result)), *eval_notes(result)]))
         return
     header, *rows = eval_table(result)
     table = Table()
@@ -496,8 +511,8 @@ def evaluate_model(
     for row in rows:
         table.add_row(*map(escape, row))
     _print(table, 160)
-    for name, reason in result.get("skipped", {}).items():
-        print(f"{name} was skipped: {reason}")
+    for note in eval_notes(result):
+        print(note)
 
 
 @app.command("check-teacher")
@@ -616,7 +631,7 @@ def embed(
     specs, counts, ui = inputs or ["-"], Counts(), Terminal()
     if split and "-" in specs:
         raise ConfigError("--split: lines of standard input are taken as they are; give files or folders")
-    if out is None and engine != "local":
+    if out is None and _one_of("--engine", engine, ("local", "ray")) != "local":
         raise ConfigError(f"--engine {engine}: give a folder with -o")
     if split:
         rows = read_corpus(CorpusConfig(sources=specs), counts)
@@ -661,10 +676,18 @@ def search(
     from gecko.encoder import load
     from gecko.search import IndexConfig, build_index
     from gecko.search.index import Kind, Method, Store, default_folder, sources_identity
+    from gecko.text import half_of_pair
     from gecko.work import Counts
 
     ui = Terminal()
     how = _one_of("--method", method, get_args(Method))
+    if k < 1:
+        raise ConfigError(f"k = {k}: give at least 1")
+    for text in query or ():
+        if not text.strip():
+            raise ConfigError(f"--query {text!r} is blank; write what to look for")
+        if half := half_of_pair(text):  # the terminal's bytes were not UTF-8
+            raise ConfigError(f"--query {text!a} holds {half}")
     config = IndexConfig(
         kind=_one_of("--kind", kind, get_args(Kind)), store=_one_of("--store", store, get_args(Store)), dim=dim
     )
@@ -847,13 +870,38 @@ def serve(
     run(Service(models, config, keys, search), listener, ui.say, log_requests=log_requests)
 
 
-def main() -> None:
-    """Entry point: errors of this package are one message and exit code 1; anything else is a traceback."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Standard output is written to its end; a reader that has gone away is no error."""
     try:
-        app()
-    except GeckoError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False, style="red")
+        yield
+    finally:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
+            if isinstance(error, BrokenPipeError):
+                sys.exit(1)
+            raise
+
+
+def main() -> None:
+    """Entry point: an error is one message and exit code 1; ``GECKO_TRACEBACK=1`` shows where it came from."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":  # whatever a terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with _flushed():
+            app()
+    except Exception as error:
+        from gecko.unexpected import sentence, wants_traceback
+
+        if wants_traceback():
+            traceback.print_exc()
+        said = str(error) if isinstance(error, GeckoError) else sentence(error)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {said}", markup=False, style="red")
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; run the same command again to continue")

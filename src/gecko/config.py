@@ -274,6 +274,8 @@ class SelectConfig(_Section):
 class LossConfig(_Section):
     """Eq. 3 of the paper and its switches."""
 
+    SECTION: ClassVar[str] = "train.loss"  # what errors call it
+
     temperature: float = Field(default=0.05, gt=0)
     same_tower: bool | Literal["symmetric"] | list[str] = Field(
         default=True,
@@ -305,6 +307,8 @@ class LossConfig(_Section):
 class BackboneConfig(_Section):
     """What is built around a language model, or added to an embedder, before it is trained."""
 
+    SECTION: ClassVar[str] = "train.backbone"
+
     projection: int | None = Field(
         default=None, ge=1, description="numbers of an embedding, by a linear layer behind the pooling; unset: none"
     )
@@ -316,6 +320,8 @@ class BackboneConfig(_Section):
 
 class TrainConfig(_Section):
     """Stage 2 of the paper."""
+
+    SECTION: ClassVar[str] = "train"
 
     formats: list[Literal["native", "unified"]] = Field(
         default=["native", "unified"],
@@ -369,6 +375,15 @@ class TrainConfig(_Section):
     backbone: BackboneConfig = BackboneConfig()
     loss: LossConfig = LossConfig()
 
+    @field_validator("dim_weights")
+    @classmethod
+    def _weights(cls, value: list[float]) -> list[float]:
+        if wrong := [weight for weight in value if weight < 0]:
+            raise ValueError(f"{wrong[0]:g} is no weight; write numbers from 0 on")
+        if value and not any(value):
+            raise ValueError("all weights are 0, so nothing would be trained; write one above 0")
+        return value
+
 
 # Of a training: raised by hand when the same rows and settings give other weights.
 TRAINING_VERSION = 4
@@ -380,12 +395,22 @@ WITHOUT_EFFECT = {"formats", "checkpoint_steps", "tensorboard"}
 class PairLossConfig(LossConfig):
     """Eq. 2 of the paper: in-batch negatives only."""
 
+    SECTION: ClassVar[str] = "pretrain.loss"
+
     same_tower: bool = False
     hard_negatives: Literal["own", "all", "none"] = "none"
 
 
+class PairBackboneConfig(BackboneConfig):
+    """The same for stage 1."""
+
+    SECTION: ClassVar[str] = "pretrain.backbone"
+
+
 class PretrainConfig(TrainConfig):
     """Stage 1 of the paper, `gecko pretrain`: pairs, Eq. 2, each batch from one source. All keys of `train`, too."""
+
+    SECTION: ClassVar[str] = "pretrain"
 
     sources: list[str] = Field(default=[], description="files of pairs (query, title, text), or folders of them")
     task: str = Field(default="search result", description="the task of a source that `tasks` does not name")
@@ -399,7 +424,15 @@ class PretrainConfig(TrainConfig):
     batch: int = Field(default=1024, ge=2)
     part_tokens: int | None = Field(default=16_384, ge=16, description="as in `train`")
     learning_rate: float = Field(default=1e-4, gt=0)
+    backbone: PairBackboneConfig = PairBackboneConfig()
     loss: PairLossConfig = PairLossConfig()
+
+    @field_validator("weights")
+    @classmethod
+    def _passes(cls, value: dict[str, float]) -> dict[str, float]:
+        if wrong := [f"{name} = {weight:g}" for name, weight in value.items() if weight < 0]:
+            raise ValueError(f"{wrong[0]} is no weight; write a number from 0 on")
+        return value
 
 
 class _MixtureSet(_Section):

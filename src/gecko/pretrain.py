@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gecko.config import WITHOUT_EFFECT
-from gecko.errors import RunError
+from gecko.errors import RunError, TrainingError
 from gecko.progress import Silent, Ui
 from gecko.store import Run, digest, publish, write_json
 
@@ -78,6 +78,11 @@ def _read(sources: dict[str, str], run: Run, ui: Ui) -> "list[Example]":
         drops: Counter[str] = Counter()
         pairs = read_pairs(name, source, run.config.pretrain, run.config.seed, drops)
         dropped = ", ".join(f"{count} {reason}" for reason, count in drops.items())
+        if len(pairs) < 2 and run.config.pretrain.weights.get(name, 1.0) > 0:
+            raise TrainingError(
+                f"set {name!r}: {source} has 1 pair; give two or more, which are each other's negatives"
+                + (f"; dropped: {dropped}" if dropped else "")
+            )
         ui.say(f"{name}: {len(pairs):,} pairs, task {pairs[0].task!r}" + (f"; dropped: {dropped}" if dropped else ""))
         rows += pairs
     return rows

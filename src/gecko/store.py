@@ -44,6 +44,7 @@ from gecko.device import texts_together
 from gecko.errors import ConfigError, GeckoError, RunError, StorageError
 from gecko.records import SCHEMAS, from_table, to_table
 from gecko.shares import Share, working
+from gecko.text import half_of_pair
 from gecko.work import EXAMPLES, LOCAL, Counts, Engine, Job, Task
 
 LAYOUT = 1
@@ -67,7 +68,8 @@ def digest_of(parts: Iterable[str | bytes]) -> str:
     """:func:`digest` of strings that come one by one."""
     joined = hashlib.sha256()
     for part in parts:
-        data = part.encode("utf-8") if isinstance(part, str) else part
+        # surrogatepass: names of files need not be UTF-8.
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         joined.update(len(data).to_bytes(8, "little") + data)
     return joined.hexdigest()[:16]
 
@@ -122,7 +124,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    if half_of_pair(text):  # the name of a file that is not UTF-8; as an escape it comes back as it was
+        text = json.dumps(value, indent=1)
+    write_bytes(path, f"{text}\n".encode())
 
 
 def read_json(path: Path) -> Any:

@@ -18,3 +18,15 @@ def words(text: str) -> list[str]:
 def whole_characters(text: str) -> str:
     """The text with halves of surrogate pairs, which parsers and JSON let through, joined or replaced: UTF-8 has none."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def half_of_pair(text: str) -> str:
+    """What makes a text unfit for UTF-8, in words, with its place and the mend; empty: nothing."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return (
+            f"half a surrogate pair, {text[error.start]!r} at character {error.start + 1}, which no text can hold; write "
+            "the file anew from its origin"
+        )
+    return ""

@@ -27,6 +27,14 @@ def plain(tiny_model: Path) -> Encoder:
 def test_specs(tiny_model: Path, tmp_path: Path) -> None:
     assert (Path(resolve_model("minilm")) / "modules.json").is_file()
     assert resolve_model(str(tiny_model)) == str(tiny_model)
+    run = tmp_path / "run"
+    (run / "ingest").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is the folder of a run; it has no model yet"):
+        resolve_model(str(run))
+    (run / "model").mkdir()
+    with pytest.raises(ConfigError, match="is the folder of a run; its model is .*run/model"):
+        resolve_model(str(run))
     assert resolve_model("hf:some/name") == "some/name"
     for wrong in ("", "hf:", "nothing-here", "MiniLM"):
         with pytest.raises(ConfigError, match="hf:NAME"):

@@ -42,6 +42,19 @@ def test_embed_and_search(tiny_model: Path, words: list[str], tmp_path: Path, mo
     assert len(list((tmp_path / "cache" / "gecko" / "index").iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["-q", "cat", "-k", 0], "k = 0: give at least 1"),
+        (["-q", "cat", "-q", "  "], "--query '  ' is blank"),
+        (["-q", "caf\udce9"], r"--query 'caf.udce9' holds half a surrogate pair"),
+    ],
+)
+def test_what_cannot_be_searched_is_told_before_anything_is_read(given: list[object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        gecko("search", "no model", "no corpus", *given)
+
+
 def test_what_is_not_read_is_told(tiny_model: Path, words: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()

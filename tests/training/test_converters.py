@@ -232,6 +232,13 @@ def test_medmcqa_counts_from_0_or_from_1_as_it_is_told(made):
         made("medmcqa", [med(0)], first_answer=1)
 
 
+def test_half_a_character_is_refused_in_a_list_too(made):
+    passage = {"docid": "1", "title": "", "text": "x \ud83d"}
+    row = {"query_id": "7", "query": "q", "positive_passages": [passage], "negative_passages": []}
+    with pytest.raises(TrainingError, match=r"set 's': a text of the row s-7-0 holds half a surrogate pair"):
+        made("miracl", [row])
+
+
 # --- natural language inference
 
 NLI = [

@@ -69,6 +69,12 @@ def test_a_source_without_a_usable_pair_is_refused(tmp_path):
         read_pairs("s", path, PretrainConfig(), 0, Counter())
 
 
+def test_half_a_character_is_named(tmp_path):
+    path = write(tmp_path / "s.jsonl", PAIR, {"query": "a \ud83d", "text": "x"})
+    with pytest.raises(TrainingError, match=r"s\.jsonl:2: the text holds half a surrogate pair"):
+        read_pairs("s", path, PretrainConfig(), 0, Counter())
+
+
 def test_names_must_be_one_and_known(tmp_path):
     (tmp_path / "sub").mkdir()
     one, two = write(tmp_path / "one.jsonl", PAIR), write(tmp_path / "sub" / "one.jsonl", PAIR)

@@ -102,6 +102,13 @@ def test_eq_2_by_source_with_the_sources_task(pairs, tiny_bert, tmp_path, monkey
     assert given["sampling"] == Sampling({"titles": 2.0}, 3.0, 5)
 
 
+def test_one_pair_alone_teaches_nothing(tiny_bert, tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"query": "red cat", "text": "a red cat"}\n' * 2)
+    with pytest.raises(TrainingError, match="has 1 pair; give two or more.*dropped: 1 pair that was there before"):
+        run(path, tiny_bert, tmp_path / "run")
+
+
 CHILD = """
     import os, signal, sys
     import torch

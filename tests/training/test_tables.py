@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gecko.errors import TrainingError
-from gecko.training.tables import read_rows, source_identity
+from gecko.training.tables import read_rows, source_identity, text_of
 
 ROWS = [{"query": "a, b", "text": 'say "x"\nline'}, {"query": "ß", "text": ""}, {"query": "c", "text": "d"}]
 
@@ -95,6 +95,30 @@ def test_what_cannot_be_read_is_named(tmp_path, file, content, message):
     (tmp_path / file).write_bytes(content)
     with pytest.raises(TrainingError, match=message):
         list(read_rows("s", str(tmp_path / file)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "place"),
+    [
+        ("x.jsonl", '\n{"a": "b"}\n\n{"a": "ab\\ud83d"}\n', "x.jsonl:4"),
+        ("x.json", '[{"a": "b"},\n {"a": "ab\\ud83d"}]', "x.json: row 2"),
+    ],
+)
+def test_half_a_character_is_refused_where_its_text_is_used(tmp_path, file, content, place):
+    (tmp_path / file).write_text(content)
+    rows = list(read_rows("s", str(tmp_path / file)))
+    assert text_of(rows[0][1], "a", rows[0][0]) == "b"
+    with pytest.raises(
+        TrainingError, match=rf"{place}: the text holds half a surrogate pair, .*character 3.*column is a"
+    ):
+        text_of(rows[1][1], "a", rows[1][0])
+
+
+def test_a_gzip_file_that_ends_early_is_named(tmp_path):
+    whole = write(tmp_path, ".jsonl.gz", ROWS * 999)
+    whole.write_bytes(whole.read_bytes()[:-30])
+    with pytest.raises(TrainingError, match=r"rows\.jsonl\.gz cannot be read after row"):
+        list(read_rows("s", str(whole)))
 
 
 def test_a_source_that_is_not_there_or_empty_is_named(tmp_path):

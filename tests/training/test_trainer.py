@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gecko.config import BackboneConfig, TrainConfig
+from gecko.config import BackboneConfig, PretrainConfig, TrainConfig
 from gecko.encoder import load_encoder
 from gecko.errors import TrainingError
 from gecko.training import Sampling, train, trainer
@@ -363,6 +363,24 @@ def test_a_set_smaller_than_a_batch_that_has_no_negative_is_refused(run, example
         run(rows=[*examples[3:], *few], sampling=Sampling())
     told_apart = [*few[:2], replace(few[2], group="other")]
     assert run("apart", rows=[*examples[3:], *told_apart], sampling=Sampling())[0].rows == 20
+
+
+def test_errors_call_settings_as_the_command_does(run, examples, monkeypatch):
+    config = PretrainConfig(**CONFIG.model_dump(exclude={"loss", "backbone", "formats"}))
+    same = [replace(row, negatives=(), group="g" if i < 19 else "other") for i, row in enumerate(examples)]
+    with pytest.raises(TrainingError, match=r"of one group .*; raise pretrain.batch, which is 8, so") as found:
+        run(rows=same, config=config)
+    assert "hard negatives" not in str(found.value)
+    with pytest.raises(TrainingError, match=r"pretrain.dims = \[99\]"):
+        run(config=config.model_copy(update={"dims": [99]}))
+    plain = GeckoLoss.forward
+    monkeypatch.setattr(GeckoLoss, "forward", lambda *args: plain(*args) * torch.nan)
+    with pytest.raises(
+        TrainingError, match=r"loss is nan .*Lower pretrain.learning_rate .*raise pretrain.loss.temperat"
+    ):
+        run(config=config)
+    with pytest.raises(TrainingError, match=r"loss is nan .*Lower train.learning_rate .*raise train.loss.temperature"):
+        run()
 
 
 def test_cached_gradients_train_the_same_model(run, tiny_bert, tmp_path):

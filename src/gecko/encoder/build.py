@@ -60,7 +60,7 @@ def load_backbone(target: str, config: BackboneConfig | None = None, seed: int =
     else:
         model = _around(_transformer(target, revision, loading, config))
     if config.projection is not None and config.projection != model.get_embedding_dimension():
-        _project(model, config.projection, target, seed)
+        _project(model, config, target, seed)
     return model
 
 
@@ -80,15 +80,14 @@ def _transformer(target: str, revision: str | None, loading: dict[str, Any], con
     if config.pad_token:
         if config.pad_token not in tokenizer.get_vocab():
             raise ConfigError(
-                f"train.backbone.pad_token = {config.pad_token!r}: no token of {target}; its end token is "
+                f"{config.SECTION}.pad_token = {config.pad_token!r}: no token of {target}; its end token is "
                 f"{tokenizer.eos_token!r}"
             )
         tokenizer.pad_token = config.pad_token
     if tokenizer.pad_token is None:
         raise ConfigError(
             f"model {target} has no padding token, so texts of different lengths make no batch. Name a token of its "
-            f"vocabulary, for example train.backbone.pad_token = {tokenizer.eos_token!r} (for gecko pretrain "
-            "pretrain.backbone.pad_token, too); padding is not attended to"
+            f"vocabulary, for example {config.SECTION}.pad_token = {tokenizer.eos_token!r}; padding is not attended to"
         )
     tokenizer.padding_side = "right"
     _attend_both_ways(module.model, target)
@@ -158,16 +157,16 @@ def attends_both_ways(model: Any) -> bool:
     return both
 
 
-def _project(model: "SentenceTransformer", width: int, target: str, seed: int) -> None:
-    """Put a linear layer of ``width`` numbers behind the pooling."""
+def _project(model: "SentenceTransformer", config: BackboneConfig, target: str, seed: int) -> None:
+    """Put a linear layer of ``config.projection`` numbers behind the pooling."""
     import torch
     from sentence_transformers.base.modules import Dense
 
-    full = model.get_embedding_dimension()
-    assert full is not None
+    full, width = model.get_embedding_dimension(), config.projection
+    assert full is not None and width is not None
     if any(isinstance(module, Dense) for module in model):
         raise ConfigError(
-            f"train.backbone.projection = {width}, but {target} has a projection to {full} numbers already; leave it unset"
+            f"{config.SECTION}.projection = {width}, but {target} has a projection to {full} numbers already; leave it unset"
         )
     layer = Dense(full, width, bias=False, activation_function=torch.nn.Identity())
     with torch.random.fork_rng(devices=[]):
@@ -192,7 +191,7 @@ def add_lora(model: "SentenceTransformer", config: BackboneConfig, seed: int) ->
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ConfigError("train.backbone.lora_rank needs peft: pip install 'gecko-embed[lora]'") from error
+        raise ConfigError(f"{config.SECTION}.lora_rank needs peft: pip install 'gecko-embed[lora]'") from error
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,

@@ -66,6 +66,16 @@ def resolve_model(spec: str) -> str:
     if spec.startswith("hf:") and len(spec) > len("hf:"):
         return spec.removeprefix("hf:")
     folder = Path(spec).expanduser()
+    if (
+        spec
+        and not (folder / "modules.json").exists()
+        and any((folder / one).is_dir() for one in ("ingest", "pretrain"))
+    ):
+        made = folder / "model"
+        mend = (
+            f"its model is {made}" if made.is_dir() else "it has no model yet; finish it with the command that began it"
+        )
+        raise ConfigError(f"model {spec} is the folder of a run; {mend}")
     if spec and any((folder / name).is_file() for name in ("modules.json", "config.json")):
         return str(folder)
     from gecko.encoder.export import CARD
@@ -432,7 +442,7 @@ def load_encoder(
     except ConfigError:
         raise
     except Exception as error:  # the libraries below raise many kinds
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise ConfigError(
             f"model {spec!r} cannot be loaded: {reason}. It must be a sentence-transformers or transformers model "
             "with safetensors weights that needs no code of its own"

@@ -71,7 +71,9 @@ def export_model(spec: str, folder: Path, target: Target, *, int8: bool = False)
         ConfigError: the folder is not empty, the model is no plain transformer, an optional package is missing, or the
             graph's vectors are not the model's.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a new folder")
+    if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; give a new folder")
     require(target, int8)
     encoder = load_encoder(spec, bf16=False)

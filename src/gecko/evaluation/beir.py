@@ -4,7 +4,7 @@
 
     NAME/corpus.jsonl       {"_id": ..., "title": ..., "text": ...} a line
     NAME/queries.jsonl      {"_id": ..., "text": ...} a line
-    NAME/qrels/SPLIT.tsv    query, document, grade; with or without a header line
+    NAME/qrels/SPLIT.tsv    query, document, grade; see ``qrels.py``
 """
 
 import json
@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from gecko.errors import EvaluationError
+from gecko.evaluation.qrels import read_qrels
 from gecko.formats import DEFAULT_TASK
 from gecko.records import Passage
+from gecko.text import half_of_pair
 
 DEFAULT_SPLIT = "test"
+CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
 
 # Appendix D of the paper; every other set is a search result.
 TASKS = {
@@ -60,6 +63,21 @@ class RetrievalSet:
     symmetric: bool = False
     exclude_own: bool = False
 
+    @property
+    def gaps(self) -> str:
+        """What the judgements name and the set lacks, in words; empty: nothing."""
+        return gaps(self.unknown_documents, self.unknown_queries)
+
+
+def gaps(documents: int, queries: int) -> str:
+    """``4 judged documents missing, 6 queries without text``; empty where both are 0."""
+    said = []
+    if documents:
+        said.append(f"{documents:,} judged document{'s' * (documents > 1)} missing")
+    if queries:
+        said.append(f"{queries:,} {'queries' if queries > 1 else 'query'} without text")
+    return ", ".join(said)
+
 
 def load_beir(spec: str, split: str | None = None) -> RetrievalSet:
     """Read a BEIR folder.
@@ -75,21 +93,27 @@ def load_beir(spec: str, split: str | None = None) -> RetrievalSet:
     folder, split = parse_spec(spec, split)
     if not folder.is_dir():
         raise EvaluationError(f"test set {folder} is not a folder; give DIR or DIR@SPLIT in the BEIR layout")
-    judged = _read_qrels(folder, split)
+    _refuse_gaps(folder, split)
     passages = [
         Passage(
             id=key, title=_text(row, "title", place, default=""), text=_text(row, "text", place), source=folder.name
         )
-        for key, row, place in _rows(folder / "corpus.jsonl")
+        for key, row, place in _rows(folder / CORPUS)
     ]
-    queries = [(key, _text(row, "text", place)) for key, row, place in _rows(folder / "queries.jsonl") if key in judged]
     if not passages:
-        raise EvaluationError(f"{folder / 'corpus.jsonl'} holds no passages")
+        raise EvaluationError(f"{folder / CORPUS} holds no passages")
+    known = {passage.id for passage in passages}
+    qrels = _qrels_file(folder, split)
+    judged = read_qrels(qrels, _lines(qrels), {key for key, _, _ in _rows(folder / QUERIES)}, known)
+    queries = [(key, _text(row, "text", place)) for key, row, place in _rows(folder / QUERIES) if key in judged]
     if not queries:
         raise EvaluationError(
-            f"no query of {folder / 'queries.jsonl'} is judged in qrels/{split}.tsv; check that their ids match"
+            f"no query of {folder / QUERIES} is judged in {QRELS}/{split}.tsv; check that their ids match"
         )
-    known = {passage.id for passage in passages}
+    if not any(judged[key].keys() & known for key, _ in queries):
+        raise EvaluationError(f"no document that {qrels} judges is in {folder / CORPUS}; check that their ids match")
+    if not any(max(judged[key].values()) > 0 for key, _ in queries):
+        raise EvaluationError(f"{qrels} calls no document relevant; at least one grade must be above 0")
     return RetrievalSet(
         name=folder.resolve().name,
         split=split,
@@ -119,6 +143,40 @@ def parse_spec(spec: str, split: str | None) -> tuple[Path, str]:
     return whole, split or DEFAULT_SPLIT
 
 
+def is_beir(folder: Path) -> bool:
+    """Whether a folder is in the BEIR layout, or is meant to be and lacks a part of it."""
+    return (folder / QRELS).is_dir() or any(folder.glob(f"{CORPUS}*")) or any(folder.glob(f"{QUERIES}*"))
+
+
+def _qrels_file(folder: Path, split: str) -> Path:
+    return folder / QRELS / f"{split}.tsv"
+
+
+def _refuse_gaps(folder: Path, split: str) -> None:
+    for name in (CORPUS, QUERIES, QRELS):
+        if not (folder / name).exists():
+            there = sorted(path.name for path in folder.iterdir())
+            packed = [other for other in there if other.startswith(f"{name}.")]
+            raise EvaluationError(
+                f"{folder / name} is missing; a BEIR folder has {CORPUS}, {QUERIES} and {QRELS}/, and "
+                + (f"there are {_named(there)}" if there else "the folder is empty")
+                + (f"; unpack {packed[0]}" if packed else "")
+            )
+    if not _qrels_file(folder, split).is_file():
+        files = sorted((folder / QRELS).glob("*"))
+        present = ", ".join(path.stem for path in files if path.suffix == ".tsv") or "none"
+        others = [path.name for path in files if path.suffix != ".tsv"]
+        raise EvaluationError(
+            f"test set {folder} has no split {split!r}; it has: {present}"
+            + (f"; judgements are read from SPLIT.tsv, and {QRELS}/ holds {_named(others)}" if others else "")
+        )
+
+
+def _named(names: Sequence[str]) -> str:
+    """At most ten names."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """(line, ``file:number``) of each line that is not blank."""
     try:
@@ -127,7 +185,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield line.rstrip("\r\n"), f"{path}:{number}"
     except FileNotFoundError:
-        raise EvaluationError(f"{path} is missing; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/") from None
+        raise EvaluationError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read ({error}); it must be a UTF-8 text file") from error
 
@@ -138,11 +196,16 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
     for line, place in _lines(path):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise EvaluationError(f"{place}: not valid JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("_id"), str | int):
-            raise EvaluationError(f'{place}: needs an object with an "_id"')
+        if not isinstance(row, dict) or "_id" not in row:
+            there = f"an object with {_named(list(row)) or 'nothing'}" if isinstance(row, dict) else f"{row!r:.80}"
+            raise EvaluationError(f'{place}: needs an object with an "_id", and is {there}')
+        if not isinstance(row["_id"], str | int) or isinstance(row["_id"], bool):
+            raise EvaluationError(f'{place}: the "_id" is {row["_id"]!r:.80}; write a string or a whole number')
         key = str(row["_id"])
+        if half := half_of_pair(key):
+            raise EvaluationError(f'{place}: the "_id" holds {half}')
         if key in seen:
             raise EvaluationError(f'{place}: "_id" {key!r} stands in the file twice; ids must be unique')
         seen.add(key)
@@ -154,29 +217,7 @@ def _text(row: dict[str, Any], field: str, place: str, default: str | None = Non
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
-        raise EvaluationError(f'{place}: "{field}" must be a string, not {value!r}')
+        raise EvaluationError(f'{place}: "{field}" must be a string, not {value!r:.80}')
+    if half := half_of_pair(value):
+        raise EvaluationError(f"{place}: the {field} holds {half}")
     return value
-
-
-def _read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
-    path = folder / "qrels" / f"{split}.tsv"
-    if not path.is_file():
-        present = ", ".join(sorted(file.stem for file in (folder / "qrels").glob("*.tsv"))) or "none"
-        raise EvaluationError(f"test set {folder} has no split {split!r}; it has: {present}")
-    judged: dict[str, dict[str, int]] = {}
-    for index, (line, place) in enumerate(_lines(path)):
-        cells = [cell.strip() for cell in line.split("\t")]
-        if len(cells) != 3:
-            raise EvaluationError(
-                f"{place}: {len(cells)} columns; needs query, document and grade with tabs between them"
-            )
-        query, document, written = cells
-        try:
-            grade = int(written)
-        except ValueError:
-            if index == 0:  # the header
-                continue
-            raise EvaluationError(f"{place}: grade {written!r} is not a whole number") from None
-        if judged.setdefault(query, {}).setdefault(document, grade) != grade:
-            raise EvaluationError(f"{place}: document {document!r} has another grade for query {query!r} further up")
-    return judged

@@ -57,6 +57,9 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
     if sets:
         models = {START: pipeline.start} | {form: load_encoder(str(pipeline.student_folder(form))) for form in forms}
         pipeline.ui.say(f"measuring {len(models)} models on {', '.join(data.name for data in sets)}")
+        for data in sets:
+            if data.gaps:
+                pipeline.ui.say(f"{data.name}: {data.gaps}")
         with _scratch(pipeline.run.path / ".vectors") as kept:
             whole = {label: KeptEmbeddings(encoder, kept) for label, encoder in models.items()}
             scores = evaluate_retrieval(sets, whole, progress=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from gecko.errors import EvaluationError
 from gecko.evaluation import tasks
-from gecko.evaluation.beir import RetrievalSet
+from gecko.evaluation.beir import RetrievalSet, gaps
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import eval_json, evaluate_retrieval, refuse_equal_names
 from gecko.evaluation.result import load_set
@@ -101,6 +101,18 @@ def evaluate_sets(
     if skipped:
         result["skipped"] = {data.name: data.reason for data in skipped}
     return result
+
+
+def eval_notes(result: Mapping[str, Any]) -> list[str]:
+    """What stands below the table: what the sets lack, and why others were skipped."""
+    lacks = {
+        name: gaps(row.get("unknown_documents", 0), row.get("unknown_queries", 0))
+        for name, row in result["sets"].items()
+    }
+    return [
+        *(f"{name}: {what}" for name, what in lacks.items() if what),
+        *(f"{name} was skipped: {reason}" for name, reason in result.get("skipped", {}).items()),
+    ]
 
 
 def eval_table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gecko.errors import EvaluationError
-from gecko.evaluation.beir import RetrievalSet, parse_spec
+from gecko.evaluation.beir import RetrievalSet, is_beir, parse_spec
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.metrics import Array, per_query, resampled_means
 from gecko.formats import DEFAULT_TASK, MTEB_TASKS
@@ -114,7 +114,7 @@ class Measured:
 def is_task_folder(spec: str, split: str | None) -> bool:
     """Whether a spec names a folder of jsonl files that is not in the BEIR layout."""
     folder, _ = parse_spec(spec, split)
-    return folder.is_dir() and not (folder / "corpus.jsonl").exists() and any(folder.glob("*.jsonl"))
+    return folder.is_dir() and not is_beir(folder) and any(folder.glob("*.jsonl"))
 
 
 # --- local folders

@@ -659,5 +659,8 @@ def check_teacher(
         config: what is measured.
         ui: where the progress goes.
     """
+    for data in sets:
+        if ui is not None and data.gaps:
+            ui.say(f"{data.name}: {data.gaps}")
     settings = {"llm": llm, "backbone": backbone} | asdict(config)
     return {"settings": settings} | teacher_value(sets, config, *connect(llm, backbone, config, ui))

@@ -125,7 +125,7 @@ def _texts(config: AskedConfig) -> Iterator[str]:
         else:
             rows = read_rows(NAME, spec)
         for place, row in rows:
-            yield text_of(dict(row), _field(row, config.field, place), place)
+            yield text_of(dict(row), _field(row, config.field, place), place, halves=True)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -38,7 +38,8 @@ def teacher_identity(spec: str) -> str:
         return digest("openai", address.url, address.model)
     if kind == "gguf" and rest:
         if not Path(rest).is_file():
-            raise ConfigError(f"--llm {spec}: the file {rest} does not exist")
+            what = "does not exist" + ("; it is a folder: name a .gguf file in it" if Path(rest).is_dir() else "")
+            raise ConfigError(f"--llm {spec}: the file {rest} {what}")
         return weights.file_identity(Path(rest))
     if kind in ("hf", "vllm") and colon and rest:
         if Path(rest).is_dir():

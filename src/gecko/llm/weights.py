@@ -224,7 +224,9 @@ def _convert(gguf: Path, folder: Path) -> None:
                 quantization_config=GgufConfig(dequantize=True),  # by default the weights stay packed, and slow
             )
     except Exception as error:
-        raise TeacherError(f"{gguf} cannot be loaded as a GGUF model: {error}") from error
+        raise TeacherError(
+            f"{gguf} cannot be loaded as a GGUF model: {str(error).rstrip('.')}; give a whole .gguf file"
+        ) from error
     aside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     with quiet_libraries():

@@ -37,6 +37,7 @@ import numpy as np
 from gecko.config import ClassificationSet, FeverSet, MedMcqaSet, MixtureSet, StsSet
 from gecko.errors import TrainingError
 from gecko.records import SCHEMAS, Example, Text, from_table
+from gecko.text import half_of_pair
 from gecko.training.tables import Row, read_rows, require, text_of
 
 Rows = Iterable[tuple[str, Row]]
@@ -101,6 +102,13 @@ def convert(config: MixtureSet, seed: int, drops: Drops) -> list[Example]:
     if not made:
         why = ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "none was read"
         raise TrainingError(f"set {config.name!r}: no training row can be made of {config.source} ({why})")
+    for example in made:  # of lists and objects in a row, too, which text_of does not see
+        for text in (
+            example.query,
+            *(part for one in (example.positive, *example.negatives) for part in (one.title, one.text)),
+        ):
+            if half := half_of_pair(text):
+                raise TrainingError(f"set {config.name!r}: a text of the row {example.query_id} holds {half}")
     if config.limit is not None and len(made) > config.limit:
         drops["beyond the set's limit"] += len(made) - config.limit
         kept = rng.permutation(len(made))[: config.limit]  # a larger limit has these, too

@@ -11,7 +11,9 @@ from gecko.records import Example
 LEAST = 2  # rows; one alone has no other row's texts to be told from
 
 
-def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(
+    examples: Sequence[Example], share: float, seed: int, section: str = "train"
+) -> tuple[list[int], list[int]]:
     """Places of the rows to train on, and of those held out.
 
     Held out are rows of FRet, or of all sets where there are none of FRet. Rows that share a query or a positive stay
@@ -21,6 +23,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
         examples: the rows.
         share: of the rows of FRet that are held out, about.
         seed: of the draw.
+        section: of the settings, for errors.
 
     Raises:
         TrainingError: a part would have fewer than 2 rows.
@@ -53,7 +56,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     kept = [place for place in range(len(examples)) if place not in held]
     if len(held) < LEAST or len(kept) < LEAST:
         raise TrainingError(
-            f"train.patience needs held-out rows: of {len(fret)} rows {len(held)} can be held out and {len(kept)} trained "
-            "on; both must be 2 or more. Give more rows, change train.heldout, or unset train.patience"
+            f"{section}.patience needs held-out rows: of {len(fret)} rows {len(held)} can be held out and {len(kept)} "
+            f"trained on; both must be 2 or more. Give more rows, change {section}.heldout, or unset {section}.patience"
         )
     return kept, sorted(held)

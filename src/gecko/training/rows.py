@@ -156,13 +156,13 @@ def _listed(
         if missing := [example.candidates[place] for place in chosen if example.candidates[place] not in passages]:
             raise TrainingError(
                 f"{_place(row, example)}: the text of candidate {missing[0]!r} is not among the {len(passages)} "
-                "passages given; train.loss.distill needs the corpus that the candidates come from"
+                f"passages given; {config.SECTION}.distill needs the corpus that the candidates come from"
             )
         listed.append([(passages[example.candidates[place]], example.fused[place]) for place in chosen])
     if not any(len(candidates) >= 2 for candidates in listed):
         raise TrainingError(
-            f"train.loss.distill = {config.distill}, but no row of set {examples[0].dataset!r} or others has two scored "
-            "candidates; set it to 0, or take rows that a teacher has scored"
+            f"{config.SECTION}.distill = {config.distill}, but no row of set {examples[0].dataset!r} or others has two "
+            "scored candidates; set it to 0, or take rows that a teacher has scored"
         )
     return listed
 

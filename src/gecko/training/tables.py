@@ -16,6 +16,7 @@ import csv
 import gzip
 import itertools
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import pyarrow.parquet as pq
 from gecko.errors import TrainingError
 from gecko.llm.weights import cache_folder
 from gecko.store import digest, file_sha256, read_json, write_json
+from gecko.text import half_of_pair
 
 Row = dict[str, Any]
 
@@ -109,7 +111,7 @@ def _read_file(name: str, path: Path) -> Iterator[tuple[str, Row]]:
         for row in kinds[ending_of(path) or ""](path):
             yield path.name, row
             number += 1
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise TrainingError(
             f"set {name!r}: {path} cannot be read after row {number} ({error}); mend the file"
         ) from error
@@ -117,9 +119,9 @@ def _read_file(name: str, path: Path) -> Iterator[tuple[str, Row]]:
 
 def _jsonl(path: Path) -> Iterator[Row]:
     with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as handle:
-        for line in handle:
+        for number, line in enumerate(handle, start=1):
             if line.strip():
-                yield json.loads(line.decode("utf-8-sig"))
+                yield _placed(json.loads(line.decode("utf-8-sig")), f"{path}:{number}")
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -128,7 +130,21 @@ def _json(path: Path) -> Iterator[Row]:
     if first != b"[":
         yield from _jsonl(path)
         return
-    yield from json.loads(path.read_bytes().decode("utf-8-sig"))
+    for number, row in enumerate(json.loads(path.read_bytes().decode("utf-8-sig")), start=1):
+        yield _placed(row, f"{path}: row {number}")
+
+
+class _Placed(dict[str, Any]):
+    """A row of JSON, the one kind of file that lets halves of surrogate pairs through, and where it stands."""
+
+    place: str
+
+
+def _placed(row: Any, place: str) -> Any:
+    if isinstance(row, dict):
+        row = _Placed(row)
+        row.place = place
+    return row
 
 
 def _csv(path: Path, delimiter: str) -> Iterator[Row]:
@@ -195,15 +211,19 @@ def require(row: Row, columns: Sequence[str], place: str, kind: str) -> None:
         )
 
 
-def text_of(row: Row, column: str, place: str, *, optional: bool = False) -> str:
+def text_of(row: Row, column: str, place: str, *, optional: bool = False, halves: bool = False) -> str:
     """A column that must be a string, without white space around it; a missing or null one is empty if ``optional``.
 
     Raises:
-        TrainingError: it is of another type.
+        TrainingError: it is of another type, or holds half a surrogate pair where ``halves`` are not let through.
     """
     value = row.get(column)
     if value is None and optional:
         return ""
     if not isinstance(value, str):
         raise TrainingError(f"{place}: column {column} is {value!r:.80}, and must be a text")
+    if not halves and (half := half_of_pair(value)):
+        raise TrainingError(
+            f"{row.place if isinstance(row, _Placed) else place}: the text holds {half}; the column is {column}"
+        )
     return value.strip()

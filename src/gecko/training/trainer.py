@@ -173,7 +173,7 @@ def train(
         if config.patience is not None:
             trainer.add_callback(_Patience(config.patience))
         if config.tensorboard and first:
-            trainer.add_callback(_tensorboard(checkpoints.parent / "tensorboard"))
+            trainer.add_callback(_tensorboard(checkpoints.parent / "tensorboard", config))
         with _Bar(shown=first) as bar:
             trainer.add_callback(bar)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -207,18 +207,18 @@ def _parts(examples: Sequence[Example], config: TrainConfig, seed: int) -> tuple
         return list(range(len(examples))), []
     if config.devices > 1:
         raise TrainingError(
-            f"train.patience = {config.patience} and train.devices = {config.devices}: held-out rows are measured on one "
-            "device only; unset one of the two"
+            f"{config.SECTION}.patience = {config.patience} and {config.SECTION}.devices = {config.devices}: held-out rows "
+            "are measured on one device only; unset one of the two"
         )
-    return hold_out(examples, config.heldout, seed)
+    return hold_out(examples, config.heldout, seed, config.SECTION)
 
 
-def _tensorboard(folder: Path) -> TrainerCallback:
+def _tensorboard(folder: Path, config: TrainConfig) -> TrainerCallback:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise TrainingError(
-            f"train.tensorboard needs the package tensorboard ({error}); install it with: pip install tensorboard"
+            f"{config.SECTION}.tensorboard needs the package tensorboard ({error}); install it with: pip install tensorboard"
         ) from error
     from transformers.integrations.integration_utils import TensorBoardCallback
 
@@ -236,7 +236,7 @@ def _load(start: str, config: TrainConfig, seed: int, say: Callable[[str], None]
     max_tokens = config.max_tokens
     positions = most_positions(model)
     if positions is not None and positions < max_tokens:
-        say(f"train.max_tokens = {max_tokens}, but {start} reads at most {positions}; texts are cut there")
+        say(f"{config.SECTION}.max_tokens = {max_tokens}, but {start} reads at most {positions}; texts are cut there")
         max_tokens = positions
     model.max_seq_length = max_tokens
     return model
@@ -248,11 +248,13 @@ def _dims(model: SentenceTransformer, config: TrainConfig) -> list[int]:
     below = sorted(set(config.dims or (full // 2, full // 4)), reverse=True) if config.matryoshka else []
     below = [dim for dim in below if config.dims or dim > 0]
     if wrong := [dim for dim in below if not 0 < dim < full]:
-        raise TrainingError(f"train.dims = {wrong}: the model has {full} numbers; give widths from 1 to {full - 1}")
+        raise TrainingError(
+            f"{config.SECTION}.dims = {wrong}: the model has {full} numbers; give widths from 1 to {full - 1}"
+        )
     dims = [full, *below]
     if config.dim_weights and len(config.dim_weights) != len(dims):
         raise TrainingError(
-            f"train.dim_weights has {len(config.dim_weights)} numbers for the widths {dims}; give one for each"
+            f"{config.SECTION}.dim_weights has {len(config.dim_weights)} numbers for the widths {dims}; give one for each"
         )
     return dims
 
@@ -266,7 +268,9 @@ def _batches(
 ) -> SetBatches:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch % processes:
-        raise TrainingError(f"train.batch = {config.batch} cannot be shared by {processes} devices; take a multiple")
+        raise TrainingError(
+            f"{config.SECTION}.batch = {config.batch} cannot be shared by {processes} devices; take a multiple"
+        )
     sets = [example.dataset for example in examples] if sampling else ["rows"] * len(rows)
     lengths = [len(query) + len(positive) for query, positive in zip(rows["query"], rows["positive"], strict=True)]
     return SetBatches(sets, lengths, config.batch // processes, sampling or Sampling(), seed, processes)
@@ -351,7 +355,8 @@ def _teacher(
     """
     if not config.match_model:
         raise TrainingError(
-            f"train.loss.match = {config.match}, but train.loss.match_model names no model whose embeddings to match"
+            f"{config.SECTION}.match = {config.match}, but {config.SECTION}.match_model names no model whose "
+            "embeddings to match"
         )
     queries: dict[int, tuple[str, str]] = {}
     passages: dict[int, Text] = {}
@@ -416,9 +421,14 @@ class _Trainer(SentenceTransformerTrainer):
         own = (ids.negatives != ABSENT) & (ids.negatives != ids.positive[:, None])
         if not bool(own.any()):
             rows = ", ".join(map(str, ids.row[:5].tolist())) + (f" and {count - 5} more" if count > 5 else "")
+            mend = "add rows of other groups to the set"
+            if count < len(self.batches.rows.get(name, self.sets)):
+                mend = f"raise {self.config.SECTION}.batch, which is {self.config.batch}, so that a batch has several groups"
+            if self.config.loss.hard_negatives != "none":
+                mend += ", or give the rows hard negatives"
             raise TrainingError(
-                f"set {name!r}, rows {rows}: all of this batch are of one group, so no negative is left; mix groups, give "
-                "hard negatives, or turn train.loss.mask_groups off"
+                f"set {name!r}, rows {rows}: all of this batch are of one group (they share a query, a text or a class), so "
+                f"no negative is left; {mend}"
             )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -477,8 +487,8 @@ class _Trainer(SentenceTransformerTrainer):
         kept = f"the last good checkpoint is {whole[-1]}" if whole else "no checkpoint had been written"
         raise TrainingError(
             f"{what} after step {self.state.global_step}; {kept}. "
-            f"Lower learning_rate (it is {self.args.learning_rate}) or raise loss.temperature (train., in gecko pretrain "
-            "pretrain.), or look at the rows"
+            f"Lower {self.config.SECTION}.learning_rate (it is {self.args.learning_rate}) or raise "
+            f"{self.config.loss.SECTION}.temperature, or look at the rows"
         )
 
 
