@@ -98,11 +98,11 @@ _DECLARED = re.compile(
     rb"<(?:meta|\?xml)\b[^>]{0,300}?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE
 )
 _WRAPPERS = re.compile(r"</?(?:(b|big|em|font|i|small|span|strong|u)|center|div|section)\b[^>]*>", re.IGNORECASE)
-_NO_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\xad\ufffe\uffff\ud800-\udfff]")
+_NO_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
 _LINE = "\x0b"  # stands for a line break until white space is put in order
 
 FEW = 0.4  # of a text's characters: so few say nothing about the rest
-COMMENTED = 1500  # characters: a page with no more than these outside of its comments is there for the comments
+COMMENTED = 1000  # characters: where no more are outside of the comments, these are the answers of a forum
 
 
 def read_page(data: bytes, mode: Literal["main", "all"]) -> tuple[str, str]:
@@ -253,8 +253,7 @@ def _drop_what_is_beside(body: Any) -> None:
             comments.append(element)
             walk.skip_subtree()
     _drop(found)
-    said = sum(map(_size, comments))
-    if (outside := _size(body) - said) > COMMENTED or said < outside:
+    if _size(body) - sum(map(_size, comments)) > COMMENTED:
         _drop(comments)
 
 
@@ -656,7 +655,7 @@ def _formula(element: Any) -> str:
 
 def _ordered(parts: Sequence[str]) -> str:
     """Text with its white space in order, and line breaks only where the page has them."""
-    lines = (" ".join(line.split()) for line in "".join(parts).split(_LINE))
+    lines = (" ".join(line.split()) for line in "".join(parts).replace("\xad", "").split(_LINE))
     return "\n".join(filter(None, lines))
 
 
