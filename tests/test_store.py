@@ -444,6 +444,25 @@ def test_a_deleted_shard_of_a_stage_that_reads_in_order_is_made_again(
     assert (run().identity, shard_bytes(tmp_path)) == (whole[1], whole[0])
 
 
+def test_a_stage_that_goes_on_does_not_mix_what_is_read_otherwise(tmp_path: Path) -> None:
+    def run(text: str, upto: int) -> Manifest:
+        def batches() -> Iterator[tuple[list[Passage], Counts]]:
+            for part in range(upto):
+                yield [Passage(f"p{part}", "", f"{text} {part}", "a.html")], Counts()
+            if upto < 3:
+                raise KeyboardInterrupt
+
+        with Run(tmp_path, CONFIG) as held:
+            return held.stream("ingest", Passage, PARTS, batches)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("as one version reads it", upto=2)
+    with pytest.raises(RunError, match="part 1 has changed .*this version reads it otherwise; delete the folder"):
+        run("as another version reads it", upto=3)
+    assert run("as one version reads it", upto=3).rows == 3
+    assert run("as another version reads it", upto=3).rows == 3  # a finished stage is not read anew
+
+
 def test_deleting_the_stage_mends_it(tmp_path: Path, whole: tuple[dict[str, bytes], str]) -> None:
     run_stage(tmp_path)
     for path in (tmp_path / "ingest").iterdir():

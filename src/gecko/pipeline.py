@@ -287,9 +287,10 @@ class Pipeline:
         """Read the corpus."""
         from gecko.corpus import ingest_shards
         from gecko.corpus.ahead import read_ahead
-        from gecko.corpus.readers import source_identity
+        from gecko.corpus.readers import normal, source_identity
 
         settings = self.config.corpus
+        begun: list[bool] = []
         parts = {
             "sources": digest(*(source_identity(spec) for spec in settings.sources)),
             "settings": settings.model_dump_json(exclude={"sources"}),
@@ -304,6 +305,7 @@ class Pipeline:
             from gecko.corpus.chunk import load_tokenizer
             from gecko.encoder import resolve_model
 
+            begun.append(True)
             self.ui.say(f"reading {', '.join(settings.sources)}")
             tokenizer = None if settings.chunk_tokens is None else load_tokenizer(resolve_model(self.config.backbone))
             cache = self.run.path / "documents.sqlite"
@@ -312,6 +314,9 @@ class Pipeline:
             return ingest_shards(settings, tokenizer=tokenizer, cache=cache)
 
         manifest = self.run.stream("ingest", Passage, parts, batches)
+        for reason, count in manifest.drops.most_common() if begun else ():
+            example = "".join(f", such as {normal(shown)}" for shown in manifest.examples.get(reason, [])[:1])
+            self.ui.say(f"left out: {count:,} {reason}{example}")
         if manifest.rows < self.config.mine.n:
             raise CorpusError(
                 f"the corpus has {manifest.rows} passages, and mining takes {self.config.mine.n} candidates a query; "

@@ -783,10 +783,10 @@ class Run:
             self.say(f"{stage}: continues at part {written + 1}")
         start = time.perf_counter()
         for index, (rows, counts) in enumerate(batches()):
-            if index < written and len(rows) != manifest.shards[index].rows:
+            if index < written and not self._is_as_written(stage, manifest.shards[index], kind, rows, index in lost):
                 raise RunError(
-                    f"{self.path / stage}: the input of part {index + 1} has changed while the stage was not running; "
-                    f"delete the folder to do it again"
+                    f"{self.path / stage}: the input of part {index + 1} has changed while the stage was not running, or "
+                    f"this version reads it otherwise; delete the folder to do it again"
                 )
             if index >= written or index in lost:
                 seconds = time.perf_counter() - start - counts.waited
@@ -796,6 +796,10 @@ class Run:
         manifest.done = True
         self.save(manifest)
         return manifest
+
+    def _is_as_written(self, stage: str, shard: Shard, kind: type[R], rows: list[R], is_lost: bool) -> bool:
+        """Whether a shard was made from these rows; of one that was deleted only their number is known."""
+        return len(rows) == shard.rows and (is_lost or rows == self.read_shard(self.path / stage, shard, kind))
 
     def prepare(self, stage: str, parts: dict[str, str], growing: Collection[str] = ()) -> Manifest:
         """The manifest to go on with for these ``parts``: the current one, an archived one, or a new one."""

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from gecko.config import CorpusConfig
+from gecko.corpus import ingest
 from gecko.corpus.documents import Documents
 from gecko.corpus.readers import Reader, read_placed, read_source, source_identity
 from gecko.errors import CorpusError
+from gecko.work import Counts
 
 ROWS = [{"id": f"r{number}", "title": f"T{number}", "text": f"the text of row {number}"} for number in range(5)]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -160,6 +162,48 @@ def test_docx(tmp_path, documents):
     assert triples(tmp_path / "m.docx", Reader(documents=documents)) == [
         ("m.docx", "The manual", "# The manual\n\n# Cleaning\n\nWipe it with a dry cloth.\n\nleft | right")
     ]
+
+
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+def test_a_pdf_that_opens_without_a_password(pdf, documents, algorithm):
+    path = pdf("a.pdf", "Only the owner may print it.")
+    encrypt(path, algorithm, user="")
+    assert triples(path, Reader(documents=documents))[0][2] == "Only the owner may print it."
+
+
+def test_a_pdf_that_needs_a_password_is_counted(pdf, tmp_path):
+    encrypt(pdf("d/a.pdf", "Not for you."), "AES-256", user="word")
+    pdf("d/b.pdf", "For all.")
+    counts = Counts()
+    assert [passage.text for passage in ingest(CorpusConfig(sources=[str(tmp_path / "d")]), counts)] == ["For all."]
+    assert counts.drops == {"locked document": 1}
+    assert "it is locked with a password; save it without one" in counts.examples["locked document"][0]
+
+
+def test_an_encrypted_pdf_without_its_package(pdf, tmp_path, monkeypatch):
+    path = pdf("a.pdf", "Only the owner may print it.")
+    encrypt(path, "AES-128", user="")
+    for package in ("cryptography", "Crypto"):
+        (tmp_path / "none" / package).mkdir(parents=True)
+        (tmp_path / "none" / package / "__init__.py").write_text("raise ImportError('not here')")
+    monkeypatch.syspath_prepend(str(tmp_path / "none"))  # the extracting process has the same path
+    documents = Documents(30.0, cache=tmp_path / "cache.sqlite")
+    message = r"a\.pdf: .* not installed \(cryptography, .*AES\); install it with: pip install 'gecko-embed\[corpus\]'"
+    with pytest.raises(CorpusError, match=message):
+        triples(path, Reader(documents=documents))
+    documents.close()
+    monkeypatch.undo()
+    documents = Documents(30.0, cache=tmp_path / "cache.sqlite")  # where nothing was kept of it
+    assert triples(path, Reader(documents=documents))[0][2] == "Only the owner may print it."
+    documents.close()
+
+
+def encrypt(path: Path, algorithm: str, user: str) -> None:
+    from pypdf import PdfReader, PdfWriter
+
+    writer = PdfWriter(clone_from=PdfReader(path))
+    writer.encrypt(user_password=user, owner_password="owner", algorithm=algorithm)
+    writer.write(path)
 
 
 def test_a_document_is_parsed_once(pdf, tmp_path):

@@ -20,6 +20,17 @@ class Dropped(Exception):
         self.reason, self.detail = reason, detail
 
 
+class Unreadable(Exception):
+    """A document that holds no text that can be had; the message says why, ``reason`` is its name in the counts."""
+
+    def __init__(self, detail: str, reason: str | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason or UNREADABLE
+
+
+UNREADABLE = "unreadable document"
+LOCKED = "locked document"
+NO_MAIN_TEXT = "page without main text"
 BOMB = "expands too far when decompressed"
 BROKEN_ARCHIVE = "damaged compressed file"
 LONG_LINE = "line too long"

@@ -14,15 +14,14 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from gecko.corpus.bounds import Dropped
+from gecko.corpus.bounds import UNREADABLE, Dropped
 from gecko.errors import CorpusError, RunError
 from gecko.store import digest, file_sha256
 
-UNREADABLE = "unreadable document"
 TIMEOUT = "document took too long"
 MEMORY_MB = 4096
 START_SECONDS = 300.0  # for the child and its parser to load, on a busy machine
-VERSION = "1"  # raised by hand when a document's text comes out differently
+VERSION = "2"  # raised by hand when a document's text comes out differently
 
 
 class Documents:
@@ -133,7 +132,9 @@ class Extractor:
                 f"{path.name}: reading {ending} files needs a package that is not installed ({reply['missing']}); "
                 "install it with: pip install 'gecko-embed[corpus]'"
             )
-        return {"reason": UNREADABLE, "detail": reply["error"]} if "error" in reply else reply
+        if "error" in reply:
+            return {"reason": reply.get("reason", UNREADABLE), "detail": reply["error"]}
+        return reply
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._child is None or self._child.poll() is not None:

@@ -11,69 +11,49 @@ import importlib
 import json
 import logging
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from gecko.corpus.bounds import EXPANSION, EXPANSION_FLOOR
+from gecko.corpus.bounds import LOCKED, Unreadable
 from gecko.text import whole_characters
 
 HTML_ENDINGS = (".html", ".htm", ".xhtml")
 
 
-class Unreadable(Exception):
-    """A document that holds no text that can be had; the message says why."""
+class Missing(Exception):
+    """A package that a document needs is not installed; the message names it."""
 
 
 def extract(path: Path, ending: str, html: Literal["main", "all"]) -> tuple[str, str]:
     """Title (empty where the document names none) and text, as Markdown where it has headings."""
     if ending in HTML_ENDINGS:
-        return _html(path.read_bytes(), html)
-    return _pdf(path) if ending == ".pdf" else _docx(path)
+        from gecko.corpus.page import read_page
 
+        return read_page(path.read_bytes(), html)
+    if ending == ".pdf":
+        return _pdf(path)
+    from gecko.corpus.word import read_word
 
-def _html(data: bytes, mode: Literal["main", "all"]) -> tuple[str, str]:
-    import trafilatura
-
-    found = trafilatura.extract_metadata(data)
-    title = (found.title if found is not None else None) or ""
-    if mode == "all":
-        return title, trafilatura.html2txt(data)
-    return title, trafilatura.extract(data, output_format="markdown", include_comments=False) or ""
+    return read_word(path)
 
 
 def _pdf(path: Path) -> tuple[str, str]:
     from pypdf import PdfReader
+    from pypdf.errors import DependencyError
 
     reader = PdfReader(path)
-    if reader.is_encrypted and not reader.decrypt(""):
-        raise Unreadable("it is locked with a password")
-    title = reader.metadata.title if reader.metadata else None
-    text = "\n\n".join(page.extract_text() for page in reader.pages)
+    try:
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise Unreadable("it is locked with a password; save it without one", LOCKED)
+        title = reader.metadata.title if reader.metadata else None
+        text = "\n\n".join(page.extract_text() for page in reader.pages)
+    except DependencyError as error:
+        if "cryptography" in str(error):  # what else there is, hardly any PDF needs
+            raise Missing("cryptography, for a PDF that is encrypted with AES") from error
+        raise
     if not text.strip():
         raise Unreadable("its pages hold no text (scanned, perhaps)")
     return str(title or ""), text
-
-
-def _docx(path: Path) -> tuple[str, str]:
-    from docx import Document
-    from docx.table import Table
-
-    with zipfile.ZipFile(path) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    if size > max(EXPANSION_FLOOR, EXPANSION * path.stat().st_size):
-        raise Unreadable(f"it expands more than {EXPANSION} times")
-    document = Document(str(path))
-    blocks = []
-    for block in document.iter_inner_content():
-        if isinstance(block, Table):
-            blocks += [" | ".join(cell.text.strip() for cell in row.cells) for row in block.rows]
-            continue
-        style = (block.style.name if block.style is not None else "") or ""
-        level = style.removeprefix("Heading ")
-        depth = 1 if style == "Title" else int(level) if style.startswith("Heading ") and level.isdigit() else 0
-        blocks.append(f"{'#' * min(depth, 6)} {block.text}" if depth and block.text.strip() else block.text)
-    return document.core_properties.title or "", "\n\n".join(block for block in blocks if block.strip())
 
 
 def _bound_memory(megabytes: int) -> None:
@@ -87,7 +67,7 @@ def _bound_memory(megabytes: int) -> None:
 def load(ending: str) -> dict[str, str]:
     """Import the parser of one kind of document; empty, or what is ``missing``."""
     try:
-        importlib.import_module("trafilatura" if ending in HTML_ENDINGS else {".pdf": "pypdf", ".docx": "docx"}[ending])
+        importlib.import_module("trafilatura" if ending in HTML_ENDINGS else {".pdf": "pypdf", ".docx": "lxml"}[ending])
     except ImportError as error:
         return {"missing": str(error)}
     return {}
@@ -99,8 +79,10 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
         title, text = extract(Path(request["path"]), request["ending"], request["html"])
     except MemoryError:
         return {"error": "it takes too much memory"}
+    except Missing as error:
+        return {"missing": str(error)}
     except Unreadable as error:
-        return {"error": str(error)}
+        return {"error": str(error), "reason": error.reason}
     except (Exception, RecursionError) as error:
         return {"error": f"{type(error).__name__}: {error}"[:300]}
     return {"title": whole_characters(title), "text": whole_characters(text)}
