@@ -86,21 +86,6 @@ def whole(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def test_what_is_left_out_is_said_once_with_an_example(tmp_path: Path, tiny_model: Path) -> None:
-    folder = tmp_path / "pages"
-    folder.mkdir()
-    for number in range(6):
-        (folder / f"{number}.md").write_text(f"the lamp of room number {number}")
-    (folder / "b.docx").write_bytes(b"no such thing")
-    listener = Listener()
-    with Run(tmp_path / "run", settings(folder, tiny_model)) as run:
-        for _ in range(2):
-            Pipeline(run, listener).ingest()
-    said = [text for text in listener.said if text.startswith("left out")]
-    assert len(said) == 1
-    assert said[0].startswith(f"left out: 1 unreadable document, such as {folder / 'b.docx'} (")
-
-
 def test_the_run_makes_every_part(whole: Path) -> None:
     made = content(whole)
     queries, scores, rows = made["generate"], made["relabel"], made["select"]

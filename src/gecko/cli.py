@@ -22,7 +22,7 @@ from gecko.errors import ConfigError, GeckoError
 from gecko.progress import Terminal
 from gecko.shares import Share, parse_share
 from gecko.store import Run
-from gecko.work import LOCAL, Engine
+from gecko.work import LOCAL, Engine, left_out
 
 
 class _Commands(TyperGroup):
@@ -161,8 +161,8 @@ def _distil(
 
 def _left_out(counts: Any, ui: Terminal) -> None:
     """Say what was not read as it stands, where there is such."""
-    if said := [f"{count:,} {what}" for what, count in [*counts.drops.items(), *counts.notes.items()] if count]:
-        ui.say(f"of what was read: {', '.join(said)}")
+    if said := left_out(counts):
+        ui.say(f"of what was read:{said}")
 
 
 def _print(table: Table, width: int = 120) -> None:

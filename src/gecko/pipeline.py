@@ -58,7 +58,7 @@ from gecko.prompts import Prompt
 from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.run_prompts import run_prompt
 from gecko.store import Manifest, Run, Shard, digest, publish, read_json, schema_digest, tree_sha256, write_json
-from gecko.work import LOCAL, Counts, Engine, Job
+from gecko.work import LOCAL, Counts, Engine, Job, left_out
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
@@ -287,10 +287,9 @@ class Pipeline:
         """Read the corpus."""
         from gecko.corpus import ingest_shards
         from gecko.corpus.ahead import read_ahead
-        from gecko.corpus.readers import normal, source_identity
+        from gecko.corpus.readers import source_identity
 
         settings = self.config.corpus
-        begun: list[bool] = []
         parts = {
             "sources": digest(*(source_identity(spec) for spec in settings.sources)),
             "settings": settings.model_dump_json(exclude={"sources"}),
@@ -301,11 +300,14 @@ class Pipeline:
             **_version("ingest"),
         }
 
+        reads = False
+
         def batches() -> Iterator[tuple[list[Passage], Counts]]:
             from gecko.corpus.chunk import load_tokenizer
             from gecko.encoder import resolve_model
 
-            begun.append(True)
+            nonlocal reads
+            reads = True
             self.ui.say(f"reading {', '.join(settings.sources)}")
             tokenizer = None if settings.chunk_tokens is None else load_tokenizer(resolve_model(self.config.backbone))
             cache = self.run.path / "documents.sqlite"
@@ -314,13 +316,14 @@ class Pipeline:
             return ingest_shards(settings, tokenizer=tokenizer, cache=cache)
 
         manifest = self.run.stream("ingest", Passage, parts, batches)
-        for reason, count in manifest.drops.most_common() if begun else ():
-            example = "".join(f", such as {normal(shown)}" for shown in manifest.examples.get(reason, [])[:1])
-            self.ui.say(f"left out: {count:,} {reason}{example}")
+        left = left_out(manifest)
+        if reads and left:
+            self.ui.say(f"of what was read:{left}")
         if manifest.rows < self.config.mine.n:
             raise CorpusError(
                 f"the corpus has {manifest.rows} passages, and mining takes {self.config.mine.n} candidates a query; "
                 f"give more passages, or set mine.n to at most {max(2, manifest.rows)}"
+                f"{f'. Of what was read:{left}' if left else ''}"
             )
         return manifest
 
@@ -659,6 +662,8 @@ class Pipeline:
             raise CorpusError(
                 f"{', '.join(config.sources)}: no query can be used ({drops}); mend or leave out asked.sources"
             )
+        if left := left_out(counts):
+            self.ui.say(f"of the queries that people asked:{left}")
         return queries
 
     def generate(self) -> Manifest:

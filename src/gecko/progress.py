@@ -62,7 +62,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """One sentence on a line of its own."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:

@@ -7,6 +7,9 @@ import re
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
+# Control characters, directional embeddings, overrides and isolates, and halves of surrogate pairs. Tab, newline and the
+# marks that scripts need for joining stay.
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
@@ -30,3 +33,8 @@ def half_of_pair(text: str) -> str:
             "the file anew from its origin"
         )
     return ""
+
+
+def shown(text: str) -> str:
+    """``text`` with each character that acts instead of being seen written as its code point, ``‹U+202E›``."""
+    return _UNSEEN.sub(lambda match: f"‹U+{ord(match[0]):04X}›", text)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from gecko.text import shown
+
 EXAMPLES = 3  # of a reason for drops, a shard
 EXAMPLE_CHARS = 240
 R = TypeVar("R")
@@ -38,16 +40,24 @@ class Counts:
     def drop(self, reason: str, example: str = "") -> None:
         """Count a drop; the first few of a reason are kept as examples, cut short."""
         self.drops[reason] += 1
-        shown = self.examples.setdefault(reason, [])
-        if example and len(shown) < EXAMPLES:
-            shown.append(example if len(example) <= EXAMPLE_CHARS else f"{example[: EXAMPLE_CHARS - 1]}…")
+        self._show(reason, example)
+
+    def note(self, reason: str, example: str) -> None:
+        """Count something else, with examples like those of a drop."""
+        self.notes[reason] += 1
+        self._show(reason, example)
+
+    def _show(self, reason: str, example: str) -> None:
+        kept = self.examples.setdefault(reason, [])
+        if example and len(kept) < EXAMPLES:
+            kept.append(example if len(example) <= EXAMPLE_CHARS else f"{example[: EXAMPLE_CHARS - 1]}…")
 
     def take_drops(self, drops: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> None:
         """Add what was dropped elsewhere, with its examples."""
         self.drops.update(drops)
         for reason, texts in examples.items():
-            shown = self.examples.setdefault(reason, [])
-            shown += texts[: EXAMPLES - len(shown)]
+            kept = self.examples.setdefault(reason, [])
+            kept += texts[: EXAMPLES - len(kept)]
 
     def add(self, other: "Counts") -> None:
         """Count what another has counted of the same shard."""
@@ -56,6 +66,20 @@ class Counts:
         self.tokens += other.tokens
         self.waited += other.waited
         self.spent += other.spent
+
+
+def left_out(counted: Any) -> str:
+    """What was dropped and noted, a reason a line with one example; begins with a line end, and is empty for nothing.
+
+    Args:
+        counted: has ``drops``, ``notes`` and ``examples``, like the counts of a stage or its manifest.
+    """
+    told = ""
+    for reason, count in (*counted.drops.items(), *counted.notes.items()):
+        example = next(iter(counted.examples.get(reason, ())), "")
+        if count:
+            told += f"\n  {count:,} {reason}" + (f", such as {shown(' '.join(example.split()))}" if example else "")
+    return told
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 import io
 import zipfile
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
+from gzip import GzipFile
+from itertools import chain
 from typing import Any, BinaryIO
 
 # Text compresses 3 to 20 times and logs 50 times; what expands further than this is a bomb, or as good as one.
@@ -33,6 +36,7 @@ LOCKED = "locked document"
 NO_MAIN_TEXT = "page without main text"
 BOMB = "expands too far when decompressed"
 BROKEN_ARCHIVE = "damaged compressed file"
+UNSUPPORTED = "unsupported compression"
 LONG_LINE = "line too long"
 LARGE = "file too large"
 
@@ -79,12 +83,61 @@ class Expanding(io.RawIOBase):
         super().close()
 
 
-def lines(handle: BinaryIO, most: int) -> Iterator[bytes | None]:
-    """The lines of a stream; a line of more than ``most`` bytes is skipped in pieces and given as None."""
-    while line := handle.readline(most + 1):
+def lines(handle: BinaryIO | GzipFile, most: int) -> Iterator[bytes | None]:
+    """The lines of a stream with their ends; a line of more than ``most`` bytes is skipped in pieces and given as None.
+
+    A line ends with LF. Where the first one ends with a lone CR, as on old Macs, each CR ends one, too.
+    """
+    line = handle.readline(most + 1)
+    end = line.find(b"\r")
+    if end >= 0 and end + 1 < len(line) and line[end + 1 : end + 2] != b"\n":
+        yield from _lines_by_cr(line, handle, most)
+        return
+    while line:
         if len(line) <= most or line.endswith(b"\n"):
             yield line
-            continue
-        while (piece := handle.readline(PIECE)) and not piece.endswith(b"\n"):
-            pass
-        yield None
+        else:
+            while (piece := handle.readline(PIECE)) and not piece.endswith(b"\n"):
+                pass
+            yield None
+        line = handle.readline(most + 1)
+
+
+def _lines_by_cr(begun: bytes, handle: BinaryIO | GzipFile, most: int) -> Iterator[bytes | None]:
+    rest, too_long = b"", False
+    for piece in chain([begun], iter(lambda: handle.read(PIECE), b"")):
+        *whole, rest = (rest + piece).splitlines(keepends=True)
+        if rest.endswith(b"\n"):  # a CR may be half of CR and LF
+            whole, rest = [*whole, rest], b""
+        for line in whole:
+            yield None if too_long or len(line) > most else line
+            too_long = False
+        if len(rest) > most:
+            rest, too_long = rest[-1:], True
+    if rest:
+        yield None if too_long else rest
+
+
+def decoded(line: bytes, *, first: bool) -> str:
+    """A line of a text file; a byte order mark before the first line is no part of it.
+
+    Raises:
+        ValueError: it is not UTF-8; the message says what is wrong and what to do.
+    """
+    if first and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise ValueError("this is UTF-16, as its byte order mark says; save the file as UTF-8")
+    if first and b"\0" in line:
+        raise no_text(line)
+    try:
+        return line.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"not valid UTF-8 at byte {error.start + 1} of the line ({error.reason}); save the file as UTF-8"
+        ) from error
+
+
+def no_text(line: bytes) -> ValueError:
+    """The error for a line that holds a NUL byte."""
+    return ValueError(
+        f"a NUL byte at byte {line.index(0) + 1} of the line; this is UTF-16, perhaps, or no text: save it as UTF-8"
+    )

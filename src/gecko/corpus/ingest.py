@@ -6,12 +6,13 @@ place, the sources are read again.
 """
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from gecko.config import CorpusConfig
@@ -22,7 +23,7 @@ from gecko.corpus.language import language_of
 from gecko.corpus.readers import Reader, content_id, normal, read_placed
 from gecko.errors import CorpusError
 from gecko.records import Passage
-from gecko.work import Counts
+from gecko.work import Counts, left_out
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,7 +75,7 @@ def ingest(
         raise CorpusError(
             f"no passage in {', '.join(config.sources) or 'an empty list of sources'}"
             f"{f' (dropped: {dropped})' if dropped else ''}; give files with text, or lower corpus.min_chars "
-            f"(now {config.min_chars})"
+            f"(now {config.min_chars}){left_out(counts)}"
         )
 
 
@@ -181,14 +182,22 @@ def _hash(*parts: str) -> bytes:
 
 def _clash(clashing: str, place: str, config: CorpusConfig, how: Chunking) -> CorpusError:
     """The error for an id of two different passages; finds the first by reading the sources again."""
-    first = "an earlier place"
+    first, document = "an earlier place", False
     documents = Documents(config.document_seconds, config.html)
     with closing(documents):
         for earlier, whole in _cleaned(config, Reader(config, documents)):
             ids = {piece.id for piece in split_long(whole, how)}
             if clashing in ids | {whole.id}:
-                first = earlier
+                first, document = earlier, earlier.endswith(whole.id) and place.endswith(whole.id)
                 break
+    if document:  # a row's place ends with its line
+        ending = ".zip" if "!" in place else PurePosixPath(whole.id).suffix
+        above = os.path.commonpath([Path(first).absolute(), Path(place).absolute()])
+        return CorpusError(
+            f"id {clashing!r} names two different passages: {first} and {place}. The id of a document is its path below its "
+            f"source: give the folder above both ({above}), or a pattern of which the part before the first * is above both "
+            f"('{above}/**/*{ending}'); then ids begin with the folders that differ"
+        )
     return CorpusError(
         f"id {clashing!r} names two different passages: {first} and {place}; give each passage an id of its own "
         "(without one it gets an id made from its content), or use one source at a time"

@@ -21,40 +21,49 @@ nothing is repaired: rows that cannot be read are an error that names the file a
 member or a line that takes more than its share (of size, time or expansion) is left out and counted.
 """
 
-import csv
-import gzip
-import io
 import json
-import os
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from itertools import takewhile
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from tempfile import NamedTemporaryFile
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from gecko.config import CorpusConfig
-from gecko.corpus.bounds import BROKEN_ARCHIVE, LARGE, LONG_LINE, Allowance, Dropped, Expanding, lines
+from gecko.corpus.bounds import LARGE, LONG_LINE, UNREADABLE, Allowance, Dropped, decoded, lines, no_text
+from gecko.corpus.delimited import BadRow, Numbered, read_delimited
 from gecko.corpus.documents import Documents
+from gecko.corpus.files import (
+    PARSED_ENDINGS,
+    SUPPORTED,
+    TEXT_ENDINGS,
+    SourceFile,
+    files_of,
+    on_disk,
+    opened,
+    plain_name,
+)
 from gecko.corpus.markdown import HEADING, with_prose
 from gecko.errors import CorpusError
 from gecko.records import Passage
 from gecko.store import digest, file_sha256
 from gecko.work import Counts
 
-TEXT_ENDINGS = (".txt", ".md")
-PARSED_ENDINGS = (".html", ".htm", ".pdf", ".docx")
-DOCUMENT_ENDINGS = (*TEXT_ENDINGS, *PARSED_ENDINGS)
-ROW_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-COMPRESSED = (".gz", ".zst")
-SUPPORTED = (*ROW_ENDINGS, *DOCUMENT_ENDINGS)
-BEIR_FILE = "corpus.jsonl"
+__all__ = [
+    "SQL_SCHEMES",
+    "SUPPORTED",
+    "Reader",
+    "content_id",
+    "normal",
+    "parsed_documents",
+    "read_placed",
+    "read_source",
+    "source_files",
+    "source_identity",
+]
+
 PARQUET_ROWS = 1024
-CSV_FIELD_CHARS = 2**31 - 1
 SQL_SCHEMES = ("sqlite:", "postgresql:")
 
 Placed = tuple[str, Passage]
@@ -69,6 +78,10 @@ _JSON_TYPES: dict[type, str] = {
     type(None): "null",
 }
 _SETEXT = re.compile(r" {0,3}=+[ \t]*$")
+
+
+class _NoText(CorpusError):
+    """A document whose bytes are no text."""
 
 
 @dataclass
@@ -89,45 +102,6 @@ class Reader:
     def largest(self) -> int:
         """Bytes of the longest line and the largest document that are read."""
         return self.config.document_mb << 20
-
-
-@dataclass(frozen=True)
-class _File:
-    """One file, or one member of an archive, to be opened when its turn comes.
-
-    Attributes:
-        name: relative to its folder or archive; the id of a document.
-        place: what errors call it.
-        path: of the file on disk.
-        member: of the archive at ``path``; empty: the file itself.
-        alone: whether the source is this file, so that nothing in it is an error.
-        archive: that archive, open while its members are handed out.
-        allowance: what all its members together may expand to.
-    """
-
-    name: str
-    place: str
-    path: Path
-    member: str = ""
-    alone: bool = False
-    archive: zipfile.ZipFile | None = None
-    allowance: Allowance | None = None
-
-    @property
-    def ending(self) -> str:
-        """``.jsonl`` for ``x.jsonl.gz``."""
-        return ending_of(self.name)
-
-    @property
-    def source(self) -> str:
-        """The name that passages carry."""
-        return PurePosixPath(self.name).name
-
-
-def ending_of(name: str) -> str:
-    """The ending that says what a file holds, lower case and without that of a compression."""
-    path = PurePosixPath(name.lower())
-    return PurePosixPath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
 def read_source(spec: str, reader: Reader | None = None) -> Iterator[Passage]:
@@ -159,17 +133,27 @@ def read_placed(spec: str, reader: Reader) -> Iterator[Placed]:
         for place, row, source in read_rows(spec):
             yield place, _passage(row, source, place, reader.config)
         return
+    found, no_text = False, ""
     try:
-        for file in _files(spec, reader.counts):
+        for file in files_of(spec, reader.counts):
             try:
-                yield from _read_file(file, reader)
+                for placed in _read_file(file, reader):
+                    found = True
+                    yield placed
             except Dropped as drop:
                 reader.counts.drop(drop.reason, f"{file.place} ({drop.detail})" if drop.detail else file.place)
+            except _NoText as error:
+                if file.alone:
+                    raise
+                reader.counts.drop(UNREADABLE, str(error))
+                no_text = no_text or str(error)
     except OSError as error:
         # The file that failed may be another one than the source: a file below a folder.
         raise CorpusError(
             f"cannot read {error.filename or spec}: {error.strerror or error}; mend it, or leave it out"
         ) from error
+    if no_text and not found:
+        raise CorpusError(f"{no_text}; no other document of {spec} can be read either")
 
 
 def source_files(spec: str) -> list[Path]:
@@ -178,7 +162,7 @@ def source_files(spec: str) -> list[Path]:
     Raises:
         CorpusError: as :func:`read_source`, where it does not exist.
     """
-    return [file.path for file in _files(spec, Counts(), members=False)]
+    return [file.path for file in files_of(spec, Counts(), for_identity=True)]
 
 
 def source_identity(spec: str) -> str:
@@ -198,7 +182,7 @@ def source_identity(spec: str) -> str:
         return rows_identity(spec)
     paths: dict[Path, None] = {}
     names = []
-    for file in _files(spec, Counts(), members=False):
+    for file in files_of(spec, Counts(), for_identity=True):
         paths[file.path] = None
         names.append(file.name)
     hashes = [file_sha256(path) for path in paths]
@@ -215,197 +199,15 @@ def normal(text: str) -> str:
     return " ".join(text.split())
 
 
-# --- which files
-
-
-def _files(spec: str, counts: Counts, *, members: bool = True) -> Iterator[_File]:
-    """The files of a source, in order; with ``members``, those in an archive one by one."""
-    if not spec.strip():
-        raise CorpusError(f"corpus source {spec!r} is blank; give a file, a folder or stdlib")
-    path = Path(os.path.expanduser(spec))  # noqa: PTH111 - Path.expanduser fails on a file that is named ~x
-    if path.is_dir():
-        found = _folder(path, counts)
-    elif not path.exists() and any(mark in spec for mark in "*?["):
-        found = _matching(path, counts)
-    else:
-        found = iter([_one(path)])
-    for file in found:
-        if members and file.ending == ".zip":
-            yield from _members(file, counts)
-        else:
-            yield file
-
-
-def _one(path: Path) -> _File:
-    if not path.exists():
-        raise CorpusError(f"corpus source {path} does not exist; give a file, a folder or stdlib")
-    if ending_of(path.name) not in (*SUPPORTED, ".zip"):
-        raise CorpusError(
-            f"{path}: cannot read a file that ends in {path.suffix.lower() or 'nothing'!r}; "
-            f"supported are {', '.join(SUPPORTED)}, these with .gz or .zst, .zip, a folder, and stdlib"
-        )
-    if path.is_file() and path.stat().st_size == 0:
-        raise CorpusError(f"{path} is empty; give a file with passages")
-    return _File(path.name, str(path), path, alone=True)
-
-
-def _folder(folder: Path, counts: Counts) -> Iterator[_File]:
-    if (folder / BEIR_FILE).is_file():
-        yield _one(folder / BEIR_FILE)
-        return
-    names = sorted(_walk(folder, counts))
-    documents = [name for name in names if ending_of(name) in (*DOCUMENT_ENDINGS, ".zip")]
-    rows = [name for name in names if ending_of(name) in ROW_ENDINGS]
-    if documents and rows:
-        counts.notes["files skipped: rows beside documents"] += len(rows)
-    chosen = documents or rows
-    if not chosen:
-        raise CorpusError(
-            f"folder {folder} holds no {BEIR_FILE} and no file that can be read ({', '.join(SUPPORTED)}, .zip); "
-            "give a folder with passages"
-        )
-    for name in chosen:
-        yield _File(name, str(folder / name), folder / name)
-
-
-def _walk(folder: Path, counts: Counts) -> Iterator[str]:
-    """Readable files below the folder, relative to it and with ``/``; what is hidden or links out of it is counted."""
-    root = folder.resolve()
-
-    def fail(error: OSError) -> NoReturn:
-        raise error
-
-    for parent, folders, files in os.walk(folder, onerror=fail):
-        here = Path(parent)
-        for name in list(folders):
-            # os.walk lists a linked folder and does not enter it: it may lie outside, or make a circle.
-            if name.startswith(".") or (here / name).is_symlink():
-                counts.notes["folders skipped: hidden" if name.startswith(".") else "folders skipped: link"] += 1
-                folders.remove(name)
-        for name in files:
-            if _is_wanted(here / name, root, counts):
-                yield (here / name).relative_to(folder).as_posix()
-
-
-def _is_wanted(path: Path, root: Path, counts: Counts) -> bool:
-    if path.name.startswith("."):
-        counts.notes["files skipped: hidden"] += 1
-    elif ending_of(path.name) not in (*SUPPORTED, ".zip"):
-        counts.notes["files skipped: of another kind"] += 1
-    elif path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
-        counts.notes["files skipped: link out of the folder or to nothing"] += 1
-    elif not path.is_file():  # a pipe would be waited for without end
-        counts.notes["files skipped: no regular file"] += 1
-    else:
-        return True
-    return False
-
-
-def _matching(pattern: Path, counts: Counts) -> Iterator[_File]:
-    """The files that a pattern matches; links out of the part before its first mark are skipped."""
-    fixed = list(takewhile(lambda part: not any(mark in part for mark in "*?["), pattern.parts))
-    base = Path(*fixed) if fixed else Path()
-    if not base.is_dir():
-        raise CorpusError(f"corpus source {pattern}: there is no folder {base}; mend the pattern")
-    root, rest = base.resolve(), str(PurePosixPath(*pattern.parts[len(fixed) :]))
-    named = PurePosixPath(rest).parts
-
-    def is_shown(path: Path) -> bool:
-        """Whether no folder above it is hidden, but for those that the pattern names."""
-        hidden = any(part.startswith(".") and part not in named for part in path.relative_to(base).parent.parts)
-        if hidden:
-            counts.notes["files skipped: hidden"] += 1
-        return not hidden
-
-    files = (path for path in base.glob(rest) if not path.is_dir())
-    found = sorted(path for path in files if is_shown(path) and _is_wanted(path, root, counts))
-    if not found:
-        raise CorpusError(f"corpus source {pattern} matches no file that can be read; mend the pattern")
-    for path in found:
-        yield _File(path.relative_to(base).as_posix(), str(path), path)
-
-
-def _members(archive: _File, counts: Counts) -> Iterator[_File]:
-    """The members of a zip file, sorted by name. A name is a label only: nothing is unpacked under it."""
-    try:
-        opened = zipfile.ZipFile(archive.path)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        counts.drop(BROKEN_ARCHIVE, f"{archive.place} ({error})")
-        return
-    prefix = "" if archive.alone else f"{archive.name}/"
-    allowance = Allowance(archive.path.stat().st_size)
-    with opened:
-        for entry in sorted(opened.infolist(), key=lambda entry: entry.filename):
-            parts = PurePosixPath(entry.filename).parts
-            place = f"{archive.place}!{entry.filename}"
-            if entry.is_dir():
-                continue
-            if any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in parts):
-                counts.notes["archive members skipped: hidden"] += 1
-            elif entry.flag_bits & 1:
-                counts.drop("locked archive member", place)
-            elif ending_of(entry.filename) not in SUPPORTED:
-                counts.notes["archive members skipped: of another kind"] += 1
-            else:
-                name = prefix + entry.filename
-                yield _File(name, place, archive.path, entry.filename, archive=opened, allowance=allowance)
-
-
 # --- what is in them
 
 
-@contextmanager
-def _opened(file: _File) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed within bounds."""
-    with ExitStack() as stack:
-        raw: BinaryIO
-        if file.archive is not None and file.allowance is not None:
-            entry = file.archive.getinfo(file.member)
-            packed = entry.compress_size
-            try:
-                inner: Any = file.archive.open(entry)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-                raise Dropped(BROKEN_ARCHIVE, str(error)) from error
-            raw = stack.enter_context(io.BufferedReader(Expanding(inner, Allowance(packed), file.allowance)))
-        else:
-            packed = file.path.stat().st_size
-            raw = stack.enter_context(file.path.open("rb"))
-        match PurePosixPath(file.name.lower()).suffix:
-            case ".gz":
-                raw = stack.enter_context(io.BufferedReader(Expanding(gzip.GzipFile(fileobj=raw), Allowance(packed))))
-            case ".zst":
-                import pyarrow as pa
-
-                stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
-                raw = stack.enter_context(io.BufferedReader(Expanding(stream, Allowance(packed))))
-        yield raw
-
-
-@contextmanager
-def _on_disk(file: _File, largest: int) -> Iterator[Path]:
-    """A path that holds the decompressed file, for parsers that must seek."""
-    if not file.member and PurePosixPath(file.name.lower()).suffix not in COMPRESSED:
-        if file.ending != ".parquet" and file.path.stat().st_size > largest:
-            raise Dropped(LARGE, f"more than {largest >> 20} MB")
-        yield file.path
-        return
-    with _opened(file) as handle, NamedTemporaryFile(suffix=file.ending) as copy:
-        left = largest
-        while data := handle.read(1 << 20):
-            left -= len(data)
-            if left < 0:
-                raise Dropped(LARGE, f"more than {largest >> 20} MB")
-            copy.write(data)
-        copy.flush()
-        yield Path(copy.name)
-
-
-def _read_file(file: _File, reader: Reader) -> Iterator[Placed]:
+def _read_file(file: SourceFile, reader: Reader) -> Iterator[Placed]:
     if file.ending in TEXT_ENDINGS:
         yield _read_text(file, reader)
         return
     if file.ending in PARSED_ENDINGS:
-        with _on_disk(file, reader.largest) as path:
+        with on_disk(file, reader.largest) as path:
             title, text = reader.documents.read(path, file.ending)
         title = title.strip() or _heading(text) or PurePosixPath(file.source).name.partition(".")[0]
         yield file.place, _passage({"id": file.name, "title": title, "text": text}, file.source, file.place)
@@ -413,7 +215,10 @@ def _read_file(file: _File, reader: Reader) -> Iterator[Placed]:
     found, source = False, file.source
     for place, row in _rows(file, reader):
         found = True
-        yield place, _passage(row, source, place, reader.config)
+        passage = _passage(row, source, place, reader.config)
+        if file.set and passage.id != content_id(passage.title, passage.text):
+            passage = replace(passage, id=f"{file.set}{passage.id}")
+        yield place, passage
     if not found:
         if file.alone:
             raise CorpusError(f"{file.place} is empty: it holds no passage; give a file with passages")
@@ -424,27 +229,27 @@ def parsed_documents(spec: str, reader: Reader) -> Iterator[tuple[Path, str]]:
     """The HTML, PDF and Word files of a source, each with its ending; what reading them would refuse is left out."""
     if spec == "stdlib" or spec.startswith(("hf:", *SQL_SCHEMES)):
         return
-    for file in _files(spec, reader.counts):
+    for file in files_of(spec, reader.counts):
         if file.ending in PARSED_ENDINGS:
-            with suppress(Dropped), _on_disk(file, reader.largest) as path:
+            with suppress(Dropped), on_disk(file, reader.largest) as path:
                 yield path, file.ending
 
 
-def _rows(file: _File, reader: Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(file: SourceFile, reader: Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if file.ending == ".parquet":
-        with _on_disk(file, reader.largest) as path:
+        with on_disk(file, reader.largest) as path:
             yield from _read_parquet(path, file.place, reader.config)
         return
-    with _opened(file) as handle:
+    with opened(file) as handle:
         numbered = _lines(handle, file.place, reader)
         if file.ending in (".csv", ".tsv"):
-            yield from _read_csv(numbered, file, reader.config)
+            yield from _read_delimited(numbered, file, reader)
         else:
-            yield from _read_jsonl(numbered)
+            yield from _read_jsonl(numbered, file.place)
 
 
-def _read_text(file: _File, reader: Reader) -> Placed:
-    with _opened(file) as handle:
+def _read_text(file: SourceFile, reader: Reader) -> Placed:
+    with opened(file) as handle:
         data = handle.read(reader.largest + 1)
     if len(data) > reader.largest:
         raise Dropped(LARGE, f"more than {reader.config.document_mb} MB")
@@ -456,15 +261,12 @@ def _read_text(file: _File, reader: Reader) -> Placed:
         broken = True
     if broken:
         for number, line in enumerate(data.split(b"\n"), start=1):
-            _decode(line, f"{file.place}:{number}", first=number == 1)
-    title = (file.ending == ".md" and _heading(text)) or PurePosixPath(_plain_name(file.source)).stem
+            try:
+                _decode(line, f"{file.place}:{number}", first=number == 1)
+            except CorpusError as error:
+                raise _NoText(str(error)) from error
+    title = (file.ending == ".md" and _heading(text)) or PurePosixPath(plain_name(file.source)).stem
     return file.place, _passage({"id": file.name, "title": title, "text": text}, file.source, file.place)
-
-
-def _plain_name(name: str) -> str:
-    """The name without the ending of a compression."""
-    path = PurePosixPath(name)
-    return path.stem if path.suffix.lower() in COMPRESSED else name
 
 
 def _heading(text: str) -> str:
@@ -483,10 +285,11 @@ def _heading(text: str) -> str:
     return ""
 
 
-def _read_jsonl(numbered: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for place, line in numbered:
+def _read_jsonl(numbered: Numbered, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in numbered:
         if not line.strip():
             continue
+        place = f"{name}:{number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -502,44 +305,28 @@ def _read_jsonl(numbered: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Mapp
         yield place, row
 
 
-def _read_csv(
-    numbered: Iterable[tuple[str, str]], file: _File, config: CorpusConfig
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARS))  # the default refuses 131,073 characters
-    kind = file.ending[1:]
-    fed: list[str] = []  # the places of a row's lines: one may have several, and a line that was too long is none
+def _read_delimited(numbered: Numbered, file: SourceFile, reader: Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def again() -> Iterator[tuple[int, str]]:
+        allowance = file.allowance and Allowance(file.path.stat().st_size)
+        with opened(replace(file, allowance=allowance)) as handle:
+            yield from _lines(handle, file.place, replace(reader, counts=Counts()))
 
-    def feed() -> Iterator[str]:
-        for place, line in numbered:
-            fed.append(place)
-            yield line
-
-    reader = csv.reader(feed(), "excel-tab" if kind == "tsv" else "excel", strict=True)
     columns: list[str] = []
-    while True:
-        fed.clear()
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise CorpusError(
-                f'{fed[0]}: not valid {kind.upper()}: {error}; a field that begins with " must end with '
-                'one, and a " inside it is written twice'
-            ) from error
-        if row is None:
-            return
-        if not row:  # a blank line
-            continue
-        place = fed[0]
-        if not columns:
-            columns = [name.strip() for name in row]
-            _check_columns(columns, place, config)
-            continue
-        if len(row) != len(columns):
-            raise CorpusError(
-                f"{place}: {len(row)} fields, but the header has {len(columns)}; "
-                "put a field that holds the separator or a newline between double quotes"
-            )
-        yield place, dict(zip(columns, row, strict=True))
+    try:
+        for number, row in read_delimited(numbered, "\t" if file.ending == ".tsv" else ",", again):
+            place = f"{file.place}:{number}"
+            if not columns:
+                columns = [name.strip() for name in row]
+                _check_columns(columns, place, reader.config)
+                continue
+            if len(row) != len(columns):
+                raise CorpusError(
+                    f"{place}: {len(row)} fields, but the header has {len(columns)}; "
+                    "put a field that holds the separator or a newline between double quotes"
+                )
+            yield place, dict(zip(columns, row, strict=True))
+    except BadRow as error:
+        raise CorpusError(f"{file.place}:{error.line}: {error.what}") from error
 
 
 def _read_parquet(path: Path, name: str, config: CorpusConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -585,27 +372,23 @@ def _check_columns(columns: Sequence[str], place: str, config: CorpusConfig) -> 
         raise CorpusError(f"{place}: more than one column is named {twice[0]}; rename or remove one")
 
 
-def _lines(handle: BinaryIO, name: str, reader: Reader) -> Iterator[tuple[str, str]]:
+def _lines(handle: BinaryIO, name: str, reader: Reader) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(lines(handle, reader.largest), start=1):
         place = f"{name}:{number}"
         if line is None:
             reader.counts.drop(LONG_LINE, place)
         else:
-            yield place, _decode(line, place, first=number == 1)
+            yield number, _decode(line, place, first=number == 1)
 
 
 def _decode(line: bytes, place: str, *, first: bool) -> str:
-    if b"\0" in line:
-        raise CorpusError(
-            f"{place}: a NUL byte at byte {line.index(0) + 1} of the line; this is UTF-16, perhaps, or no text: "
-            "save it as UTF-8"
-        )
     try:
-        return line.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{place}: not valid UTF-8 at byte {error.start + 1} of the line ({error.reason}); save the file as UTF-8"
-        ) from error
+        text = decoded(line, first=first)
+        if b"\0" in line:
+            raise no_text(line)
+    except ValueError as error:
+        raise CorpusError(f"{place}: {error}") from error
+    return text
 
 
 def _passage(row: Mapping[str, Any], source: str, place: str, config: CorpusConfig | None = None) -> Passage:
@@ -617,12 +400,13 @@ def _passage(row: Mapping[str, Any], source: str, place: str, config: CorpusConf
         )
     ids = [config.id_field] if config.id_field else ["_id", "id"]
     text, title = row[config.text_field], row.get(config.title_field)
-    if title is None:
+    if title is None or _is_nan(title):
         title = ""
     for name, value in (("text", text), ("title", title)):
         if not isinstance(value, str):
             raise CorpusError(f"{place}: {name} is {_kind(value)}, not a string: {_short(value)}; write it as a string")
-    given = next((row[name] for name in ids if row.get(name) not in (None, "")), None)
+    written = (row.get(name) for name in ids)
+    given = next((value for value in written if value not in (None, "") and not _is_nan(value)), None)
     if given is not None and (not isinstance(given, str | int) or isinstance(given, bool)):
         raise CorpusError(f"{place}: the id is {_kind(given)}: {_short(given)}; write it as a string")
     for name, value in (("id", str(given)), ("title", title), ("text", text)):
@@ -634,6 +418,11 @@ def _passage(row: Mapping[str, Any], source: str, place: str, config: CorpusConf
                 f"{error.start + 1}, which no text can hold; write the file anew from its origin"
             ) from error
     return Passage(content_id(title, text) if given is None else str(given), title, text, source)
+
+
+def _is_nan(value: object) -> bool:
+    """Whether it is what data frames write for nothing."""
+    return isinstance(value, float) and value != value  # noqa: PLR0124 - NaN alone is not itself
 
 
 def _kind(value: object) -> str:

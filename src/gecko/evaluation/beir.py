@@ -93,6 +93,8 @@ def load_beir(spec: str, split: str | None = None) -> RetrievalSet:
     folder, split = parse_spec(spec, split)
     if not folder.is_dir():
         raise EvaluationError(f"test set {folder} is not a folder; give DIR or DIR@SPLIT in the BEIR layout")
+    if not (folder / QRELS).is_dir() and (below := sorted(path.parent for path in folder.glob("**/qrels/"))):
+        raise EvaluationError(f"{folder} is no test set, but sets are below it: give {' '.join(map(str, below))}")
     _refuse_gaps(folder, split)
     passages = [
         Passage(

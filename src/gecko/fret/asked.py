@@ -21,6 +21,7 @@ a table, as in ``training/tables.py``  the column ``asked.field``
 
 import gzip
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from gecko.errors import CorpusError, TrainingError
 from gecko.records import Query
 from gecko.store import digest, drawn_by, file_sha256
 from gecko.text import whole_characters
-from gecko.training.tables import ENDINGS, ending_of, read_rows, text_of
+from gecko.training.tables import ENDINGS, ending_of, read_rows, text_lines, text_of
 from gecko.work import Counts
 
 LINES = (".txt", ".txt.gz")
@@ -59,8 +60,8 @@ def asked_identity(config: AskedConfig) -> str:
 def read_asked(config: AskedConfig, heldout: float, heldout_max: int, seed: int, counts: Counts) -> list[Query]:
     """The queries of all sources, each once, in the order in which they are to be judged.
 
-    White space within a query counts as one space. What has no letter or digit, is longer than 1,000 characters or is like
-    another one (:func:`likeness`) is dropped and counted.
+    White space within a query counts as one space; null is an empty one. What has no letter or digit, is longer than 1,000
+    characters or is like another one (:func:`likeness`) is dropped and counted.
 
     Args:
         config: where they are.
@@ -125,19 +126,21 @@ def _texts(config: AskedConfig) -> Iterator[str]:
         else:
             rows = read_rows(NAME, spec)
         for place, row in rows:
-            yield text_of(dict(row), _field(row, config.field, place), place, halves=True)
+            yield text_of(dict(row), _field(row, config.field, place), place, optional=True, halves=True)
 
 
 def _lines(path: Path) -> Iterator[str]:
     number = 0
     try:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as handle:
-            for line in handle:
-                number += 1
-                if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
+            for place, line in text_lines(handle):
+                number = place
+                if text := line.strip():
                     yield text
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{NAME}.sources: line {number} of {path} cannot be read ({error}); mend the file") from error
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise CorpusError(
+            f"{NAME}.sources: line {number + 1} of {path} cannot be read ({error}); mend the file"
+        ) from error
 
 
 def _field(row: Mapping[str, Any], wanted: str | None, place: str) -> str:

@@ -7,16 +7,11 @@ escaping leaves alone: those that a terminal or a browser obeys instead of showi
 import re
 from collections.abc import Sequence
 
-# Control characters, directional embeddings, overrides and isolates, and halves of surrogate pairs. Tab, newline and the
-# marks that scripts need for joining stay.
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+from gecko.text import shown
+
+__all__ = ["cut", "duration", "known_words", "markdown_table", "shown"]
 
 _WORD = re.compile(r"\w+")
-
-
-def shown(text: str) -> str:
-    """``text`` with each character that acts instead of being seen written as its code point, ``‹U+202E›``."""
-    return _UNSEEN.sub(lambda match: f"‹U+{ord(match[0]):04X}›", text)
 
 
 def cut(text: str, length: int) -> str:

@@ -12,18 +12,20 @@ a folder                              its parquet files by name; without any, it
 Rows are numbered from 1, over all files of a source; errors name set, file and row.
 """
 
-import csv
 import gzip
 import itertools
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gecko.corpus.bounds import decoded, lines
+from gecko.corpus.delimited import BadRow, read_delimited
 from gecko.errors import TrainingError
 from gecko.llm.weights import cache_folder
 from gecko.store import digest, file_sha256, read_json, write_json
@@ -33,7 +35,7 @@ Row = dict[str, Any]
 
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
 PARQUET_ROWS = 1024
-CSV_FIELD_CHARS = 2**31 - 1
+LINE_BYTES = 2**31 - 1
 HUB = "hf:"
 
 
@@ -111,7 +113,7 @@ def _read_file(name: str, path: Path) -> Iterator[tuple[str, Row]]:
         for row in kinds[ending_of(path) or ""](path):
             yield path.name, row
             number += 1
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError, BadRow, pa.ArrowException) as error:
         raise TrainingError(
             f"set {name!r}: {path} cannot be read after row {number} ({error}); mend the file"
         ) from error
@@ -119,9 +121,9 @@ def _read_file(name: str, path: Path) -> Iterator[tuple[str, Row]]:
 
 def _jsonl(path: Path) -> Iterator[Row]:
     with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
+        for number, line in text_lines(handle):
             if line.strip():
-                yield _placed(json.loads(line.decode("utf-8-sig")), f"{path}:{number}")
+                yield _placed(json.loads(line), f"{path}:{number}")
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -148,12 +150,33 @@ def _placed(row: Any, place: str) -> Any:
 
 
 def _csv(path: Path, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(CSV_FIELD_CHARS)
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        for row in csv.DictReader(handle, delimiter=delimiter, strict=True):
-            if None in row or None in row.values():
-                raise ValueError("the row has another number of fields than the header")
-            yield dict(row)
+    def numbered() -> Iterator[tuple[int, str]]:
+        with path.open("rb") as handle:
+            yield from text_lines(handle)
+
+    columns: list[str] = []
+    for line, cells in read_delimited(numbered(), delimiter, numbered):
+        if not columns:
+            columns = cells
+        elif len(cells) != len(columns):
+            raise ValueError(f"the row has another number of fields than the header, in line {line}")
+        else:
+            yield dict(zip(columns, cells, strict=True))
+
+
+def text_lines(handle: BinaryIO | gzip.GzipFile) -> Iterator[tuple[int, str]]:
+    """(number, line) of a text file.
+
+    Raises:
+        ValueError: it is not UTF-8, or a line has more than 2 GB.
+    """
+    for number, line in enumerate(lines(handle, LINE_BYTES), start=1):
+        if line is None:
+            raise ValueError(f"line {number} has more than {LINE_BYTES:,} bytes")
+        try:
+            yield number, decoded(line, first=number == 1)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -214,11 +237,13 @@ def require(row: Row, columns: Sequence[str], place: str, kind: str) -> None:
 def text_of(row: Row, column: str, place: str, *, optional: bool = False, halves: bool = False) -> str:
     """A column that must be a string, without white space around it; a missing or null one is empty if ``optional``.
 
+    NaN, which data frames write for nothing, is null.
+
     Raises:
         TrainingError: it is of another type, or holds half a surrogate pair where ``halves`` are not let through.
     """
     value = row.get(column)
-    if value is None and optional:
+    if optional and (value is None or (isinstance(value, float) and math.isnan(value))):
         return ""
     if not isinstance(value, str):
         raise TrainingError(f"{place}: column {column} is {value!r:.80}, and must be a text")

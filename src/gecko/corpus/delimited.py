@@ -1,0 +1,213 @@
+"""The rows of CSV and TSV files.
+
+In CSV a cell that begins with ``"`` ends at the next lone ``"``, lines later perhaps, and ``""`` in it is one ``"``.
+
+Of TSV there are two kinds. Programs write it with quotation marks, as CSV; people and databases write it without any, so that
+``"`` is a character like another and each line is a row. The whole file decides, once a cell begins with ``"``:
+
+=============================================================  ==============================================
+each line has as many cells as the header, and
+  a ``"`` stands where no program would leave it               line by line
+  no quoted cell goes over several lines                       with quotation marks
+  one does, and the header or a ``""`` in a cell is quoted     with quotation marks
+  one does, there is no such sign, and there are more columns  line by line
+  likewise, and there is one column                            an error: nobody can tell
+some line has not, and
+  rows with quotation marks have                               with quotation marks
+  these have not either                                        an error
+=============================================================  ==============================================
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+Numbered = Iterable[tuple[int, str]]  # lines with their ends; one that was left out has a number, and is not among them
+
+_INSIDE = re.compile(r'[^"]*+(?:""[^"]*+)*+')  # of a quoted cell, up to its end or that of the line
+_RULE = 'a field that begins with " must end with one, and a " inside it is written twice'
+
+
+class BadRow(Exception):
+    """A row that cannot be read.
+
+    Attributes:
+        line: its first line.
+        what: is wrong, and what to do.
+    """
+
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(f"line {line}: {what}")
+        self.line, self.what = line, what
+
+
+@dataclass
+class _Row:
+    """One row with quotation marks, taken line by line.
+
+    Attributes:
+        cells: those that are complete.
+        lines: so many were taken.
+        bare: whether an unquoted cell has a ``"``, which no program writes.
+        sure: whether a quoted cell has ``""``, which nobody types.
+    """
+
+    separator: str
+    cells: list[str] = field(default_factory=list)
+    lines: int = 0
+    bare: bool = False
+    sure: bool = False
+    _open: list[str] | None = None
+
+    def take(self, line: str) -> bool:
+        """Whether the row is complete with this line.
+
+        Raises:
+            ValueError: something follows the end of a quoted cell.
+        """
+        self.lines += 1
+        body, place = _body(line), 0
+        while True:
+            if self._open is None and not body.startswith('"', place):
+                end = body.find(self.separator, place)
+                cell = body[place:] if end < 0 else body[place:end]
+                self.bare |= '"' in cell
+                self.cells.append(cell)
+                if end < 0:
+                    return True
+                place = end + 1
+                continue
+            if self._open is None:
+                self._open, place = [], place + 1
+            match = _INSIDE.match(line, place)
+            assert match is not None
+            self.sure |= '""' in match[0]
+            self._open.append(match[0].replace('""', '"'))
+            if match.end() == len(line):
+                return False
+            self.cells.append("".join(self._open))
+            self._open, place = None, match.end() + 1
+            if place >= len(body):
+                return True
+            if body[place] != self.separator:
+                raise ValueError(f'{body[place]!a} follows the " that ends a field')
+            place += 1
+
+
+def read_delimited(
+    numbered: Numbered, separator: str, again: Callable[[], Numbered]
+) -> Iterator[tuple[int, list[str]]]:
+    """(number of the first line, cells) of each row, the header too; blank lines are none.
+
+    Args:
+        numbered: the lines of a file.
+        separator: a comma, or a tab for TSV.
+        again: the same lines from the start, for a TSV that has to be looked through.
+
+    Raises:
+        BadRow: quotation marks are not in order, or a TSV can be read in two ways.
+    """
+    kind = "TSV" if separator == "\t" else "CSV"
+    quoted = None if kind == "TSV" else True
+    row: _Row | None = None
+    start = 0
+    for number, line in numbered:
+        if row is None:
+            if not (body := _body(line)):
+                continue
+            if quoted is None and (body.startswith('"') or f'{separator}"' in body):
+                quoted = _is_quoted(again(), separator)
+            if not quoted:
+                yield number, body.split(separator)
+                continue
+            row, start = _Row(separator), number
+        try:
+            whole = row.take(line)
+        except ValueError as error:
+            raise BadRow(start, f"not valid {kind}: {error}; {_RULE}") from None
+        if whole:
+            yield start, row.cells
+            row = None
+    if row is not None:
+        raise BadRow(start, f"not valid {kind}: a quoted field has no end; {_RULE}")
+
+
+def _body(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _is_quoted(numbered: Numbered, separator: str) -> bool:
+    """Whether a TSV is to be read with quotation marks; see the module's table."""
+    wide = width = 0  # of the header, line by line and with quotation marks
+    uneven = broken = merged = (
+        None  # the first line that speaks against the one, against the other, and against choosing
+    )
+    bare = sure = False
+    row: _Row | None = None
+    start, full = 0, True
+    for number, line in numbered:
+        if body := _body(line):
+            cells = body.count(separator) + 1
+            wide = wide or cells
+            if cells != wide:
+                uneven = uneven or (number, cells)
+        if broken is not None or (row is None and not body):
+            continue
+        if row is None:
+            row, start, full = _Row(separator), number, True
+        full &= not body or cells == wide
+        try:
+            whole = row.take(line)
+        except ValueError as error:
+            broken = start, str(error)
+            continue
+        if not whole:
+            continue
+        if not width:
+            width, sure = len(row.cells), body.startswith('"')
+        if len(row.cells) != width:
+            broken = start, f"{len(row.cells)} fields, but the header has {width}"
+        if row.lines > 1 and full:
+            merged = merged or start
+        bare, sure = bare or row.bare, sure or row.sure
+        row = None
+    if row is not None and broken is None:
+        broken = start, "a quoted field has no end"
+    return _decided(uneven, broken, merged, bare=bare, sure=sure, columns=wide)
+
+
+def _decided(
+    uneven: tuple[int, int] | None,
+    broken: tuple[int, str] | None,
+    merged: int | None,
+    *,
+    bare: bool,
+    sure: bool,
+    columns: int,
+) -> bool:
+    if uneven is None:
+        if broken is not None or bare:
+            return False
+        if merged is None or sure:
+            return True
+        if columns > 1:
+            return False
+        raise BadRow(
+            merged,
+            'a field begins with " and another line ends with one: this is one field of several lines, or several fields '
+            "with quotation marks of their own; write the file as JSON Lines",
+        )
+    line, cells = uneven
+    if broken is not None:
+        raise BadRow(
+            line,
+            f'{cells} fields, but the header has {columns}; with " as quotation marks, line {broken[0]} is wrong: '
+            f"{broken[1]}. Mend the one line, or put fields that hold a tab or a newline between double quotes: {_RULE}",
+        )
+    if merged is not None and bare:
+        raise BadRow(
+            merged,
+            f'a field begins with " and a later line ends it, but not every " of the file is a quotation mark, and line '
+            f"{line} has {cells} fields where the header has {columns}; mend one of them: {_RULE}",
+        )
+    return True
