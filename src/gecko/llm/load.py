@@ -32,7 +32,7 @@ def teacher_identity(spec: str) -> str:
     if spec in weights.EMBEDDED:
         return weights.EMBEDDED[spec].sha256[:16]
     if kind == "openai" and rest:
-        from gecko.llm.openai import parse_address
+        from gecko.llm.openai_address import parse_address
 
         address = parse_address(spec)
         return digest("openai", address.url, address.model)
@@ -104,7 +104,8 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
 
 
 def _connect(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
-    from gecko.llm.openai import OpenAILM, key_for, parse_address
+    from gecko.llm.openai import OpenAILM
+    from gecko.llm.openai_address import key_for, parse_address
 
     address = parse_address(spec)
     teacher = OpenAILM(
@@ -113,6 +114,8 @@ def _connect(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> Languag
         key=key_for(address),
         passage_tokens=config.passage_tokens,
         requests=config.requests,
+        kept=weights.cache_folder() / "answers" / f"{identity}.json",
+        say=ui.say,
     )
     teacher.probe()
     if not teacher.can_score:
