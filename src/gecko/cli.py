@@ -1,5 +1,6 @@
 """The command line. Thin: it reads options, calls the library and prints; heavy imports are inside the commands."""
 
+import atexit
 import os
 import sys
 import time
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 DEMO = Path("runs/demo")
+STOPPED = 130  # the exit code of what Ctrl-C ends
 
 RunArg = Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")]
 Recipe = Annotated[Path | None, typer.Option("-c", "--config", help="A recipe: TOML with settings.")]
@@ -854,6 +856,11 @@ def main() -> None:
     except GeckoError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False, style="red")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # The library below makes an exit of Ctrl-C, without a word.
+        if isinstance(end, SystemExit) and end.code != STOPPED:
+            raise
         Console(stderr=True).print("stopped; run the same command again to continue")
-        sys.exit(130)
+        sys.stdout.flush()
+        atexit._run_exitfuncs()
+        os._exit(STOPPED)  # no thread is waited for, and the libraries need seconds to take themselves down
