@@ -461,6 +461,10 @@ def evaluate_model(
         list[str] | None,
         typer.Option("--task", help="What a model in the unified format is told, as SET=TASK; can be repeated."),
     ] = None,
+    pad_token: Annotated[
+        str,
+        typer.Option(metavar="TOKEN", help="For a raw language model without padding token: one of its vocabulary."),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     as_markdown: AsMarkdown = False,
     no_cache: Annotated[
@@ -479,10 +483,10 @@ def evaluate_model(
     ui = Terminal()
     loaded = load_sets(sets, split, tasks or ())
     folder = None if no_cache else cache_folder() / "embeddings"
-    encoder = load_encoder(model)
+    encoder = load_encoder(model, pad_token=pad_token)
     models = {"model": KeptEmbeddings(encoder.truncated(dim) if dim is not None else encoder, folder)}
     if baseline is not None:
-        models["baseline"] = KeptEmbeddings(load_encoder(baseline), folder)
+        models["baseline"] = KeptEmbeddings(load_encoder(baseline, pad_token=pad_token), folder)
     result = evaluate_sets(loaded, models, ui)
     if as_json:
         print(json.dumps(result))

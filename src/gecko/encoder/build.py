@@ -80,15 +80,16 @@ def _transformer(target: str, revision: str | None, loading: dict[str, Any], con
     if config.pad_token:
         if config.pad_token not in tokenizer.get_vocab():
             raise ConfigError(
-                f"train.backbone.pad_token = {config.pad_token!r}: no token of {target}; its end token is "
-                f"{tokenizer.eos_token!r}"
+                f"pad_token = {config.pad_token!r}: no token of {target}; its end token is {tokenizer.eos_token!r}"
             )
         tokenizer.pad_token = config.pad_token
     if tokenizer.pad_token is None:
+        token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         raise ConfigError(
             f"model {target} has no padding token, so texts of different lengths make no batch. Name a token of its "
-            f"vocabulary, for example train.backbone.pad_token = {tokenizer.eos_token!r} (for gecko pretrain "
-            "pretrain.backbone.pad_token, too); padding is not attended to"
+            f"vocabulary, for example with train.backbone.pad_token = {token!r} in a run (for gecko pretrain "
+            f'pretrain.backbone.pad_token, too), --pad-token {token!r} for gecko eval, or elsewhere as "pad_token" in '
+            "the model's tokenizer_config.json; padding is not attended to"
         )
     tokenizer.padding_side = "right"
     _attend_both_ways(module.model, target)

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from gecko.config import RelabelConfig
 from gecko.encoder.encoder import hub_commit
-from gecko.errors import ConfigError, TeacherError
+from gecko.errors import ConfigError, GeckoError, TeacherError
 from gecko.llm import weights
 from gecko.llm.base import LanguageModel
+from gecko.model_files import why_not_loaded
 from gecko.progress import Ui, quiet_libraries
 from gecko.store import digest
 
@@ -142,9 +143,12 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig, ui: Ui) 
             # What is rounded to 8 bits is loaded in 16, not in 32: a 1.5B model then fits 8 GiB anywhere.
             loaded = torch.bfloat16 if small else dtype
             model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=loaded, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise TeacherError(f"teacher {name} cannot be loaded: {first}; use {FORMS}") from error
+    except GeckoError:
+        raise
+    except Exception as error:  # the libraries below raise many kinds
+        raise TeacherError(
+            f"teacher {name} cannot be loaded: {why_not_loaded(Path(source), error)}; use {FORMS}"
+        ) from error
     head = None
     if small:
         from gecko.llm.int8 import to_int8

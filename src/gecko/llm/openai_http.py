@@ -180,6 +180,8 @@ class Requests:
                 try:
                     done.put((number, self._one(ask, items[number], places[number], stop), None))
                 except BaseException as error:
+                    if not isinstance(error, _StoppedError):
+                        stop.set()  # nothing more is asked
                     done.put((number, None, error))
 
         self._replies.begin()
