@@ -17,8 +17,11 @@ def why_not_loaded(model: Path, error: Exception) -> str:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "safetensor" in type(error).__name__.lower() or "deserializing header" in first:
         return f"{first}; a file of weights is cut off or damaged, download it again"
+    newer = "it may be damaged, or made for a newer version: pip install -U transformers tokenizers"
+    if isinstance(error, LookupError | AttributeError | TypeError):  # these name a key and nothing else
+        return f"{type(error).__name__} {first}; {newer}"
     if "untagged enum" in first or "does not recognize this architecture" in first:
-        return f"{first}; it may be made for a newer version: pip install -U transformers tokenizers"
+        return f"{first}; {newer}"
     return first
 
 
