@@ -171,6 +171,18 @@ def test_a_full_disk_is_named_and_the_run_goes_on_after_it(corpus: Path, tiny_mo
     assert again.returncode == 0, again.stderr
 
 
+def unpadded(folder: Path) -> None:
+    """A language model as it was pre-trained: its tokenizer has no padding token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "the": 2, "row": 3, "of": 4}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaModel(LlamaConfig(vocab_size=12, **size)).save_pretrained(folder)
+
+
 def test_eval_prints_the_documented_json(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     folder = tmp_path / "squares"
     (folder / "qrels").mkdir(parents=True)
@@ -188,6 +200,12 @@ def test_eval_prints_the_documented_json(tiny_model: Path, corpus: Path, tmp_pat
     assert row["delta"] == 0 and row["ci95"] == [0, 0] and row["baseline"] == row["ndcg@10"]
     assert 0 < row["bm25"] <= 1
     refused(gecko("eval", tiny_model, folder, "--json", "--no-cache"), "dev")
+    raw = tmp_path / "raw"
+    unpadded(raw)
+    command = ("eval", raw, f"{folder}@dev", "--json", "--no-cache")
+    refused(gecko(*command), "has no padding token", "--pad-token '</s>' for gecko eval")
+    done = gecko(*command, "--pad-token", "</s>")
+    assert done.returncode == 0 and json.loads(done.stdout)["sets"]["squares"]["queries"] == 8, done.stderr
     table = gecko("eval", tiny_model, f"{folder}@dev", "--dim", 8, "--no-cache")
     assert table.returncode == 0 and "squares" in table.stdout
 
@@ -196,3 +214,19 @@ def test_help_and_version_import_nothing_heavy() -> None:
     code = "import sys\nfrom gecko.cli import main\ntry:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.startswith("gecko "), done.stderr
+
+
+def test_ctrl_c_is_told_and_waits_for_no_thread() -> None:
+    program = """
+import threading
+from gecko import cli
+@cli.app.command()
+def hang():
+    threading.Thread(target=threading.Event().wait).start()  # not a daemon: the interpreter would wait for it
+    raise KeyboardInterrupt
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "hang"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped; run the same command again to continue\n")

@@ -1,5 +1,6 @@
 """The command line. Thin: it reads options, calls the library and prints; heavy imports are inside the commands."""
 
+import atexit
 import io
 import os
 import sys
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 
 DEMO = Path("runs/demo")
+STOPPED = 130  # the exit code of what Ctrl-C ends
 
 RunArg = Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")]
 Recipe = Annotated[Path | None, typer.Option("-c", "--config", help="A recipe: TOML with settings.")]
@@ -475,6 +477,10 @@ def evaluate_model(
         list[str] | None,
         typer.Option("--task", help="What a model in the unified format is told, as SET=TASK; can be repeated."),
     ] = None,
+    pad_token: Annotated[
+        str,
+        typer.Option(metavar="TOKEN", help="For a raw language model without padding token: one of its vocabulary."),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     as_markdown: AsMarkdown = False,
     no_cache: Annotated[
@@ -493,10 +499,10 @@ def evaluate_model(
     ui = Terminal()
     loaded = load_sets(sets, split, tasks or ())
     folder = None if no_cache else cache_folder() / "embeddings"
-    encoder = load_encoder(model)
+    encoder = load_encoder(model, pad_token=pad_token)
     models = {"model": KeptEmbeddings(encoder.truncated(dim) if dim is not None else encoder, folder)}
     if baseline is not None:
-        models["baseline"] = KeptEmbeddings(load_encoder(baseline), folder)
+        models["baseline"] = KeptEmbeddings(load_encoder(baseline, pad_token=pad_token), folder)
     result = evaluate_sets(loaded, models, ui)
     if as_json:
         print(json.dumps(result))
@@ -903,6 +909,10 @@ def main() -> None:
         said = str(error) if isinstance(error, GeckoError) else sentence(error)
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {said}", markup=False, style="red")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # The library below makes an exit of Ctrl-C, without a word.
+        if isinstance(end, SystemExit) and end.code != STOPPED:
+            raise
         Console(stderr=True).print("stopped; run the same command again to continue")
-        sys.exit(130)
+        atexit._run_exitfuncs()
+        os._exit(STOPPED)  # no thread is waited for, and the libraries need seconds to take themselves down

@@ -6,7 +6,7 @@ import pytest
 from gecko.config import GenerateConfig
 from gecko.fret.generate import Parsed, generate, parse, query_id
 from gecko.fret.seeds import Seed
-from gecko.llm.base import Sampling
+from gecko.llm.base import Refusal, Sampling
 from gecko.llm.fake import FakeLM, words
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Passage, Query
@@ -185,3 +185,24 @@ def test_with_the_stand_in_teacher() -> None:
         assert set(asked) <= set(words(passages[row.seed_id].content))
     again = list(generate(seeds[::-1], passages, FakeLM(), PROMPT, CONFIG, 0, Counts()))
     assert again == rows[::-1]
+
+
+def test_what_the_teacher_refuses_is_dropped_with_what_it_said() -> None:
+    class Refusing(FakeLM):
+        def generate(
+            self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()
+        ) -> list[str]:
+            texts = super().generate(prompt, passages, sampling, variables)
+            at = [place for place, passage in enumerate(passages) if "secret" in passage]
+            self.usage.refused += len(at)
+            self.usage.refusals += [Refusal(place, "refused by the teacher (500)", "500: out of range") for place in at]
+            return ["" if place in at else text for place, text in enumerate(texts)]
+
+    texts = ("garden bridge river stone tree", "a secret garden of stone", "river bird tree sleeps under")
+    passages = {f"p{n}": Passage(f"p{n}", "", text) for n, text in enumerate(texts)}
+    counts = Counts()
+    seeds = [Seed(name, "train") for name in passages]
+    queries = list(generate(seeds, passages, Refusing(), PROMPT, CONFIG, 0, counts))
+    assert [query.seed_id for query in queries] == ["p0", "p2"]
+    assert counts.drops == {"refused by the teacher (500)": 1}
+    assert counts.examples == {"refused by the teacher (500)": ["passage p1: 500: out of range"]}

@@ -9,7 +9,7 @@ from gecko.config import SelectConfig
 from gecko.errors import TeacherError
 from gecko.fret.relabel import REFUSED, prompt_hash, relabel, relevance_logit
 from gecko.fret.select import group_labels
-from gecko.llm.base import Group, Judgement
+from gecko.llm.base import Group, Judgement, Refusal
 from gecko.llm.fake import FakeLM
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Passage, Query, Score
@@ -97,6 +97,22 @@ def test_what_the_teacher_refuses_has_no_score_and_its_query_no_label() -> None:
         "q1"
     }  # one of two is not enough
     assert group_labels([MOULD, OCEAN], candidates, whole, SelectConfig()).keys() == {"q1", "q2"}
+
+
+def test_what_is_refused_is_counted_by_reason_with_an_example() -> None:
+    class Told(Refusing):
+        def score(self, prompt: Prompt, groups: list[Group]) -> list[list[tuple[float, int]]]:
+            places = [place for place, group in enumerate(groups) for query in group.queries if "godwit" in query]
+            self.usage.refusals += [Refusal(place, "refused by the teacher (403)", "403: no birds") for place in places]
+            return super().score(prompt, groups)
+
+    counts = Counts()
+    assert len(list(relabel(PAIRS, Told(), LIKELIHOOD, RELEVANCE, counts))) == 1
+    assert counts.drops == {"refused by the teacher (403)": 2}
+    assert counts.examples["refused by the teacher (403)"] == [
+        "query q2, passage bird: 403: no birds",
+        "query q2, passage jam: 403: no birds",
+    ]
 
 
 def test_a_score_that_is_no_number_is_an_error_where_nothing_was_refused() -> None:

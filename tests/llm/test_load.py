@@ -103,6 +103,49 @@ def test_a_folder_that_holds_no_weights(tiny_qwen: Path, tmp_path: Path) -> None
         load_teacher(f"hf:{folder}", RelabelConfig(), Silent())
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:12ab\nsize 99\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("model.safetensors", POINTER, r"model.safetensors is a Git LFS pointer.*run `git lfs pull` in its folder"),
+        ("tokenizer.json", POINTER, r"tokenizer.json is a Git LFS pointer"),
+        ("model.safetensors", b"<!DOCTYPE html><title>Log in</title>", "is a web page"),
+        ("model.safetensors", None, "a file of weights is cut off or damaged, download it again"),
+        ("model.safetensors", b"", "model.safetensors is empty"),
+        ("tokenizer.json", b'{"version": "9.0", "model": {"type": "Later"}}', "pip install -U transformers tokenizers"),
+        ("config.json", b'{"model_type": "later"}', "pip install -U transformers tokenizers"),
+    ],
+)
+def test_a_folder_whose_files_are_something_else(
+    tiny_qwen: Path, tmp_path: Path, file: str, content: bytes | None, says: str
+) -> None:
+    folder = shutil.copytree(tiny_qwen, tmp_path / "model")
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(TeacherError, match=f"teacher {folder} cannot be loaded: .*{says}") as told:
+        load_teacher(f"hf:{folder}", RelabelConfig(), Silent())
+    assert "\n" not in str(told.value)
+
+
+def test_a_pointer_that_nobody_reads_is_no_hindrance(tiny_qwen: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_qwen, tmp_path / "model")
+    (folder / "consolidated.gguf").write_bytes(POINTER)
+    assert load_teacher(f"hf:{folder}", RelabelConfig(), Silent()).can_score
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(POINTER, "run `git lfs pull`"), (b"<html>401", "is a web page"), (b"PK zip", "does not begin with GGUF")],
+)
+def test_a_gguf_file_that_is_something_else(tmp_path: Path, content: bytes, says: str) -> None:
+    file = tmp_path / "some.gguf"
+    file.write_bytes(content)
+    with pytest.raises(TeacherError, match=f"teacher {file} cannot be loaded.*{says}"):
+        load_teacher(f"gguf:{file}", RelabelConfig(), Silent())
+
+
 def test_an_embedded_teacher_is_fetched_and_converted(
     tiny_qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,10 @@ from gecko.config import RelabelConfig
 from gecko.errors import ConfigError, TeacherError
 from gecko.llm.base import Group, Sampling
 from gecko.llm.load import load_teacher, teacher_identity
-from gecko.llm.openai import KNOWN, Address, OpenAILM, Patience, _label, _written, defused, key_for, parse_address
+from gecko.llm.openai import OpenAILM, defused
+from gecko.llm.openai_address import Address, key_for, parse_address
+from gecko.llm.openai_http import KNOWN, Patience
+from gecko.llm.openai_replies import label_logprob, written
 from gecko.llm.transformers import TransformersLM
 from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
@@ -166,8 +169,8 @@ def test_what_a_server_cannot_do(process: str) -> None:
 
 
 def test_half_a_character_is_replaced() -> None:
-    assert _written({"choices": [{"text": json.loads('"so \\ud83d"')}]}) == "so \ufffd"
-    assert _written({"choices": [{"message": {"content": "so \U0001f600"}}]}) == "so \U0001f600"
+    assert written({"choices": [{"text": json.loads('"so \\ud83d"')}]}) == "so \ufffd"
+    assert written({"choices": [{"message": {"content": "so \U0001f600"}}]}) == "so \U0001f600"
 
 
 class Words:
@@ -406,7 +409,7 @@ def test_retry_after_holds_all_requests_back() -> None:
     for header, low, high in (
         ("7", 6, 7),
         ("Wed, 21 Oct 2015 07:28:00 GMT", -1e12, 7),
-        ("99999", 500, 600),
+        ("600", 590, 600),
         ("soon", 0, 600),
     ):
         lm._pause_all(httpx2.Response(429, headers={"Retry-After": header}))
@@ -578,4 +581,4 @@ def test_shipped_prompts_can_be_placed() -> None:
 
 
 def test_a_labels_beginning_is_the_likeliest_that_is_shown() -> None:
-    assert _label("Yes", ("Yes", "No"), {"Y": -0.1, " Y": -8.0, "N": -3.0}) == -0.1
+    assert label_logprob("Yes", ("Yes", "No"), {"Y": -0.1, " Y": -8.0, "N": -3.0}) == -0.1

@@ -85,9 +85,11 @@ def _transformer(target: str, revision: str | None, loading: dict[str, Any], con
             )
         tokenizer.pad_token = config.pad_token
     if tokenizer.pad_token is None:
+        token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         raise ConfigError(
             f"model {target} has no padding token, so texts of different lengths make no batch. Name a token of its "
-            f"vocabulary, for example {config.SECTION}.pad_token = {tokenizer.eos_token!r}; padding is not attended to"
+            f"vocabulary, for example with {config.SECTION}.pad_token = {token!r} in a run, --pad-token {token!r} for "
+            'gecko eval, or elsewhere as "pad_token" in the model\'s tokenizer_config.json; padding is not attended to'
         )
     tokenizer.padding_side = "right"
     _attend_both_ways(module.model, target)

@@ -24,6 +24,7 @@ from gecko.device import has_fast_bfloat16
 from gecko.encoder.portable import write_older_names
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat
+from gecko.model_files import why_not_loaded
 from gecko.progress import quiet_libraries
 from gecko.records import Passage, Text
 from gecko.store import digest, file_sha256, write_json
@@ -442,7 +443,7 @@ def load_encoder(
     except ConfigError:
         raise
     except Exception as error:  # the libraries below raise many kinds
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        reason = why_not_loaded(Path(target), error).rstrip(".")
         raise ConfigError(
             f"model {spec!r} cannot be loaded: {reason}. It must be a sentence-transformers or transformers model "
             "with safetensors weights that needs no code of its own"

@@ -1,7 +1,8 @@
 """Step 1 of FRet: ``LLM(P_QG, p_seed) -> (task, query)``, both in one call.
 
-What does not parse is dropped and counted by reason; nothing is mended. A query that carries markup, repeats one of the
-prompt's examples, is only the passage's title or speaks of the passage teaches nothing and is dropped, too.
+What does not parse is dropped and counted by reason, and so is what the teacher refuses; nothing is mended. A query that
+carries markup, repeats one of the prompt's examples, is only the passage's title or speaks of the passage teaches nothing
+and is dropped, too.
 """
 
 import re
@@ -112,8 +113,13 @@ def generate(
         shown = [shielded(prompt, passage.content) for passage in chosen]
         drawn = [draw(prompt, identifier) for identifier in ids]
         asked = [worded(prompt, values, passage) for values, passage in zip(drawn, chosen, strict=True)]
+        told = len(teacher.usage.refusals)
         texts = teacher.generate(prompt, shown, sampling, *([asked] if any(asked) else []))
-        for item, passage, identifier, text in zip(batch, chosen, ids, texts, strict=True):
+        refused = {refusal.place: refusal for refusal in teacher.usage.refusals[told:]}
+        for place, (item, passage, identifier, text) in enumerate(zip(batch, chosen, ids, texts, strict=True)):
+            if place in refused:
+                counts.drop(refused[place].reason, f"passage {passage.id}: {refused[place].said}")
+                continue
             parsed = parse(text, passage, prompt)
             if not parsed.reason and _plain(parsed.query) in seen:
                 parsed = Parsed(reason=REPEATED)

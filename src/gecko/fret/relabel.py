@@ -47,13 +47,14 @@ def relabel(
         known: scores by query id and passage id that were paid for before; the teacher is not asked for them.
 
     Yields:
-        One score a pair, but for those that the teacher refused, which are counted.
+        One score a pair, but for those that the teacher refused, which are counted by reason.
 
     Raises:
         TeacherError: a score is no number, though nothing was refused.
     """
     known = known or {}
     tokens, cut, refused = teacher.usage.tokens, teacher.usage.truncated, teacher.usage.refused
+    told = len(teacher.usage.refusals)
     asked = [
         (passage, fresh)
         for passage, queries in pairs
@@ -88,6 +89,10 @@ def relabel(
                 "or the precision that it runs in are at fault (relabel.precision)"
             )
         counts.notes[REFUSED] += len(missing)
+        why = {asked[refusal.place][0].id: refusal for refusal in teacher.usage.refusals[told:]}
+        for query_id, passage_id in sorted(missing):
+            if passage_id in why:
+                counts.drop(why[passage_id].reason, f"query {query_id}, passage {passage_id}: {why[passage_id].said}")
     for passage, queries in pairs:
         for query in queries:
             pair = (query.id, passage.id)

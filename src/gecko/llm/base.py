@@ -6,7 +6,7 @@ all of them, so a backend may read it once; that is where nearly all of the cost
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gecko.prompts import Prompt
@@ -56,17 +56,34 @@ class Sampling:
     seeds: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A text or a pair that a teacher would not answer.
+
+    Attributes:
+        place: which of the call's passages it belongs to.
+        reason: short, and the same for all refusals of a sort.
+        said: what the teacher said.
+    """
+
+    place: int
+    reason: str
+    said: str
+
+
 @dataclass
 class Usage:
     """What a backend has read and written since it was made, in tokens that it really processed.
 
-    ``truncated`` and ``refused`` count passages that were cut, and texts and pairs that it would not answer.
+    ``truncated`` and ``refused`` count passages that were cut, and texts and pairs that it would not answer; ``refusals``
+    say why, where the backend knows.
     """
 
     read: int = 0
     written: int = 0
     truncated: int = 0
     refused: int = 0
+    refusals: list[Refusal] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from gecko.config import RelabelConfig
 from gecko.encoder.encoder import hub_commit
-from gecko.errors import ConfigError, TeacherError
+from gecko.errors import ConfigError, GeckoError, TeacherError
 from gecko.llm import weights
 from gecko.llm.base import LanguageModel
+from gecko.model_files import why_not_loaded
 from gecko.progress import Ui, quiet_libraries
 from gecko.store import digest
 
@@ -32,7 +33,7 @@ def teacher_identity(spec: str) -> str:
     if spec in weights.EMBEDDED:
         return weights.EMBEDDED[spec].sha256[:16]
     if kind == "openai" and rest:
-        from gecko.llm.openai import parse_address
+        from gecko.llm.openai_address import parse_address
 
         address = parse_address(spec)
         return digest("openai", address.url, address.model)
@@ -105,7 +106,8 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
 
 
 def _connect(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
-    from gecko.llm.openai import OpenAILM, key_for, parse_address
+    from gecko.llm.openai import OpenAILM
+    from gecko.llm.openai_address import key_for, parse_address
 
     address = parse_address(spec)
     teacher = OpenAILM(
@@ -114,6 +116,8 @@ def _connect(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> Languag
         key=key_for(address),
         passage_tokens=config.passage_tokens,
         requests=config.requests,
+        kept=weights.cache_folder() / "answers" / f"{identity}.json",
+        say=ui.say,
     )
     teacher.probe()
     if not teacher.can_score:
@@ -140,9 +144,12 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig, ui: Ui) 
             # What is rounded to 8 bits is loaded in 16, not in 32: a 1.5B model then fits 8 GiB anywhere.
             loaded = torch.bfloat16 if small else dtype
             model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=loaded, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise TeacherError(f"teacher {name} cannot be loaded: {first}; use {FORMS}") from error
+    except GeckoError:
+        raise
+    except Exception as error:  # the libraries below raise many kinds
+        raise TeacherError(
+            f"teacher {name} cannot be loaded: {why_not_loaded(Path(source), error)}; use {FORMS}"
+        ) from error
     head = None
     if small:
         from gecko.llm.int8 import to_int8

@@ -12,11 +12,13 @@ What is notable here:
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gecko.errors import TeacherError
 from gecko.llm.base import Group, Judgement, Sampling, Usage
 from gecko.llm.transformers import TransformersLM
+from gecko.model_files import why_not_loaded
 from gecko.prompts import Prompt
 
 
@@ -44,9 +46,10 @@ class VllmLM(TransformersLM):
         self._vllm: Any = vllm
         try:
             self._engine: Any = vllm.LLM(model=source, dtype="auto", seed=0, enable_prefix_caching=False)
-        except (ValueError, RuntimeError, OSError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise TeacherError(f"teacher {name} cannot be loaded by vLLM: {first}") from error
+        except Exception as error:  # it and the libraries below raise many kinds
+            raise TeacherError(
+                f"teacher {name} cannot be loaded by vLLM: {why_not_loaded(Path(source), error)}"
+            ) from error
         self.tokenizer = self._engine.get_tokenizer()
         self.name = name
         self.identity = identity

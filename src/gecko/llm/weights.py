@@ -20,6 +20,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from gecko.errors import TeacherError
+from gecko.model_files import why_not_loaded
 from gecko.progress import Ui, quiet_libraries
 from gecko.store import digest, file_sha256, read_json, write_json
 
@@ -224,9 +225,7 @@ def _convert(gguf: Path, folder: Path) -> None:
                 quantization_config=GgufConfig(dequantize=True),  # by default the weights stay packed, and slow
             )
     except Exception as error:
-        raise TeacherError(
-            f"{gguf} cannot be loaded as a GGUF model: {str(error).rstrip('.')}; give a whole .gguf file"
-        ) from error
+        raise TeacherError(f"teacher {gguf} cannot be loaded as a GGUF model: {why_not_loaded(gguf, error)}") from error
     aside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     with quiet_libraries():

@@ -1,0 +1,92 @@
+"""Replies that were paid for and belong to work that did not come to its end.
+
+A shard is written when all of it is answered. When a run is stopped before, by a person or by the server, what had
+arrived is put into a file of the cache folder, by a hash of the request, and the next run does not ask for it again.
+"""
+
+import base64
+import json
+import time
+import zlib
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from gecko.errors import StorageError
+from gecko.store import digest, write_bytes
+
+CALLS = 2  # of a backend, that one shard takes at most: one for each of its two scores
+DAYS = 30  # after which a file is no longer believed
+
+
+class KeptReplies:
+    """The replies of the latest calls, and those that an earlier run left behind.
+
+    Args:
+        path: the file; none: nothing is kept.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._left = self._load()
+        self._used: set[str] = set()
+        self._calls: deque[dict[str, str]] = deque([{}], maxlen=CALLS)
+        self.on = path is not None
+
+    @staticmethod
+    def key(path: str, body: dict[str, Any]) -> str:
+        """Hash of a request."""
+        return digest(path, json.dumps(body, sort_keys=True))
+
+    def begin(self) -> None:
+        """A call begins: the shard of the call before the last one is written."""
+        self._calls.append({})
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """The reply to a request, if an earlier run left it."""
+        if not self.on or key not in self._left:
+            return None
+        self._used.add(key)
+        left = self._left.pop(key)
+        try:
+            found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(left)))
+        except (ValueError, zlib.error):
+            return None  # damaged
+        self._calls[-1][key] = left
+        return found
+
+    def hold(self, key: str, content: bytes) -> None:
+        """A reply has arrived."""
+        if self.on:
+            self._calls[-1][key] = base64.b64encode(zlib.compress(content)).decode()
+
+    def save(self) -> int:
+        """Put what is held into the file.
+
+        Returns:
+            how many replies that are.
+        """
+        held = {key: reply for call in list(self._calls) for key, reply in call.copy().items()}
+        if self._path is None or not (held or self._used):
+            return 0
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._path.with_suffix(".lock")):
+                others = {key: reply for key, reply in self._load().items() if key not in self._used}
+                write_bytes(self._path, json.dumps(others | held).encode())
+        except (OSError, StorageError):
+            return 0  # they are asked for again
+        return len(held)
+
+    def _load(self) -> dict[str, str]:
+        if self._path is None:
+            return {}
+        try:
+            if time.time() - self._path.stat().st_mtime > DAYS * 86_400:
+                return {}
+            found = json.loads(self._path.read_bytes())
+            return {str(key): str(reply) for key, reply in found.items()}
+        except (OSError, ValueError, AttributeError):
+            return {}  # none, or damaged
