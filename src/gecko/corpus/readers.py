@@ -34,13 +34,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO, NoReturn
 
 from gecko.config import CorpusConfig
 from gecko.corpus.bounds import BROKEN_ARCHIVE, LARGE, LONG_LINE, Allowance, Dropped, Expanding, lines
 from gecko.corpus.documents import Documents
 from gecko.corpus.markdown import HEADING, with_prose
+from gecko.disk import temporary_file
 from gecko.errors import CorpusError
 from gecko.records import Passage
 from gecko.store import digest, file_sha256
@@ -389,7 +389,7 @@ def _on_disk(file: _File, largest: int) -> Iterator[Path]:
             raise Dropped(LARGE, f"more than {largest >> 20} MB")
         yield file.path
         return
-    with _opened(file) as handle, NamedTemporaryFile(suffix=file.ending) as copy:
+    with _opened(file) as handle, temporary_file(file.ending) as copy:
         left = largest
         while data := handle.read(1 << 20):
             left -= len(data)
