@@ -498,7 +498,12 @@ def evaluate_model(
 
     ui = Terminal()
     loaded = load_sets(sets, split, tasks or ())
-    folder = None if no_cache else cache_folder() / "embeddings"
+    folder = None
+    if not no_cache:
+        try:
+            folder = cache_folder() / "embeddings"
+        except ConfigError as error:
+            ui.say(f"embeddings are not kept: {error}")
     encoder = load_encoder(model, pad_token=pad_token)
     models = {"model": KeptEmbeddings(encoder.truncated(dim) if dim is not None else encoder, folder)}
     if baseline is not None:
@@ -630,11 +635,13 @@ def embed(
     from gecko.encoder.engine import Precision
     from gecko.encoder.vectors import Output
     from gecko.search import BulkConfig, embed_rows, embed_to_folder, read_lines
+    from gecko.stdin import Lines, standard_input
     from gecko.work import Counts
 
     config = BulkConfig(task=task, dim=dim, output=_one_of("--output", output, get_args(Output)))
-    embedder = load(model, precision=_one_of("--precision", precision, get_args(Precision)))
     specs, counts, ui = inputs or ["-"], Counts(), Terminal()
+    lines = Lines(standard_input("files or folders, or lines from a pipe")) if "-" in specs else None
+    embedder = load(model, precision=_one_of("--precision", precision, get_args(Precision)))
     if split and "-" in specs:
         raise ConfigError("--split: lines of standard input are taken as they are; give files or folders")
     if out is None and _one_of("--engine", engine, ("local", "ray")) != "local":
@@ -644,7 +651,7 @@ def embed(
     else:
         reader = Reader(counts=counts)
         rows = chain.from_iterable(
-            read_lines(sys.stdin.buffer) if spec == "-" else read_source(spec, reader) for spec in specs
+            read_lines(lines) if spec == "-" and lines else read_source(spec, reader) for spec in specs
         )
     with _engine(engine, address, workers, ui) as used:
         if out is not None:
@@ -652,9 +659,10 @@ def embed(
             manifest = embed_to_folder(embedder, rows, out, config, ui, used)
             ui.say(f"{manifest.rows:,} vectors in {out}   {time.perf_counter() - began:.0f} s")
         else:
-            for batch, vectors in embed_rows(embedder, rows, config):
+            for batch, vectors in embed_rows(embedder, rows, config, *([lines.pause] if lines else [])):
                 for row, vector in zip(batch, vectors, strict=True):
                     print(json.dumps({"id": row.id, "embedding": vector.tolist()}))
+                print(end="", flush=True)  # who asks line by line waits for it
     _left_out(counts, ui)
 
 
@@ -682,6 +690,7 @@ def search(
     from gecko.encoder import load
     from gecko.search import IndexConfig, build_index
     from gecko.search.index import Kind, Method, Store, default_folder, sources_identity
+    from gecko.stdin import standard_input, typed_queries
     from gecko.text import half_of_pair
     from gecko.work import Counts
 
@@ -702,6 +711,7 @@ def search(
             raise ConfigError(
                 f"--index {index} lies in the corpus folder {source}, whose files it would be; give one outside"
             )
+    asked = query or typed_queries(standard_input("queries with --query, or lines from a pipe"), ui.say)
     embedder = load(model)
     sources = sources_identity(corpus)
     folder = index or default_folder(embedder, sources, config)
@@ -710,10 +720,12 @@ def search(
     with build_index(embedder, passages, folder, config, ui, sources=sources) as built:
         _left_out(counts, ui)
         ui.say(f"{len(built):,} passages, {built.manifest.kind} index, {built.manifest.store} vectors, in {folder}")
-        for text in query or _typed_queries():
+        for text in asked:
             hits = built.search([text], k, method=how, task=task)[0]
             if as_json:
-                print(json.dumps({"query": text, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False))
+                print(
+                    json.dumps({"query": text, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False), flush=True
+                )
                 continue
             table = Table("", "score", "passage", title=escape(text), show_lines=False)
             for hit in hits:
@@ -741,17 +753,6 @@ def export(
     print(
         f"{out}: {card.target}, {'int8' if card.int8 else 'float32'}, {card.dim} dimensions; use it with: gecko embed {out}"
     )
-
-
-def _typed_queries() -> Iterator[str]:
-    """Queries typed at the terminal until its end, or the lines of standard input."""
-    while True:
-        try:
-            text = input("query> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if text:
-            yield text
 
 
 def _one_of(option: str, value: str, accepted: tuple[Any, ...]) -> Any:

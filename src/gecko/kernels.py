@@ -16,6 +16,7 @@ Numba keeps the compiled code on disk, where it finds a folder that it can write
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,24 @@ LOG2_E = 1.4426950408889634
 _THIS = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
 
+def _has_place() -> bool:
+    """Whether numba has a folder to keep kernels in; for a user without a home it would make one named ``~`` right here."""
+    try:
+        Path.home()
+    except RuntimeError:
+        if not config.CACHE_DIR and (cache := os.environ.get("GECKO_CACHE")):
+            config.CACHE_DIR = str(Path(cache) / "numba")
+        return bool(config.CACHE_DIR) or os.access(Path(__file__).parent, os.W_OK)
+    return True
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """A function, compiled, and kept on disk where that can be."""
     # Numba compiles a kernel anew when its own file has changed. It holds parts of this one, too: so they are in its name.
     function.__qualname__ += f"_{_THIS}"
     try:
+        if not _has_place():
+            return njit(**_SETTINGS)(function)
         return njit(cache=True, **_SETTINGS)(function)
     except RuntimeError:  # no folder that numba knows can be written
         return njit(**_SETTINGS)(function)

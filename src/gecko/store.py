@@ -21,7 +21,6 @@ paid for under the other amounts, and the stages that it works for (``paid.py``)
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -41,7 +40,8 @@ from filelock import FileLock, Timeout
 from gecko.config import FREE, RunConfig, changed_keys, make_config
 from gecko.config_paths import absolute_paths
 from gecko.device import texts_together
-from gecko.errors import ConfigError, GeckoError, RunError, StorageError
+from gecko.disk import disk_errors as _disk_errors
+from gecko.errors import ConfigError, RunError
 from gecko.records import SCHEMAS, from_table, to_table
 from gecko.shares import Share, working
 from gecko.text import half_of_pair
@@ -83,24 +83,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(path.parent)
-        if elsewhere and error.errno in (errno.EACCES, errno.EPERM):  # not what was to be written
-            raise StorageError(
-                f"{error.filename}: {error.strerror}; mend that, and run the same command again"
-            ) from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            message = (
-                f"cannot write {path}: {error.strerror}; what was finished before is kept, run the same command again"
-            )
-            raise StorageError(message) from error
-        raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -218,8 +200,12 @@ class Manifest:
         return sum((Counter(shard.notes) for shard in self.shards), Counter[str]())
 
 
-def lock_folder(path: Path) -> FileLock:
+def lock_folder(path: Path, wait: float = 0) -> FileLock:
     """Make a folder if need be, and keep other processes out of it until the lock is released.
+
+    Args:
+        path: the folder.
+        wait: seconds in which another process may end.
 
     Raises:
         RunError: another process works there, or it is a file.
@@ -231,7 +217,7 @@ def lock_folder(path: Path) -> FileLock:
     try:
         with _disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=wait)
     except Timeout:
         raise RunError(f"another process works in {path}; wait for it to end, or use another folder") from None
     return lock
@@ -893,27 +879,15 @@ class Run:
             return final
         aside = final.with_name(f".{final.name}.partial")
         start = time.perf_counter()
-        with _disk_errors(final):
+        with _disk_errors(final, Exception):  # the libraries that write models have errors of their own for a full disk
             _remove(aside)  # what a killed attempt left must not be mixed into this one
-            self._make(make, aside)
+            make(aside)
             _remove(final)
             aside.replace(final)
         manifest.shards = [Shard(file, 1, tree_sha256(final), time.perf_counter() - start, 0, {}, {})]
         manifest.done = True
         self.save(manifest)
         return final
-
-    def _make(self, make: Callable[[Path], None], path: Path) -> None:
-        try:
-            make(path)
-        except GeckoError:
-            raise
-        except Exception as error:  # the libraries that write models have errors of their own for a full disk
-            if shutil.disk_usage(self.path).free < 1 << 20:
-                raise StorageError(
-                    f"cannot write {path}: the disk is full; make room, run the same command again"
-                ) from error
-            raise
 
 
 def _with_batch(config: RunConfig, saved: RunConfig | None) -> RunConfig:

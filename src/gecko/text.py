@@ -1,6 +1,8 @@
 """Texts as people and servers write them: their words, and characters that are whole."""
 
 import re
+from itertools import pairwise
+from unicodedata import category
 
 # Scripts that are written without spaces: Chinese, Japanese and their like, Thai, Lao, Burmese, Khmer. There each
 # character is taken for a word.
@@ -11,11 +13,36 @@ _UNSPACED = (
 # marks that scripts need for joining stay.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+# Vowel and tone marks of Indian and South-East Asian scripts: parts of words, though no letters. The accents that Latin
+# letters may carry as characters of their own are none of them.
+MARKS = "".join(
+    character
+    for character in map(chr, [*range(0x0900, 0x1AB0), *range(0x1B00, 0x1DC0), *range(0x3000, 0xABF0)])
+    if category(character).startswith("M")
+)
+# One character that :func:`spaced` takes for a word: a letter, digit or mark of those scripts, with the iteration marks,
+# half-width kana and further letters of theirs.
+CHARACTER = rf"(?=[\w{MARKS}])[{_UNSPACED}\u3005-\u3007\u31f0-\u31ff\uff66-\uff9f\ua9e0-\ua9ff\uaa60-\uaa7f]"
+_RUN = re.compile(rf"(?:{CHARACTER})+")
 
 
 def words(text: str) -> list[str]:
     """Lower-case words, in order."""
     return _WORD.findall(text.lower())
+
+
+def spaced(text: str) -> str:
+    """The text with spaces in scripts that have none, for who splits at them; any other text is as it was.
+
+    A run of such characters becomes its characters and its pairs of neighbours: a pair says more than a character, and a
+    word of one character is found, too.
+    """
+    return _RUN.sub(_taken_apart, text)
+
+
+def _taken_apart(found: re.Match[str]) -> str:
+    run = found.group()
+    return f" {' '.join([*run, *map(''.join, pairwise(run))])} "
 
 
 def whole_characters(text: str) -> str:

@@ -97,3 +97,72 @@ def test_lines() -> None:
     assert list(read_lines(lines)) == [Passage("1", "", "cat"), Passage("2", "", ""), Passage("3", "", "fünf")]
     with pytest.raises(CorpusError, match="stdin:2: not valid UTF-8 at byte 3"):
         list(read_lines(io.BytesIO(b"cat\nab\xff\n")))
+
+
+def test_readers_of_parquet_take_the_folder(embedder: Embedder, tmp_path: Path) -> None:
+    import datasets
+    import pandas as pd
+    import pyarrow.dataset as ds
+
+    folder = tmp_path / "out"
+    embed_to_folder(embedder, iter(ROWS), folder, CONFIG)
+    assert all(path.suffix == ".parquet" for path in folder.iterdir() if path.stat().st_size)
+    assert pd.read_parquet(folder).shape == (23, 2)
+    assert ds.dataset(folder).count_rows() == 23
+    found = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(tmp_path / "cache"))["train"]
+    assert sorted(found["id"]) == sorted(row.id for row in ROWS)
+    # Some readers take hidden files, too: the manifest adds no row to them.
+    assert sum(pq.read_table(path).num_rows for path in folder.glob("*.parquet")) == 23
+    assert pq.read_schema(folder / ".manifest.parquet").equals(pq.read_schema(folder / "part-00000.parquet"))
+
+
+@pytest.mark.parametrize("kept", [2, 5])
+def test_a_folder_of_an_earlier_version_goes_on(embedder: Embedder, tmp_path: Path, kept: int) -> None:
+    embed_to_folder(embedder, iter(ROWS), tmp_path / "whole", CONFIG)
+    folder = tmp_path / "older"
+    folder.mkdir()
+    known = json.loads(pq.read_schema(tmp_path / "whole" / ".manifest.parquet").metadata[b"gecko"])
+    known |= {"shards": known["shards"][:kept], "done": kept == 5}
+    (folder / "manifest.json").write_text(json.dumps(known))
+    for shard in known["shards"]:
+        (folder / shard["file"]).write_bytes((tmp_path / "whole" / shard["file"]).read_bytes())
+    with pytest.raises(RunError, match="another input: part 1"):
+        embed_to_folder(embedder, reversed(ROWS), folder, CONFIG)
+    embed_to_folder(embedder, iter(ROWS), folder, CONFIG)
+    assert contents(folder) == contents(tmp_path / "whole")
+    assert not (folder / "manifest.json").exists()
+
+
+def test_a_damaged_folder_is_named(embedder: Embedder, tmp_path: Path) -> None:
+    embed_to_folder(embedder, iter(ROWS), tmp_path, CONFIG)
+    (tmp_path / "part-00002.parquet").unlink()
+    with pytest.raises(RunError, match=r"part-00002\.parquet is missing"):
+        embed_to_folder(embedder, iter(ROWS), tmp_path, CONFIG)
+    (tmp_path / ".manifest.parquet").write_bytes(b"PAR")
+    with pytest.raises(RunError, match=r"manifest\.parquet is damaged"):
+        embed_to_folder(embedder, iter(ROWS), tmp_path, CONFIG)
+
+
+def test_rows_do_not_wait_for_others(embedder: Embedder) -> None:
+    taken: list[str] = []
+
+    def rows():
+        for row in ROWS[:7]:
+            taken.append(row.id)
+            yield row
+
+    pauses = iter([False, True, False, False, True, True, False])
+    parts = [
+        ([row.id for row in batch], len(taken))
+        for batch, _ in embed_rows(embedder, rows(), CONFIG, lambda: next(pauses))
+    ]
+    assert parts == [(["0", "1"], 2), (["2", "3", "4"], 5), (["5"], 6), (["6"], 7)]
+
+    def breaks():
+        yield from ROWS[:3]
+        raise CorpusError("line 4")
+
+    done = embed_rows(embedder, breaks(), CONFIG)
+    assert [row.id for row in next(done)[0]] == ["0", "1", "2"]
+    with pytest.raises(CorpusError, match="line 4"):
+        next(done)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Literal
 
 from gecko.config import CorpusConfig
 from gecko.corpus.documents import Documents, Extractor
 from gecko.corpus.readers import Reader, parsed_documents
+from gecko.disk import temporary_file
 from gecko.work import Counts, Engine
 
 
@@ -30,7 +30,7 @@ class Extract:
         data, ending = task
         if self._extractor is None:
             self._extractor = Extractor(self.seconds, self.html)
-        with NamedTemporaryFile(suffix=ending) as copy:
+        with temporary_file(ending) as copy:
             copy.write(data)
             copy.flush()
             return [self._extractor(Path(copy.name), ending)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gecko.corpus.bounds import UNREADABLE, Dropped
+from gecko.disk import disk_errors
 from gecko.errors import CorpusError, RunError
 from gecko.store import digest, file_sha256
 
@@ -35,6 +36,7 @@ class Documents:
 
     def __init__(self, seconds: float = 60.0, html: Literal["main", "all"] = "main", cache: Path | None = None) -> None:
         self._extractor = Extractor(seconds, html)
+        self._cache = cache
         self._known = None if cache is None else _open_cache(cache)
         self.read_now = 0  # documents that were not known before
 
@@ -67,9 +69,10 @@ class Documents:
 
     def remember(self, key: str, found: dict[str, str]) -> None:
         """Keep what came of a document."""
-        if self._known is not None:
-            self._known.execute("INSERT OR IGNORE INTO document VALUES (?, ?)", (key, json.dumps(found)))
-            self._known.commit()
+        if self._known is not None and self._cache is not None:
+            with disk_errors(self._cache):
+                self._known.execute("INSERT OR IGNORE INTO document VALUES (?, ?)", (key, json.dumps(found)))
+                self._known.commit()
 
     def close(self) -> None:
         """End the child process and close the file."""
@@ -79,9 +82,10 @@ class Documents:
 
 
 def _open_cache(path: Path) -> sqlite3.Connection:
-    known = sqlite3.connect(path)
     try:
-        known.execute("CREATE TABLE IF NOT EXISTS document (key TEXT PRIMARY KEY, content TEXT) WITHOUT ROWID")
+        with disk_errors(path):
+            known = sqlite3.connect(path)
+            known.execute("CREATE TABLE IF NOT EXISTS document (key TEXT PRIMARY KEY, content TEXT) WITHOUT ROWID")
     except sqlite3.DatabaseError as error:
         raise RunError(f"{path} is damaged ({error}); delete it, and its documents are read again") from error
     return known

@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO, NoReturn
 
 from gecko.corpus.bounds import BROKEN_ARCHIVE, LARGE, UNSUPPORTED, Allowance, Dropped, Expanding
+from gecko.disk import temporary_file
 from gecko.errors import CorpusError
 from gecko.work import Counts, left_out
 
@@ -334,7 +334,7 @@ def on_disk(file: SourceFile, largest: int) -> Iterator[Path]:
             raise Dropped(LARGE, f"more than {largest >> 20} MB")
         yield file.path
         return
-    with opened(file) as handle, NamedTemporaryFile(suffix=file.ending) as copy:
+    with opened(file) as handle, temporary_file(file.ending) as copy:
         left = largest
         while data := handle.read(1 << 20):
             left -= len(data)

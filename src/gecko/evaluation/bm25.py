@@ -1,4 +1,7 @@
-"""BM25, the ranking that needs no model: Lucene's form, English stop words and the Snowball stemmer."""
+"""BM25, the ranking that needs no model: Lucene's form, English stop words and the Snowball stemmer.
+
+Of scripts without spaces (Chinese, Japanese, Thai and their like) the characters and their pairs are the words.
+"""
 
 from collections.abc import Sequence
 
@@ -6,6 +9,9 @@ import numpy as np
 
 from gecko.encoder.search import largest, pack, unpack
 from gecko.records import Passage
+from gecko.text import CHARACTER, MARKS, spaced
+
+_WORD = rf"[\w{MARKS}]{{2,}}|{CHARACTER}"  # of one character only where that can be a word
 
 
 def bm25_run(passages: Sequence[Passage], queries: Sequence[tuple[str, str]], k: int) -> dict[str, dict[str, float]]:
@@ -26,7 +32,12 @@ def bm25_run(passages: Sequence[Passage], queries: Sequence[tuple[str, str]], k:
 
     def words(texts: list[str]) -> list[list[str]]:
         tokens: list[list[str]] = bm25s.tokenize(
-            texts, stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False
+            [spaced(text) for text in texts],
+            token_pattern=_WORD,
+            stopwords="en",
+            stemmer=stemmer,
+            return_ids=False,
+            show_progress=False,
         )
         return tokens
 

@@ -19,7 +19,7 @@ from gecko.evaluation.metrics import Array, bootstrap_ci, descending, per_query
 from gecko.fret.fuse import Fusion, fuse
 from gecko.fret.relabel import REFUSED, prompt_hash, relabel
 from gecko.llm.base import LanguageModel
-from gecko.llm.weights import cache_folder
+from gecko.llm.weights import cache_folder, cache_room
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt
 from gecko.records import Candidate, Query, Score
@@ -119,6 +119,7 @@ def _scores(
     if file.exists():
         rows = [Score(**row) for row in read_json(file)]
         return {(row.query_id, row.passage_id): row for row in rows}, 0.0, 0, True
+    cache_room("checks")  # before anything is asked whose answer could not be kept
     began, counts, rows = time.perf_counter(), Counts(), []
     with ui.bar("putting the teacher to the reranking probe", len(topics)) as advance:
         for topic in topics:

@@ -28,7 +28,7 @@ from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
 from gecko.fret.fuse import Fusion, fuse
 from gecko.fret.relabel import prompt_hash, read_both, read_labels, relevance_logit, shielded_groups
 from gecko.llm.base import Group, LanguageModel, Sampling
-from gecko.llm.weights import cache_folder
+from gecko.llm.weights import cache_folder, cache_room
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Passage, Score
@@ -214,7 +214,7 @@ class Judge:
         self._teacher: LanguageModel | None = None
         self._known: dict[str, Any] | None = None
         self._answers: dict[tuple[Reading, str], Answers] = {}
-        self.folder = cache_folder() / "checks" / f"teacher-{identity}{how}"
+        self.folder = cache_room("checks") / f"teacher-{identity}{how}"
 
     @property
     def teacher(self) -> LanguageModel:

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from gecko.errors import TeacherError
+from gecko.errors import ConfigError, StorageError, TeacherError
 from gecko.model_files import why_not_loaded
 from gecko.progress import Ui, quiet_libraries
 from gecko.store import digest, file_sha256, read_json, write_json
@@ -76,8 +76,41 @@ EMBEDDED = {
 
 
 def cache_folder() -> Path:
-    """Where weights and teacher checks are kept between runs."""
-    return Path(os.environ.get("GECKO_CACHE") or user_cache_path("gecko"))
+    """Where weights, indices and teacher checks are kept between runs; it may not be there yet.
+
+    Raises:
+        ConfigError: nothing says where: GECKO_CACHE is not set, and the user has no home folder.
+    """
+    if given := os.environ.get("GECKO_CACHE"):
+        return Path(given)
+    with contextlib.suppress(RuntimeError):  # who has no home
+        folder = user_cache_path("gecko")
+        if folder.is_absolute():
+            return folder
+    raise _no_cache("this user has no home folder")
+
+
+def cache_room(name: str) -> Path:
+    """A folder of the cache in which files can be made.
+
+    Raises:
+        ConfigError: there is no cache, or it cannot be written.
+    """
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_cache(f"{folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _no_cache(f"{folder} cannot be written")
+    return folder
+
+
+def _no_cache(why: str) -> ConfigError:
+    return ConfigError(
+        f"no cache folder: {why}; set GECKO_CACHE to a folder that can be written (gecko search does without one with "
+        "--index, gecko eval with --no-cache)"
+    )
 
 
 def fetch(spec: str, ui: Ui) -> Path:
@@ -91,9 +124,10 @@ def fetch(spec: str, ui: Ui) -> Path:
         TeacherError: it cannot be had, or its bytes are not the pinned ones.
     """
     weights = EMBEDDED[spec]
-    folder = cache_folder() / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{weights.sha256[:16]}.gguf"
+    target = cache_folder() / "weights" / f"{weights.sha256[:16]}.gguf"
+    if target.exists() and target.stat().st_size == weights.size:
+        return target
+    folder = cache_room("weights")
     with FileLock(target.with_suffix(".lock")):
         if target.exists() and target.stat().st_size == weights.size:
             return target
@@ -198,15 +232,12 @@ def to_safetensors(gguf: Path, identity: str, ui: Ui) -> Path:
         TeacherError: the file is no GGUF model that transformers can read.
     """
     folder = cache_folder() / "converted" / f"{identity}-{CONVERTED}"
-    with FileLock(_made(folder.parent) / f"{folder.name}.lock"):
+    if (folder / "config.json").exists():
+        return folder
+    with FileLock(cache_room("converted") / f"{folder.name}.lock"):
         if not (folder / "config.json").exists():
             ui.say(f"turning {gguf.name} into bfloat16 safetensors, once: about a minute")
             _convert(gguf, folder)
-    return folder
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -236,11 +267,16 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def file_identity(path: Path) -> str:
-    """Hash of a file's bytes, remembered in the cache by size and time of change."""
+    """Hash of a file's bytes, remembered in the cache, where there is one, by size and time of change."""
     stat = path.stat()
-    memo = cache_folder() / "hashes" / f"{digest(str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns))}.json"
+    name = f"{digest(str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns))}.json"
+    try:
+        memo = cache_folder() / "hashes" / name
+    except ConfigError:
+        return file_sha256(path)[:16]
     if memo.exists():
         return str(read_json(memo)["sha256"])[:16]
     found = file_sha256(path)
-    write_json(memo, {"sha256": found})
+    with contextlib.suppress(StorageError, OSError):
+        write_json(memo, {"sha256": found})
     return found[:16]

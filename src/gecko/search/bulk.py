@@ -3,7 +3,9 @@
 ::
 
     OUT/part-00000.parquet    columns id and embedding, in the order of the input
-    OUT/manifest.json         the model, the options, and the rows and hashes of each shard
+    OUT/.manifest.parquet     no row; in its metadata the model, the options, and the rows and hashes of each shard
+
+So whatever reads a folder of parquet reads this one: some readers take hidden files, too, and some nothing but parquet.
 
 A killed run continues at the next shard. It reads the input again up to there, and refuses to go on if the input, the
 model or an option is another one.
@@ -11,12 +13,13 @@ model or an option is another one.
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,10 +33,11 @@ from gecko.errors import CorpusError, RunError
 from gecko.formats import find_task
 from gecko.progress import Silent, Ui
 from gecko.records import Passage
-from gecko.store import digest, lock_folder, read_json, write_bytes, write_json
+from gecko.store import digest, lock_folder, read_json, write_bytes
 from gecko.work import LOCAL, Counts, Engine
 
 LAYOUT = 1
+MANIFEST = ".manifest.parquet"
 HELD = 64  # batches that are begun before the first of them is written
 Item = TypeVar("Item")
 
@@ -81,7 +85,7 @@ class BulkManifest:
         return sum(shard.rows for shard in self.shards)
 
 
-def read_lines(stream: BinaryIO, name: str = "stdin") -> Iterator[Passage]:
+def read_lines(stream: Iterable[bytes], name: str = "stdin") -> Iterator[Passage]:
     """One text a line, UTF-8; the id is the line's number, from 1. A blank line is a text, too.
 
     Raises:
@@ -97,15 +101,37 @@ def read_lines(stream: BinaryIO, name: str = "stdin") -> Iterator[Passage]:
 
 
 def embed_rows(
-    embedder: Embedder, rows: Iterable[Passage], config: BulkConfig
+    embedder: Embedder, rows: Iterable[Passage], config: BulkConfig, pause: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[list[Passage], Packed]]:
     """Yield up to ``config.shard_rows`` rows at a time, with their vectors.
+
+    Args:
+        embedder: the model.
+        rows: the input.
+        config: task, form, and how many rows at a time.
+        pause: whether no further row has come yet; then those before it do not wait for it.
 
     Raises:
         ConfigError: the task, the dimension or the output does not fit the model.
     """
-    for batch in in_batches(rows, config.shard_rows):
+    for batch in _as_they_come(rows, config.shard_rows, pause):
         yield batch, embed_batch(embedder, batch, config)
+
+
+def _as_they_come(rows: Iterable[Passage], size: int, pause: Callable[[], bool]) -> Iterator[list[Passage]]:
+    batch: list[Passage] = []
+    try:
+        for row in rows:
+            batch.append(row)
+            if len(batch) == size or pause():
+                yield batch
+                batch = []
+    except CorpusError:  # what came before it has its vectors
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
 def embed_batch(embedder: Embedder, batch: list[Passage], config: BulkConfig) -> Packed:
@@ -161,7 +187,7 @@ def embed_to_folder(
                 _write(folder, manifest, batch, vectors)
                 advance(len(batch))
         manifest.done = True
-        write_json(folder / "manifest.json", asdict(manifest))
+        _save(folder, manifest)
     return manifest
 
 
@@ -200,9 +226,9 @@ def _vectors(
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, wait: float = 0) -> Iterator[None]:
     """:func:`gecko.store.lock_folder` for the length of a block."""
-    lock = lock_folder(folder)
+    lock = lock_folder(folder, wait)
     try:
         yield
     finally:
@@ -225,14 +251,15 @@ def hash_rows(rows: Iterable[Passage]) -> str:
 
 
 def _open(folder: Path, parts: dict[str, Any]) -> BulkManifest:
-    file = folder / "manifest.json"
-    if not file.exists():
+    file, older = folder / MANIFEST, folder / "manifest.json"  # earlier versions wrote that one
+    if not file.exists() and not older.exists():
         if strange := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
             raise RunError(f"{folder} holds other files ({', '.join(strange[:3])}); give a new or an empty folder")
         fresh = BulkManifest(parts)
-        write_json(file, asdict(fresh))
+        _save(folder, fresh)
         return fresh
-    raw = read_json(file)
+    file = file if file.exists() else older
+    raw = read_json(file) if file == older else _read(file)
     try:
         manifest = BulkManifest(**{**raw, "shards": [Shard(**shard) for shard in raw["shards"]]})
         changed = [key for key in parts if parts[key] != manifest.parts.get(key)]
@@ -241,7 +268,29 @@ def _open(folder: Path, parts: dict[str, Any]) -> BulkManifest:
     if changed:
         listed = ", ".join(f"{key} {manifest.parts.get(key)} there, {parts[key]} now" for key in changed)
         raise RunError(f"{folder} holds vectors made otherwise: {listed}; use another folder, or the same options")
+    if lost := [shard.file for shard in manifest.shards if not (folder / shard.file).exists()]:
+        raise RunError(f"{folder / lost[0]} is missing; remove {folder} and embed again")
+    if file == older:
+        _save(folder, manifest)
+        older.unlink()
     return manifest
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads((pq.read_schema(file).metadata or {})[b"gecko"])
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise RunError(f"{file} is damaged ({error}); remove {file.parent} and embed again") from error
+
+
+def _save(folder: Path, manifest: BulkManifest) -> None:
+    """Write the manifest as a parquet file with the shards' columns, no row, and itself as metadata."""
+    shards = manifest.shards
+    columns = pq.read_schema(folder / shards[0].file) if shards else pa.schema([("id", pa.string())])
+    sink = pa.BufferOutputStream()
+    said = json.dumps(asdict(manifest), ensure_ascii=False)
+    pq.write_table(columns.with_metadata({"gecko": said}).empty_table(), sink)
+    write_bytes(folder / MANIFEST, sink.getvalue().to_pybytes())
 
 
 def _write(folder: Path, manifest: BulkManifest, batch: list[Passage], vectors: Packed) -> None:
@@ -254,4 +303,4 @@ def _write(folder: Path, manifest: BulkManifest, batch: list[Passage], vectors: 
     file = f"part-{len(manifest.shards):05d}.parquet"
     write_bytes(folder / file, data)
     manifest.shards.append(Shard(file, len(batch), hash_rows(batch), hashlib.sha256(data).hexdigest()))
-    write_json(folder / "manifest.json", asdict(manifest))
+    _save(folder, manifest)

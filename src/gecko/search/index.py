@@ -13,7 +13,6 @@ Passages stream in by shards; a killed build continues at the next one. An index
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,42 +20,42 @@ from typing import Any, Literal, assert_never
 
 import numpy as np
 
+from gecko.disk import disk_errors
 from gecko.encoder import Embedder
 from gecko.encoder.vectors import Vectors
-from gecko.errors import ConfigError, CorpusError, RunError
+from gecko.errors import ConfigError, CorpusError, RunError, StorageError
 from gecko.progress import Silent, Ui
 from gecko.records import Passage
 from gecko.search.bulk import BulkConfig, embed_batch, hash_rows, hold, in_batches
-from gecko.store import digest, read_json, write_json
+from gecko.search.manifest import WORDS, IndexConfig, IndexManifest, Kind, Store, damaged, read_manifest, reading
+from gecko.search.passages import PATIENCE, Passages, query_words
+from gecko.store import digest, write_json
 
-LAYOUT = 1
+__all__ = [
+    "Hit",
+    "Index",
+    "IndexConfig",
+    "IndexManifest",
+    "Kind",
+    "Method",
+    "Store",
+    "build_faiss",
+    "build_index",
+    "default_folder",
+    "open_index",
+    "query_words",
+    "reciprocal_rank_fusion",
+    "sources_identity",
+]
+
 FLAT_MAX = 100_000  # passages that are searched exactly: below this every query takes milliseconds
 CANDIDATES = 100  # of each ranking, before they are fused
 RRF_CONSTANT = 60  # Cormack et al. 2009
 OVERSAMPLE = {"float32": 1, "int8": 4, "binary": 16}
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 120, 128
 TRAIN_ROWS = 20_000  # from which the ranges of int8 are learnt
-
-Kind = Literal["auto", "flat", "hnsw"]
-Store = Literal["auto", "float32", "int8", "binary"]
+COMPARED = 16  # rows, spread over all, in which faiss and the vectors on disk are compared when an index is opened
 Method = Literal["hybrid", "dense", "bm25"]
-
-
-@dataclass(frozen=True)
-class IndexConfig:
-    """How an index is built.
-
-    Attributes:
-        kind: ``flat`` compares a query with every vector, ``hnsw`` walks a graph; ``auto``: by the corpus' size.
-        store: the form of the vectors in memory; ``auto``: float32 when flat, int8 in a graph.
-        dim: dimensions to keep.
-        shard_rows: passages of one shard: the unit of resuming, and what is held in memory.
-    """
-
-    kind: Kind = "auto"
-    store: Store = "auto"
-    dim: int | None = None
-    shard_rows: int = 8192
 
 
 @dataclass(frozen=True)
@@ -66,21 +65,6 @@ class Hit:
     rank: int
     score: float
     passage: Passage
-
-
-@dataclass
-class IndexManifest:
-    """What an index was made from, and how far it is; ``texts`` chains the hashes of the shards."""
-
-    parts: dict[str, Any]
-    dim: int
-    rows: int = 0
-    texts: str = ""
-    shards: int = 0
-    kind: str = ""
-    store: str = ""
-    done: bool = False
-    layout: int = LAYOUT
 
 
 def build_index(
@@ -113,27 +97,32 @@ def build_index(
     dim = embedder.finish(np.zeros((0, embedder.dim), dtype=np.float32), config.dim).shape[1]
     if config.store == "binary" and dim % 8:
         raise ConfigError(f"store 'binary' with {dim} dimensions: give a multiple of 8")
-    with hold(folder):
-        manifest = _read_manifest(folder, parts) or IndexManifest(parts, dim)
-        if not manifest.done:
-            write_json(folder / "manifest.json", asdict(manifest))
-            _fill(embedder, passages, folder, config, manifest, ui)
-            if not manifest.rows:
-                raise CorpusError("there is no passage to build an index of; give a corpus with text")
-            ui.say(f"building the index of {manifest.rows:,} vectors")
-            build_faiss(folder, config, manifest)
-            manifest.done = True
-            write_json(folder / "manifest.json", asdict(manifest))
+    manifest = read_manifest(folder, parts)
+    if manifest is None or not manifest.done:  # a finished index is only read, by as many as like to
+        with hold(folder):
+            manifest = read_manifest(folder, parts) or IndexManifest(parts, dim, words=WORDS)
+            if not manifest.done:
+                _save(folder, manifest)
+                _fill(embedder, passages, folder, config, manifest, ui)
+                if not manifest.rows:
+                    raise CorpusError("there is no passage to build an index of; give a corpus with text")
+                ui.say(f"building the index of {manifest.rows:,} vectors")
+                build_faiss(folder, config, manifest)
+                manifest.done = True
+                _save(folder, manifest)
+    elif manifest.words != WORDS:
+        ui.say(f"{folder} is of an earlier version: its texts are split into words for BM25 anew")
     return open_index(embedder, folder)
 
 
 def open_index(embedder: Embedder, folder: Path) -> "Index":
-    """Open a finished index.
+    """Open a finished index. One of an earlier version, which split texts into other words, is brought up to date.
 
     Raises:
-        RunError: there is none, it is not finished, or another model made it.
+        RunError: there is none, it is not finished or damaged, or another model made it.
+        StorageError: it is of an earlier version, and cannot be written.
     """
-    manifest = _read_manifest(folder, None)
+    manifest = read_manifest(folder, None)
     if manifest is None or not manifest.done:
         raise RunError(f"{folder} holds no finished index; build it with: gecko search MODEL CORPUS --index {folder}")
     if manifest.parts["model"] != embedder.identity or manifest.parts["form"] != embedder.form:
@@ -141,7 +130,11 @@ def open_index(embedder: Embedder, folder: Path) -> "Index":
             f"{folder} was built with another model ({manifest.parts['model']}, {manifest.parts['form']} form) than "
             f"{embedder.spec} ({embedder.identity}, {embedder.form} form); ask it with that one, or build another index"
         )
-    return Index(embedder, folder, manifest)
+    index = Index(embedder, folder, manifest)
+    if manifest.words == WORDS:
+        return index
+    index.close()
+    return Index(embedder, folder, _brought_up(folder))
 
 
 class Index:
@@ -154,18 +147,18 @@ class Index:
     """
 
     def __init__(self, embedder: Embedder, folder: Path, manifest: IndexManifest) -> None:
-        import faiss
-
         self.folder = folder
         self.manifest = manifest
         self._embedder = embedder
-        shape = (manifest.rows, manifest.dim)
-        if (folder / "vectors.f32").stat().st_size != 4 * manifest.rows * manifest.dim:
-            raise RunError(f"{folder / 'vectors.f32'} is damaged (its size); remove {folder} and build it again")
-        self._vectors = np.memmap(folder / "vectors.f32", dtype=np.float32, mode="r", shape=shape)
-        read = faiss.read_index_binary if manifest.store == "binary" else faiss.read_index
-        self._faiss: Any = read(str(folder / "index.faiss"))
-        self._database = _connect(folder)
+        file = folder / "vectors.f32"
+        with reading(file):
+            size, expected = file.stat().st_size, 4 * manifest.rows * manifest.dim
+            if size != expected:
+                raise damaged(file, f"{size:,} bytes, {expected:,} expected")
+            self._vectors = np.memmap(file, dtype=np.float32, mode="r", shape=(manifest.rows, manifest.dim))
+        self._faiss = _open_faiss(folder, manifest, self._vectors)
+        self._passages = Passages(folder)
+        self._passages.check(manifest.rows, manifest.texts if manifest.words == WORDS else None)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -178,7 +171,7 @@ class Index:
 
     def close(self) -> None:
         """Close the passages' database."""
-        self._database.close()
+        self._passages.close()
 
     def search(
         self, queries: Sequence[str], k: int = 10, *, method: Method = "hybrid", task: str = "RETRIEVAL_QUERY"
@@ -200,18 +193,18 @@ class Index:
             case "dense":
                 ranked = self._dense(queries, k, task)
             case "bm25":
-                ranked = [self._bm25(query, k) for query in queries]
+                ranked = [self._passages.bm25(query, k) for query in queries]
             case "hybrid":
                 depth = max(k, CANDIDATES)
                 dense = self._dense(queries, depth, task)
                 ranked = [
-                    reciprocal_rank_fusion([first, self._bm25(query, depth)])[:k]
+                    reciprocal_rank_fusion([first, self._passages.bm25(query, depth)])[:k]
                     for query, first in zip(queries, dense, strict=True)
                 ]
             case _:
                 assert_never(method)
         return [
-            [Hit(rank, score, self._passage(place)) for rank, (place, score) in enumerate(places, 1)]
+            [Hit(rank, score, self._passages[place]) for rank, (place, score) in enumerate(places, 1)]
             for places in ranked
         ]
 
@@ -235,31 +228,19 @@ class Index:
             result.append([(int(found[place]), float(cosines[place])) for place in order])
         return result
 
-    def _bm25(self, query: str, k: int) -> list[tuple[int, float]]:
-        words = query_words(query)
-        if not words:
-            return []
-        asked = " OR ".join(f'"{word}"' for word in words)
-        found = self._database.execute(
-            "SELECT rowid, bm25(words, 2.0, 1.0) AS score FROM words WHERE words MATCH ? ORDER BY score, rowid LIMIT ?",
-            (asked, k),
-        )
-        return [(place - 1, -score) for place, score in found]
-
-    def _passage(self, place: int) -> Passage:
-        row = self._database.execute(
-            "SELECT id, title, text, source FROM passages WHERE place = ?", (place + 1,)
-        ).fetchone()
-        return Passage(*row)
-
 
 def default_folder(embedder: Embedder, sources: str, config: IndexConfig) -> Path:
-    """A folder in the user's cache for the index of sources, by :func:`sources_identity`: a changed file has another one."""
+    """A folder in the user's cache for the index of sources, by :func:`sources_identity`: a changed file has another one.
+
+    Raises:
+        ConfigError: the index is not there, and the cache cannot be written.
+    """
     from gecko import __version__
-    from gecko.llm.weights import cache_folder
+    from gecko.llm.weights import cache_folder, cache_room
 
     known = [embedder.identity, embedder.form, __version__, str(config), sources]
-    return cache_folder() / "index" / digest(*known)
+    folder = cache_folder() / "index" / digest(*known)
+    return folder if (folder / "manifest.json").exists() else cache_room("index") / folder.name
 
 
 def sources_identity(sources: Sequence[str]) -> str:
@@ -279,14 +260,6 @@ def sources_identity(sources: Sequence[str]) -> str:
     return digest(*known)
 
 
-def query_words(query: str) -> list[str]:
-    """The words of a query that BM25 looks for: without stop words, unless there are no others."""
-    from bm25s.stopwords import STOPWORDS_EN
-
-    words = list(dict.fromkeys("".join(c if c.isalnum() else " " for c in query.lower()).split()))
-    return [word for word in words if word not in STOPWORDS_EN] or words
-
-
 def reciprocal_rank_fusion(rankings: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
     """(place, sum of 1 / (60 + rank)), best first; ties by place."""
     fused: dict[int, float] = {}
@@ -294,29 +267,6 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[tuple[int, float]]]) -> l
         for rank, (place, _) in enumerate(ranking, 1):
             fused[place] = fused.get(place, 0.0) + 1 / (RRF_CONSTANT + rank)
     return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _read_manifest(folder: Path, parts: dict[str, Any] | None) -> IndexManifest | None:
-    file = folder / "manifest.json"
-    if not file.exists():
-        if folder.is_dir() and (strange := sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))):
-            raise RunError(f"{folder} holds other files ({', '.join(strange[:3])}); give a new or an empty folder")
-        return None
-    raw = read_json(file)
-    try:
-        manifest = IndexManifest(**raw)
-        changed = [key for key in parts or {} if (parts or {})[key] != manifest.parts.get(key)]
-    except (TypeError, AttributeError) as error:
-        raise RunError(f"{file} is not the manifest of an index ({error}); give another folder") from error
-    if changed and parts:
-        if changed == ["sources"]:
-            raise RunError(
-                f"{folder} holds an index of other passages: its sources were others, or have changed since; give another "
-                "folder with --index, or remove this one"
-            )
-        listed = ", ".join(f"{key} {manifest.parts.get(key)} there, {parts[key]} now" for key in changed)
-        raise RunError(f"{folder} holds an index made otherwise: {listed}; use another folder, or the same options")
-    return manifest
 
 
 def _fill(
@@ -330,8 +280,16 @@ def _fill(
     """Stream the passages into the database and their vectors to disk, from where an earlier call stopped."""
     bulk = BulkConfig(dim=config.dim, shard_rows=config.shard_rows)
     batches = in_batches(passages, config.shard_rows)
-    with contextlib.closing(_connect(folder)) as database, _vectors_file(folder, manifest) as vectors:
-        _truncate(database, manifest.rows)
+    file = folder / "passages.sqlite"
+    if not manifest.rows:
+        file.unlink(missing_ok=True)
+        manifest.words = WORDS
+    with Passages(folder, "rw" if manifest.rows else "rwc") as database, _vectors_file(folder, manifest) as vectors:
+        if manifest.words != WORDS:
+            database.split_anew()
+            manifest.words = WORDS
+        database.cut(manifest.rows)
+        database.check(manifest.rows)
         seen = ""
         for _ in range(manifest.shards):
             seen = digest(seen, hash_rows(next(batches, [])))
@@ -343,56 +301,52 @@ def _fill(
             ui.say(f"continues after {manifest.rows:,} passages")
         with ui.bar("embedding the corpus", None) as advance:
             for batch in batches:
-                vectors.write(np.ascontiguousarray(embed_batch(embedder, batch, bulk)).tobytes())
-                vectors.flush()
-                os.fsync(vectors.fileno())
-                with database:
-                    database.executemany(
-                        "INSERT INTO passages VALUES (?, ?, ?, ?, ?)",
-                        [
-                            (place, row.id, row.title, row.text, row.source)
-                            for place, row in enumerate(batch, manifest.rows + 1)
-                        ],
-                    )
-                    database.executemany(
-                        "INSERT INTO words(rowid, title, text) VALUES (?, ?, ?)",
-                        [(place, row.title, row.text) for place, row in enumerate(batch, manifest.rows + 1)],
-                    )
+                block = np.ascontiguousarray(embed_batch(embedder, batch, bulk)).tobytes()
+                with disk_errors(folder / "vectors.f32"):
+                    vectors.write(block)
+                    vectors.flush()
+                    os.fsync(vectors.fileno())
+                database.add(batch, manifest.rows)
                 manifest.rows += len(batch)
                 manifest.shards += 1
                 manifest.texts = digest(manifest.texts, hash_rows(batch))
-                write_json(folder / "manifest.json", asdict(manifest))
+                _save(folder, manifest)
                 advance(len(batch))
+        database.seal(manifest.texts)
 
 
-def _connect(folder: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(folder / "passages.sqlite", check_same_thread=False)
-    database.execute("CREATE TABLE IF NOT EXISTS passages (place INTEGER PRIMARY KEY, id, title, text, source)")
-    database.execute(
-        "CREATE VIRTUAL TABLE IF NOT EXISTS words USING "
-        "fts5(title, text, content='passages', content_rowid='place', tokenize='porter unicode61')"
-    )
-    return database
+def _save(folder: Path, manifest: IndexManifest) -> None:
+    write_json(folder / "manifest.json", asdict(manifest))
 
 
-def _truncate(database: sqlite3.Connection, rows: int) -> None:
-    """Remove what a killed build wrote after its last manifest."""
-    with database:
-        database.execute(
-            "INSERT INTO words(words, rowid, title, text) SELECT 'delete', place, title, text FROM passages "
-            "WHERE place > ?",
-            (rows,),
-        )
-        database.execute("DELETE FROM passages WHERE place > ?", (rows,))
+def _brought_up(folder: Path) -> IndexManifest:
+    """The manifest of an index of an earlier version, after its texts were split into words as this version does."""
+    try:
+        with hold(folder, PATIENCE):
+            manifest = read_manifest(folder, None)
+            assert manifest is not None
+            if manifest.words != WORDS:
+                with Passages(folder, "rw") as database:
+                    database.split_anew()
+                    database.seal(manifest.texts)
+                manifest.words = WORDS
+                _save(folder, manifest)
+    except StorageError as error:
+        raise StorageError(
+            f"{folder} is of an earlier version of Gecko, whose words for BM25 are split anew when it is opened, and that "
+            f"failed: {error}; open it once where it can be written"
+        ) from error
+    return manifest
 
 
 @contextlib.contextmanager
 def _vectors_file(folder: Path, manifest: IndexManifest) -> Iterator[Any]:
     path = folder / "vectors.f32"
-    path.touch()
-    if path.stat().st_size < 4 * manifest.rows * manifest.dim:
-        raise RunError(f"{path} is damaged (too short); remove {folder} and build it again")
-    with path.open("r+b") as file:
+    if manifest.rows:
+        with reading(path):
+            if (size := path.stat().st_size) < (needed := 4 * manifest.rows * manifest.dim):
+                raise damaged(path, f"{size:,} bytes, {needed:,} expected")
+    with path.open("r+b" if manifest.rows else "w+b") as file:
         file.truncate(4 * manifest.rows * manifest.dim)
         file.seek(0, os.SEEK_END)
         yield file
@@ -434,5 +388,41 @@ def build_faiss(folder: Path, config: IndexConfig, manifest: IndexManifest) -> N
             block = numbers.reshape(-1, dim)
             index.add(encode_output(block, "binary") if manifest.store == "binary" else block)
     aside = folder / ".index.faiss"
-    (faiss.write_index_binary if manifest.store == "binary" else faiss.write_index)(index, str(aside))
-    aside.replace(folder / "index.faiss")
+    with disk_errors(folder / "index.faiss", RuntimeError):
+        (faiss.write_index_binary if manifest.store == "binary" else faiss.write_index)(index, str(aside))
+        aside.replace(folder / "index.faiss")
+
+
+def _open_faiss(folder: Path, manifest: IndexManifest, vectors: Vectors) -> Any:
+    """Read ``index.faiss``.
+
+    Raises:
+        RunError: it is missing or damaged, or not of these vectors.
+    """
+    import faiss as library
+
+    from gecko.encoder.vectors import encode_output
+
+    faiss: Any = library
+    file, binary = folder / "index.faiss", manifest.store == "binary"
+    with reading(file):
+        file.open("rb").close()
+    try:
+        found = (faiss.read_index_binary if binary else faiss.read_index)(str(file))
+    except (RuntimeError, MemoryError) as error:
+        raise damaged(file, "faiss cannot read it") from error
+    is_graph = hasattr(found, "hnsw")
+    if (found.ntotal, found.d, is_graph) != (manifest.rows, manifest.dim, manifest.kind == "hnsw"):
+        raise damaged(
+            file,
+            f"{found.ntotal:,} vectors of {found.d} dimensions, {'hnsw' if is_graph else 'flat'}; the manifest says "
+            f"{manifest.rows:,} of {manifest.dim}, {manifest.kind}",
+        )
+    stored = faiss.downcast_index(found.storage) if is_graph and not binary else found
+    places = np.unique(np.linspace(0, manifest.rows - 1, COMPARED).astype(np.int64))
+    rows = np.ascontiguousarray(vectors[places])
+    held = np.stack([stored.reconstruct(int(place)) for place in places])
+    expected = encode_output(rows, "binary") if binary else stored.sa_decode(stored.sa_encode(rows))
+    if not np.array_equal(held, expected):
+        raise damaged(file, f"it is not of the vectors in {folder / 'vectors.f32'}")
+    return found

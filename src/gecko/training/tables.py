@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from gecko.corpus.bounds import decoded, lines
 from gecko.corpus.delimited import BadRow, read_delimited
-from gecko.errors import TrainingError
+from gecko.errors import ConfigError, StorageError, TrainingError
 from gecko.llm.weights import cache_folder
 from gecko.store import digest, file_sha256, read_json, write_json
 from gecko.text import half_of_pair
@@ -212,13 +212,17 @@ def _hub_commit(hub_name: str) -> str:
 
     if Path(hub_name).exists():
         return ""
-    seen = cache_folder() / "commits" / f"{digest(hub_name)}.json"
+    seen = None
+    with contextlib.suppress(ConfigError):
+        seen = cache_folder() / "commits" / f"{digest(hub_name)}.json"
     if not constants.HF_HUB_OFFLINE:
         with contextlib.suppress(Exception):  # whatever fails here fails again, and is explained, on loading
             commit = HfApi().dataset_info(hub_name, timeout=10).sha or ""
-            write_json(seen, {"name": hub_name, "commit": commit})
+            if seen is not None:
+                with contextlib.suppress(StorageError, OSError):
+                    write_json(seen, {"name": hub_name, "commit": commit})
             return commit
-    return str(read_json(seen)["commit"]) if seen.exists() else ""
+    return str(read_json(seen)["commit"]) if seen is not None and seen.exists() else ""
 
 
 def require(row: Row, columns: Sequence[str], place: str, kind: str) -> None:

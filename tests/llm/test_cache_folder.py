@@ -1,0 +1,54 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from gecko import kernels
+from gecko.errors import ConfigError
+from gecko.llm import weights
+from gecko.llm.weights import cache_folder, cache_room, file_identity
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home folder, as of a number that the system does not know."""
+
+    def unknown(*_: object) -> str:
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "GECKO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no home folder; set GECKO_CACHE .*--index, .*--no-cache"):
+        cache_folder()
+    (tmp_path / "file").write_bytes(b"abc")
+    assert file_identity(tmp_path / "file") == "ba7816bf8f01cfea"
+    monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "given"))
+    assert cache_room("checks") == tmp_path / "given" / "checks"
+    assert file_identity(tmp_path / "file") == "ba7816bf8f01cfea"
+
+
+def test_a_cache_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"file/index cannot be made: .*; set GECKO_CACHE"):
+        cache_room("index")
+    assert file_identity(tmp_path / "file") == "ba7816bf8f01cfea"
+    monkeypatch.setenv("GECKO_CACHE", str(tmp_path))
+    monkeypatch.setattr(weights.os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match="index cannot be written; set GECKO_CACHE"):
+        cache_room("index")
+
+
+@pytest.mark.usefixtures("homeless")
+def test_kernels_are_kept_where_that_can_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernels.config, "CACHE_DIR", "")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert not kernels._has_place()
+    monkeypatch.setenv("GECKO_CACHE", str(tmp_path))
+    assert kernels._has_place()
+    assert tmp_path / "numba" == Path(kernels.config.CACHE_DIR)
