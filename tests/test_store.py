@@ -734,3 +734,10 @@ def test_what_cannot_be_read_is_not_called_unwritten(tmp_path: Path) -> None:
         _disk_errors(tmp_path / "run" / "embed" / "x"),
     ):
         raise PermissionError(errno.EACCES, "Permission denied", str(other))
+
+
+def test_a_run_by_the_text_of_its_path(tmp_path: Path) -> None:
+    with Run(str(tmp_path / "run"), RunConfig(budget="1m")) as run:
+        assert run.path == tmp_path / "run"
+    with pytest.raises(ConfigError, match="folder 5 is a int; give a string or a path"):
+        Run(5)  # type: ignore[arg-type]

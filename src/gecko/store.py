@@ -41,6 +41,7 @@ from filelock import FileLock, Timeout
 from gecko.config import FREE, RunConfig, changed_keys, make_config
 from gecko.device import texts_together
 from gecko.errors import ConfigError, GeckoError, RunError, StorageError
+from gecko.given import folder_of
 from gecko.records import SCHEMAS, from_table, to_table
 from gecko.shares import Share, working
 from gecko.work import EXAMPLES, LOCAL, Counts, Engine, Job, Task
@@ -248,7 +249,7 @@ class Run:
 
     def __init__(
         self,
-        path: Path,
+        path: str | os.PathLike[str],
         config: RunConfig | None = None,
         *,
         force: bool = False,
@@ -256,7 +257,7 @@ class Run:
         share: Share | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.path = path
+        self.path = path = folder_of(path)
         self.say = say
         self.share = share
         self.changed = False  # whether the folder's settings were replaced just now, by more than an amount
