@@ -6,6 +6,7 @@ import pytest
 
 from gecko.config import (
     PRESETS,
+    CorpusConfig,
     RunConfig,
     change_config,
     changed_keys,
@@ -320,3 +321,12 @@ def test_the_budget_of_a_command_holds_where_nothing_else_ends_the_run() -> None
     assert load_config(budget="10m").budget == "10m"
     assert load_config(base={"budget": "1h"}, budget="10m").budget == "1h"
     assert load_config(overrides=["generate.queries=50"], budget="10m").budget is None
+
+
+def test_paths_are_settings_as_their_text_is(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('budget = "5m"\n')
+    given = {"backbone": tmp_path / "model", "corpus": {"sources": [tmp_path / "a.txt", "stdlib"]}}
+    texts = {"backbone": str(tmp_path / "model"), "corpus": {"sources": [str(tmp_path / "a.txt"), "stdlib"]}}
+    assert load_config(str(recipe), base=given) == load_config(recipe, base=texts)
+    assert CorpusConfig(sources=[tmp_path]).sources == [str(tmp_path)]  # type: ignore[list-item]

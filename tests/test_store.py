@@ -764,3 +764,10 @@ def test_the_name_of_a_file_that_is_not_utf_8_is_kept(tmp_path: Path) -> None:
     assert digest(named["sources"][0]) != digest(named["sources"][1])
     write_json(tmp_path / "b.json", {"a": "\u00e9"})
     assert (tmp_path / "b.json").read_text(encoding="utf-8") == '{\n "a": "\u00e9"\n}\n'
+
+
+def test_a_run_by_the_text_of_its_path(tmp_path: Path) -> None:
+    with Run(str(tmp_path / "run"), RunConfig(budget="1m")) as run:
+        assert run.path == tmp_path / "run"
+    with pytest.raises(ConfigError, match="folder 5 is a int; give a string or a path"):
+        Run(5)  # type: ignore[arg-type]

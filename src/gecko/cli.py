@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from gecko import __version__
 from gecko.config import DEFAULT_BUDGET, RunConfig, load_config
 from gecko.errors import ConfigError, GeckoError
+from gecko.given import one_of
 from gecko.progress import Terminal
 from gecko.shares import Share, parse_share
 from gecko.store import Run
@@ -190,7 +191,7 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
 @contextmanager
 def _engine(name: str, address: str | None, workers: int | None, ui: Terminal) -> Iterator[Engine]:
     """What ``--engine``, ``--address`` and ``--workers`` ask for."""
-    if _one_of("--engine", name, ("local", "ray")) == "ray":
+    if one_of("--engine", name, ("local", "ray")) == "ray":
         from gecko.cluster import Cluster
 
         with Cluster(address, workers, say=ui.say) as cluster:
@@ -638,13 +639,13 @@ def embed(
     from gecko.stdin import Lines, standard_input
     from gecko.work import Counts
 
-    config = BulkConfig(task=task, dim=dim, output=_one_of("--output", output, get_args(Output)))
+    config = BulkConfig(task=task, dim=dim, output=one_of("--output", output, get_args(Output)))
     specs, counts, ui = inputs or ["-"], Counts(), Terminal()
     lines = Lines(standard_input("files or folders, or lines from a pipe")) if "-" in specs else None
-    embedder = load(model, precision=_one_of("--precision", precision, get_args(Precision)))
+    embedder = load(model, precision=one_of("--precision", precision, get_args(Precision)))
     if split and "-" in specs:
         raise ConfigError("--split: lines of standard input are taken as they are; give files or folders")
-    if out is None and _one_of("--engine", engine, ("local", "ray")) != "local":
+    if out is None and one_of("--engine", engine, ("local", "ray")) != "local":
         raise ConfigError(f"--engine {engine}: give a folder with -o")
     if split:
         rows = read_corpus(CorpusConfig(sources=specs), counts)
@@ -695,7 +696,7 @@ def search(
     from gecko.work import Counts
 
     ui = Terminal()
-    how = _one_of("--method", method, get_args(Method))
+    how = one_of("--method", method, get_args(Method))
     if k < 1:
         raise ConfigError(f"k = {k}: give at least 1")
     for text in query or ():
@@ -704,7 +705,7 @@ def search(
         if half := half_of_pair(text):  # the terminal's bytes were not UTF-8
             raise ConfigError(f"--query {text!a} holds {half}")
     config = IndexConfig(
-        kind=_one_of("--kind", kind, get_args(Kind)), store=_one_of("--store", store, get_args(Store)), dim=dim
+        kind=one_of("--kind", kind, get_args(Kind)), store=one_of("--store", store, get_args(Store)), dim=dim
     )
     for source in corpus:
         if index is not None and index.absolute().is_relative_to(Path(source).expanduser().absolute()):
@@ -749,16 +750,10 @@ def export(
 
     from gecko.encoder.export import Target, export_model
 
-    card = export_model(model, out, _one_of("--to", to, get_args(Target)), int8=int8)
+    card = export_model(model, out, one_of("--to", to, get_args(Target)), int8=int8)
     print(
         f"{out}: {card.target}, {'int8' if card.int8 else 'float32'}, {card.dim} dimensions; use it with: gecko embed {out}"
     )
-
-
-def _one_of(option: str, value: str, accepted: tuple[Any, ...]) -> Any:
-    if value not in accepted:
-        raise ConfigError(f"{option} {value}: give one of {', '.join(accepted)}")
-    return value
 
 
 @app.command()
@@ -872,7 +867,7 @@ def serve(
         counts = Counts()
         passages = list(read_corpus(CorpusConfig(sources=corpus), counts))
         _left_out(counts, ui)
-    models = load_models(model, start, name, _one_of("--precision", precision, get_args(Precision)))
+    models = load_models(model, start, name, one_of("--precision", precision, get_args(Precision)))
     search = embed_corpus(models, passages, ui) if passages else None
     run(Service(models, config, keys, search), listener, ui.say, log_requests=log_requests)
 

@@ -6,6 +6,7 @@ Unknown keys are errors that name the key and its nearest neighbour. The presets
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,15 @@ from pydantic import (
 from gecko.errors import ConfigError
 
 
+def _as_text(value: Any) -> Any:
+    """Settings with the text of each path in the place of the path."""
+    if isinstance(value, dict):
+        return {key: _as_text(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_text(entry) for entry in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 class _Section(BaseModel):
     # NaN differs from itself, so a run's settings would never be the ones it was saved with.
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -34,6 +44,11 @@ class _Section(BaseModel):
     # Fingerprints hash a section's JSON. Fields that came later are left out of it at their default, so that the runs
     # from before them stay valid.
     LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths(cls, values: Any) -> Any:
+        return _as_text(values) if isinstance(values, dict) else values
 
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
@@ -650,7 +665,7 @@ def parse_budget(text: str) -> tuple[Literal["seconds", "tokens"], float]:
 
 
 def load_config(
-    path: Path | None = None,
+    path: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     base: Mapping[str, Any] | None = None,
     budget: str = DEFAULT_BUDGET,
@@ -666,7 +681,7 @@ def load_config(
     Raises:
         ConfigError: an unknown key, a bad value or an unreadable file; the message names it.
     """
-    recipe = _read_recipe(path) if path else {}
+    recipe = _read_recipe(Path(path)) if path else {}
     given = override(base or {}, overrides)
     preset = given.get("preset", recipe.get("preset", "default"))
     values: dict[str, Any] = {}
@@ -677,7 +692,7 @@ def load_config(
     return make_config(values, str(path) if path else "the settings")
 
 
-def change_config(config: RunConfig, path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+def change_config(config: RunConfig, path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> RunConfig:
     """The settings of a run with those of a recipe put over them; a preset that is named takes the place of the run's.
 
     Args:
@@ -688,7 +703,7 @@ def change_config(config: RunConfig, path: Path | None, overrides: Sequence[str]
     Raises:
         ConfigError: as for :func:`load_config`.
     """
-    recipe, given = _read_recipe(path) if path else {}, override({}, overrides)
+    recipe, given = _read_recipe(Path(path)) if path else {}, override({}, overrides)
     values = config.model_dump()
     layers = [recipe, given]
     if preset := given.get("preset", recipe.get("preset")):

@@ -11,7 +11,7 @@
     │   └── TeacherRefused the teacher check found it harmful
     ├── TrainingError      rows, a loss or a model that cannot be trained (on)
     ├── EvaluationError    a test set or a split that cannot be read
-    ├── NonFiniteError     a text whose vector holds NaN or infinity
+    ├── NonFiniteError     a text whose vector a model gives as NaN or infinity
     └── PublishError       a hub that refuses, or a name that is none
 
 A message names the value, the place and the mend. The command line prints it without a traceback and exits with 1.
@@ -58,11 +58,11 @@ class NonFiniteError(GeckoError):
     """A text whose vector holds NaN or infinity.
 
     Attributes:
-        index: place of the text in the call.
+        index: the place of the text in the call, from 0.
     """
 
-    def __init__(self, message: str, index: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, index: int = 0) -> None:
+        super().__init__(message)  # what pickle gives back; the place follows with the attributes
         self.index = index
 
 

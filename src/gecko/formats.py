@@ -74,8 +74,10 @@ def find_task(name: str) -> Task:
             two words or more, which a query in the unified format shows to the model as it stands.
 
     Raises:
-        ConfigError: one word that is no task's name.
+        ConfigError: one word that is no task's name, or no string.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"task {name!r} is a {type(name).__name__}; give one of {', '.join(TASKS)}, or words")
     plain = " ".join(name.split())
     task = TASKS.get(plain.upper().replace(" ", "_").replace("-", "_")) or _TASK_TEXTS.get(
         plain.lower().replace("_", " ")

@@ -42,6 +42,7 @@ from gecko.config_paths import absolute_paths
 from gecko.device import texts_together
 from gecko.disk import disk_errors as _disk_errors
 from gecko.errors import ConfigError, RunError
+from gecko.given import folder_of
 from gecko.records import SCHEMAS, from_table, to_table
 from gecko.shares import Share, working
 from gecko.text import half_of_pair
@@ -241,7 +242,7 @@ class Run:
 
     def __init__(
         self,
-        path: Path,
+        path: str | os.PathLike[str],
         config: RunConfig | None = None,
         *,
         force: bool = False,
@@ -250,7 +251,7 @@ class Run:
         share: Share | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.path = path
+        self.path = path = folder_of(path)
         self.read_anew: set[str] = set()  # the prompts that are not read from the run's own copies
         self.say = say
         self.share = share

@@ -1,16 +1,31 @@
+import copy
 import itertools
+import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sentence_transformers import SentenceTransformer, quantize_embeddings
 
 import gecko
 from gecko import formats
-from gecko.encoder import Embedder, embedder, encode_output, load_encoder, save_model, shorten
+from gecko.encoder import (
+    Embedder,
+    Encoder,
+    embedder,
+    encode_output,
+    load_encoder,
+    model_identity,
+    resolve_model,
+    save_model,
+    shorten,
+)
 from gecko.encoder.embedder import token_batches
-from gecko.errors import ConfigError
+from gecko.encoder.packed import int8_works
+from gecko.errors import ConfigError, NonFiniteError
 from gecko.formats import TASKS, find_task
 from gecko.records import Text
 
@@ -204,3 +219,145 @@ def test_retrieval_never_takes_the_default_prompt_of_the_other_side(tiny_model: 
     passage = Text("", "", "cat")
     np.testing.assert_allclose(ours.embed("cat", task="RETRIEVAL_DOCUMENT"), encoder.passages([passage])[0], atol=1e-5)
     np.testing.assert_allclose(ours.embed("cat", task="CLUSTERING"), encoder.queries(["cat"])[0], atol=1e-5)
+
+
+def test_a_column_of_a_table_is_taken_by_position(plain: Embedder, unified: Embedder, tiny_model: Path) -> None:
+    texts = sentences(9)
+    labels = [(4 * place + 3) % len(texts) for place in range(len(texts))]
+    column, titles = pd.Series(texts, index=labels), pd.Series(["red", "blue"] * 5 + ["green"], index=labels)
+    expected = unified.embed(texts, title=titles.tolist())
+    np.testing.assert_allclose(unified.embed(column, title=titles), expected, atol=1e-6)
+    np.testing.assert_allclose(unified.embed(iter(texts), title=titles), expected, atol=1e-6)
+    kept = column[column.str.contains("cat")]
+    np.testing.assert_allclose(plain.embed(kept), plain.embed(list(kept)), atol=1e-6)
+    tasks = pd.Series([f"find {number}" for number in range(len(texts))], index=labels)
+    items = [Text("", "", text) for text in texts]
+    for model in (unified, load_encoder(unified.spec)):
+        expected = model.queries(texts, tasks.tolist())
+        np.testing.assert_allclose(model.queries(column, tasks), expected, atol=1e-6)
+        np.testing.assert_allclose(model.passages(pd.Series(items, index=labels)), model.passages(items), atol=1e-6)
+    native = load_encoder(str(tiny_model))
+    np.testing.assert_allclose(
+        native.symmetric(column, "classification"), native.symmetric(texts, "classification"), atol=1e-6
+    )
+    assert [item.text for item in plain.prepare(column)] == texts
+    assert plain.run(iter(plain.prepare(texts))).shape == (len(texts), 32)
+
+
+def test_what_is_no_list_of_texts(plain: Embedder, tiny_model: Path) -> None:
+    encoder = load_encoder(str(tiny_model))
+    for call in (plain.queries, encoder.queries, plain.passages, encoder.passages, plain.prepare):
+        with pytest.raises(ConfigError, match="where a list is needed"):
+            call("cat")
+    with pytest.raises(ConfigError, match="query 2 is a NoneType"):
+        encoder.queries(["cat", None])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="text 1 holds half of a surrogate"):
+        encoder.symmetric(["\ud800"], "classification")
+    with pytest.raises(ConfigError, match="2 queries but 1 tasks"):
+        plain.queries(["cat", "dog"], ["find it"])
+    with pytest.raises(ConfigError, match="task None is a NoneType; give one of RETRIEVAL_QUERY"):
+        plain.embed("cat", task=None)  # type: ignore[arg-type]
+
+
+def test_unknown_values_name_the_known_ones(plain: Embedder, tiny_model: Path, tmp_path: Path) -> None:
+    for wrong in ("int4", "FLOAT32", "", None):
+        with pytest.raises(ConfigError, match="precision .*: give one of auto, float32, bfloat16, int8"):
+            gecko.load(tiny_model, precision=wrong)
+        with pytest.raises(ConfigError, match="precision .*: give one of auto, float32, bfloat16, int8"):
+            Embedder(load_encoder(tiny_model), wrong)
+    with pytest.raises(ConfigError, match="output uint8: give one of float32, int8, binary"):
+        plain.embed([], output="uint8")  # type: ignore[arg-type]
+    for load in (gecko.load, load_encoder):
+        with pytest.raises(ConfigError, match="form paper: give one of native, unified"):
+            load(str(tiny_model), form="paper")
+        with pytest.raises(ConfigError, match=r"max_tokens = 9.5: give a whole number"):
+            load(str(tiny_model), max_tokens=9.5)
+    encoder = load_encoder(tiny_model)
+    with pytest.raises(ConfigError, match="form paper"):
+        save_model(encoder.model, tmp_path, "paper")  # type: ignore[arg-type]
+    for dim in (8.0, "8", True):
+        with pytest.raises(ConfigError, match="dim = .*: give a whole number"):
+            plain.embed("cat", dim=dim)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="dim = .*: give a whole number"):
+            encoder.truncated(dim)  # type: ignore[arg-type]
+    assert plain.embed("cat", dim=np.int64(8)).shape == (8,)
+
+
+def test_a_model_is_sent_by_its_spec(plain: Embedder, unified: Embedder, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(Path(unified.spec).parent)
+    model = gecko.load(Path(unified.spec).name, precision="bfloat16", form="native", max_tokens=20)
+    sent = pickle.dumps(model)
+    monkeypatch.chdir(tmp_path)
+    there = pickle.loads(sent)
+    assert (there.identity, there.form, there.precision, there.max_tokens) == (
+        model.identity,
+        "native",
+        "bfloat16",
+        20,
+    )
+    np.testing.assert_allclose(there.embed(sentences(5)), model.embed(sentences(5)), atol=1e-6)
+    assert pickle.loads(sent) is there  # a pool does not load it with each task
+    assert pickle.loads(pickle.dumps(plain.embed))("cat").shape == (32,)
+    assert copy.deepcopy(plain) is copy.copy(plain) is plain
+    with pytest.raises(ConfigError, match="was made of an Encoder"):
+        pickle.dumps(Embedder(load_encoder(plain.spec), "float32"))
+    encoder = load_encoder(plain.spec, bf16=True)
+    expected = encoder.queries(["cat"])
+    np.testing.assert_allclose(pickle.loads(pickle.dumps(encoder)).queries(["cat"]), expected, atol=1e-6)
+
+
+def test_a_model_that_has_changed_is_not_sent(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    sent = pickle.dumps(gecko.load(folder, precision="float32"))
+    model = SentenceTransformer(str(folder), device="cpu")
+    next(iter(model.parameters())).data.mul_(2)
+    model.save_pretrained(str(folder), create_model_card=False)
+    with pytest.raises(ConfigError, match="is another model"):
+        pickle.loads(sent)
+
+
+@pytest.fixture(scope="module")
+def damaged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose vector of any text with the word `fish` is NaN, and infinite before the norm with `bird`."""
+    folder = tmp_path_factory.mktemp("damaged")
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    words = model.transformers_model.embeddings.word_embeddings.weight.data
+    for word, number in (("fish", float("nan")), ("bird", float("inf"))):
+        words[model.tokenizer.convert_tokens_to_ids(word)] = number
+    model.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("word", ["fish", "bird"])
+def test_a_vector_that_is_not_finite_names_its_text(damaged: Path, precision, word, monkeypatch) -> None:
+    if precision == "int8" and not int8_works():
+        pytest.skip("this processor does not multiply 8-bit integers")
+    monkeypatch.setattr(embedder, "WINDOW", 2)
+    model = gecko.load(damaged, precision=precision)
+    texts = ["the red cat sleeps", "a dog", f"a {word} in the house", "the tree"]
+    passages = [Text("", "", text) for text in texts]
+    calls = [lambda: model.embed(texts), lambda: model.queries(texts), lambda: model.passages(passages)]
+    calls += [lambda output=output: model.embed(texts, output=output, dim=8) for output in ("int8", "binary")]
+    calls += [lambda: model.run(model.prepare(texts))]
+    encoder = load_encoder(damaged, bf16=precision == "bfloat16")
+    calls += [lambda: encoder.queries(texts), lambda: encoder.passages(passages), lambda: encoder.symmetric(texts, "")]
+    for call in calls:
+        with pytest.raises(NonFiniteError, match=f"text 3 .'a {word} in the house'.: its vector holds NaN") as raised:
+            call()
+        assert raised.value.index == 2
+        assert pickle.loads(pickle.dumps(raised.value)).index == 2
+    assert np.isfinite(model.embed([*texts[:2], texts[3]])).all()
+
+
+def test_a_path_is_a_spec(tiny_model: Path) -> None:
+    assert gecko.load(tiny_model, precision="float32").spec == str(tiny_model)
+    encoder = load_encoder(tiny_model)
+    assert isinstance(encoder, Encoder)
+    assert (encoder.spec, encoder.identity) == (str(tiny_model), model_identity(tiny_model))
+    assert resolve_model(tiny_model) == str(tiny_model)
+    for load in (gecko.load, load_encoder, resolve_model, model_identity):
+        with pytest.raises(ConfigError, match="is a int; give a string or a path"):
+            load(5)
+        with pytest.raises(ConfigError, match="the folder holds neither"):
+            load(tiny_model.parent)

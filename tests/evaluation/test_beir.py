@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from gecko.cli import app
 from gecko.encoder import load_encoder
-from gecko.errors import EvaluationError
+from gecko.errors import ConfigError, EvaluationError
 from gecko.evaluation import load_beir
 from gecko.evaluation.evaluate import dense_run
 from gecko.evaluation.metrics import per_query
@@ -201,3 +201,14 @@ def test_questions_that_are_looked_for_by_questions_have_one_form(tiny_model: Pa
         encoder = load_encoder(str(tiny_model), form=form)
         assert dense_run(data, encoder)["q"]["a"] == pytest.approx(1.0, abs=1e-5)
     assert dense_run(replace(data, symmetric=False), encoder)["q"]["a"] < 0.9999
+
+
+def test_a_path_is_a_test_set(tmp_path: Path) -> None:
+    folder = write(tmp_path / "scifact")
+    assert load_beir(folder) == load_beir(str(folder))
+    assert load_sets([folder]) == load_sets([str(folder)])
+    assert load_beir(tmp_path / "scifact@test").split == "test"
+    with pytest.raises(ConfigError, match="one string is given"):
+        load_sets(str(folder))
+    with pytest.raises(ConfigError, match="test set 3 is a int; give a string or a path"):
+        load_beir(3)  # type: ignore[arg-type]

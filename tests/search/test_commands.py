@@ -4,10 +4,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
+from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
 from gecko.cli import app
-from gecko.errors import ConfigError
+from gecko.errors import ConfigError, NonFiniteError
 
 
 def gecko(*arguments: object, stdin: str = "") -> Result:
@@ -88,3 +89,25 @@ def test_long_texts_are_split_if_asked(tiny_model: Path, words: list[str], tmp_p
         gecko("embed", tiny_model, "--split", stdin="a\n")
     with pytest.raises(ConfigError, match="--workers: for --engine ray only"):
         gecko("embed", tiny_model, "--workers", 3, stdin="a\n")
+
+
+def test_no_vector_with_nan_is_written(tiny_model: Path, tmp_path: Path) -> None:
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    fish = model.tokenizer.convert_tokens_to_ids("fish")
+    model.transformers_model.embeddings.word_embeddings.weight.data[fish] = float("nan")
+    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    corpus = tmp_path / "corpus.jsonl"
+    rows = [{"_id": "d7", "text": "the red cat"}, {"_id": "d8", "text": "a fish flies"}]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for options in ((), ("--output", "int8"), ("-o", tmp_path / "vectors")):
+        with pytest.raises(NonFiniteError, match=r"row d8 \('a fish flies'\): its vector holds NaN") as raised:
+            gecko("embed", tmp_path / "model", corpus, *options)
+        assert raised.value.index == 1
+    assert not list((tmp_path / "vectors").glob("*.parquet"))
+    with pytest.raises(NonFiniteError, match="row 2 .'fish'"):
+        gecko("embed", tmp_path / "model", stdin="the red cat\nfish\n")
+    with pytest.raises(NonFiniteError, match="row d8"):
+        gecko("search", tmp_path / "model", corpus, "--index", tmp_path / "index", "-q", "cat")
+    corpus.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(NonFiniteError, match="text 1 .'big fish'"):
+        gecko("search", tmp_path / "model", corpus, "--index", tmp_path / "other", "-q", "big fish")

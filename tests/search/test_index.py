@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import gecko
@@ -10,7 +11,7 @@ from gecko.encoder import Embedder
 from gecko.encoder.search import top_k
 from gecko.errors import ConfigError, CorpusError, RunError
 from gecko.records import Passage
-from gecko.search import IndexConfig, build_index, open_index
+from gecko.search import BulkConfig, IndexConfig, build_index, open_index
 from gecko.search import index as room
 from gecko.search.index import query_words, reciprocal_rank_fusion, sources_identity
 
@@ -179,3 +180,33 @@ def test_an_index_of_other_sources_is_refused(embedder: Embedder, passages: list
     corpus.write_text("{}\n{}\n")
     with pytest.raises(RunError, match=r"of other passages.*--index"):
         build_index(embedder, iter([]), tmp_path / "index", IndexConfig(), sources=sources_identity([str(corpus)]))
+
+
+def test_values_that_no_index_has(embedder: Embedder, passages: list[Passage], tmp_path: Path) -> None:
+    for wrong, said in (
+        ({"kind": "ivf"}, "kind ivf: give one of auto, flat, hnsw"),
+        ({"store": "int4"}, "store int4: give one of auto, float32, int8, binary"),
+        ({"dim": 8.0}, "dim = 8.0: give a whole number"),
+        ({"shard_rows": 0}, "shard_rows = 0: give at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            IndexConfig(**wrong)  # type: ignore[arg-type]
+    for wrong, said in (
+        ({"output": "uint8"}, "output uint8: give one of float32, int8, binary"),
+        ({"task": "SWIMMING"}, "'SWIMMING' is not known"),
+        ({"shard_rows": 2.5}, "shard_rows = 2.5: give a whole number"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            BulkConfig(**wrong)  # type: ignore[arg-type]
+    folder = str(tmp_path / "index")
+    build_index(embedder, passages, folder, IndexConfig()).close()
+    with open_index(embedder, folder) as index:
+        with pytest.raises(ConfigError, match="method sparse: give one of hybrid, dense, bm25"):
+            index.search(QUERIES, method="sparse")  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="one string is given"):
+            index.search("river stone bread")
+        with pytest.raises(ConfigError, match="k = 2.5: give a whole number"):
+            index.search(QUERIES, k=2.5)  # type: ignore[arg-type]
+        series = pd.Series(QUERIES, index=[2, 0, 1])
+        for method in ("dense", "bm25", "hybrid"):
+            assert index.search(series, method=method) == index.search(QUERIES, method=method)

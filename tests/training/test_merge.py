@@ -137,6 +137,13 @@ def test_what_cannot_be_merged_is_said(models, tmp_path, count, given_weights, m
         merge_models(models[:count], tmp_path / "out", "soup", given_weights)
 
 
+def test_an_unknown_method_and_one_model_for_many(models, tmp_path):
+    with pytest.raises(ConfigError, match="method mean: give one of soup, slerp"):
+        merge_models([Path(model) for model in models[:2]], tmp_path / "out", "mean")
+    with pytest.raises(ConfigError, match="one string is given"):
+        merge_models(models[0], tmp_path / "out")
+
+
 def test_a_folder_in_use_is_left_alone(models):
     with pytest.raises(ConfigError, match="is in use"):
         merge_models(models[:2], Path(models[2]))

@@ -7,11 +7,12 @@ What is notable here:
 * everything is fixed when the model is loaded, so that any number of threads may use it
 """
 
-import threading
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -27,11 +28,16 @@ from gecko.encoder.encoder import (
 )
 from gecko.encoder.engine import Engine, Precision, is_plain, saved_prompts, torch_engine
 from gecko.encoder.export import CARD
-from gecko.encoder.vectors import Output, Packed, encode_output, shorten
+from gecko.encoder.forked import Lock, survives_fork
+from gecko.encoder.sent import anywhere
+from gecko.encoder.tokens import own_tokenizer, written_tokenizer
+from gecko.encoder.vectors import Output, Packed, encode_output, refuse_not_finite, shorten
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat, Task, find_task
+from gecko.given import dim_of, folder_of, form_of, in_order, one_of, passages_of, spec_of, strings, strings_for
 from gecko.records import Passage, Text
 from gecko.store import digest, tree_sha256
+from gecko.work import another_model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,7 +65,9 @@ class Prepared:
 
 
 class Embedder:
-    """Turns texts into vectors. Safe to use from several threads.
+    """Turns texts into vectors. Safe to use from several threads, and in a child of fork.
+
+    One that :func:`load` made can be pickled: by its SPEC, of which the other process loads the same model, once.
 
     Args:
         encoder: the model with its input form. Its weights are read here; later changes to it are not seen.
@@ -77,7 +85,9 @@ class Embedder:
         ConfigError: the model cannot run in this precision here.
     """
 
+    @survives_fork
     def __init__(self, encoder: Encoder, precision: Precision = "auto") -> None:
+        one_of("precision", precision, get_args(Precision))
         model = encoder.model
         self.form: InputFormat = encoder.form
         self.spec = encoder.spec
@@ -86,17 +96,18 @@ class Embedder:
         self.max_tokens = window_of(model)
         self._prompts, self._default_prompt = saved_prompts(model)
         self._encoder: Encoder | None = encoder
-        self._lock = threading.Lock()
+        self._lock = Lock()
+        self._made: _Made | None = None
         self._engine: Engine | None = None
         self._tokenizer: Tokenizer | None = None
         if is_plain(model):
             self._engine = torch_engine(model, precision)
-            self._tokenizer = _own_tokenizer(model.tokenizer.backend_tokenizer.to_str(), self.max_tokens)
+            self._tokenizer = own_tokenizer(written_tokenizer(model, self.max_tokens, "right"), self.max_tokens)
         elif precision not in ("auto", "float32"):
             raise ConfigError(f"precision {precision!r}: model {self.spec!r} is no plain transformer; give float32")
 
     @classmethod
-    def of_export(cls, folder: Path, spec: str = "") -> "Embedder":
+    def of_export(cls, folder: str | os.PathLike[str], spec: str = "") -> "Embedder":
         """The embedder of a folder that :func:`gecko.encoder.export.export_model` wrote.
 
         Raises:
@@ -104,14 +115,30 @@ class Embedder:
         """
         from gecko.encoder.export import graph_engine, read_card
 
+        folder = folder_of(folder)
         card = read_card(folder)
         self = cls.__new__(cls)
         self.form, self.dim, self.max_tokens = card.form, card.dim, card.max_tokens
         self.spec, self.identity = spec or str(folder), digest("export", tree_sha256(folder))
         self._prompts, self._default_prompt = card.prompts, card.default_prompt
-        self._encoder, self._lock = None, threading.Lock()
+        self._encoder, self._lock = None, Lock()
+        self._made = _Made(anywhere(str(folder)), self.identity)
         self._engine = graph_engine(folder, card)
-        self._tokenizer = _own_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), card.max_tokens)
+        self._tokenizer = own_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), card.max_tokens)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._made is None:
+            raise ConfigError(
+                "this Embedder was made of an Encoder, which may differ from what its SPEC names, so it cannot be sent to "
+                "another process; save the model, and call gecko.load there (or here, and send that)"
+            )
+        return _load_again, (self._made,)
+
+    def __copy__(self) -> "Embedder":
+        return self  # nothing in it changes
+
+    def __deepcopy__(self, _memo: object) -> "Embedder":
         return self
 
     @property
@@ -132,7 +159,7 @@ class Embedder:
         """Embed texts.
 
         Args:
-            texts: n texts, raw; or one, for one vector.
+            texts: n texts, raw: a list, or any sequence or iterator, which is taken in its order; or one, for one vector.
             task: what the vectors are for, see :func:`gecko.formats.find_task`.
             title: one title for all, or n of them; only for RETRIEVAL_DOCUMENT.
             dim: keep the first ``dim`` dimensions and bring the vectors back to unit length (Matryoshka).
@@ -145,9 +172,10 @@ class Embedder:
 
         Raises:
             ConfigError: the task, title, dimension or output does not fit, or a text is no valid string.
+            NonFiniteError: the model gives a text no finite vector.
         """
         one = isinstance(texts, str)
-        rows: Sequence[str] = [texts] if isinstance(texts, str) else texts
+        rows = strings([texts] if one else texts)
         found = find_task(task)
         titles = _titles(title, len(rows), found)
         result = self._embed_rows(rows, titles, [found] * len(rows), dim, output, progress)
@@ -155,15 +183,16 @@ class Embedder:
 
     def queries(self, texts: Sequence[str], tasks: Sequence[str] | str = "", *, progress: bool = False) -> Vectors:
         """Embed queries, as :meth:`gecko.encoder.Encoder.queries` does; float32 (n, dim), unit rows."""
-        each = [tasks] * len(texts) if isinstance(tasks, str) else tasks
-        found = [Task("", task, own_prompts=("query",)) for task in each]
-        return self._embed_rows(texts, [""] * len(texts), found, None, "float32", progress)
+        rows = strings(texts, "query")
+        found = [Task("", task, own_prompts=("query",)) for task in strings_for(tasks, len(rows), "task", "queries")]
+        return self._embed_rows(rows, [""] * len(rows), found, None, "float32", progress)
 
     def passages(self, items: Sequence[Passage | Text], *, progress: bool = False) -> Vectors:
         """Embed passages, as :meth:`gecko.encoder.Encoder.passages` does; float32 (n, dim), unit rows."""
         task = formats.TASKS["RETRIEVAL_DOCUMENT"]
-        texts, titles = [item.text for item in items], [item.title for item in items]
-        return self._embed_rows(texts, titles, [task] * len(items), None, "float32", progress)
+        rows = passages_of(items)
+        texts, titles = [item.text for item in rows], [item.title for item in rows]
+        return self._embed_rows(texts, titles, [task] * len(rows), None, "float32", progress)
 
     def prepare(
         self,
@@ -173,11 +202,8 @@ class Embedder:
         title: str | Sequence[str] | None = None,
     ) -> list[Prepared]:
         """Render and tokenise texts; the first half of :meth:`embed`. Arguments and errors are the same."""
-        found = find_task(task)
-        titles = _titles(title, len(texts), found)
-        check_texts(texts)
-        check_texts(titles, "title")
-        return self._prepare(texts, titles, [found] * len(texts))
+        rows, found = strings(texts), find_task(task)
+        return self._prepare(rows, _titles(title, len(rows), found), [found] * len(rows))
 
     def run(self, items: Sequence[Prepared]) -> Vectors:
         """Run the model on prepared texts, in batches of equal work; the second half of :meth:`embed`.
@@ -187,7 +213,17 @@ class Embedder:
 
         Returns:
             float32 (n, dim), unit rows, all dimensions; :func:`gecko.encoder.shorten` cuts them.
+
+        Raises:
+            NonFiniteError: the model gives a text no finite vector; its ``index`` is the place in ``items``.
         """
+        items = in_order(items, "item")
+        vectors = self._run(items)
+        refuse_not_finite(vectors, [item.text for item in items], range(len(items)), self.spec)
+        return vectors
+
+    @survives_fork
+    def _run(self, items: Sequence[Prepared]) -> Vectors:
         result = np.empty((len(items), self.dim), dtype=np.float32)
         if self._engine is None:
             self._run_generic(items, result)
@@ -200,12 +236,7 @@ class Embedder:
 
     def finish(self, vectors: Vectors, dim: int | None = None, output: Output = "float32") -> Packed:
         """Cut what :meth:`run` returned to ``dim`` dimensions, and give it the form of ``output``."""
-        return encode_output(shorten(vectors, self._checked(dim)), output)
-
-    def _checked(self, dim: int | None) -> int:
-        if dim is not None and not 1 <= dim <= self.dim:
-            raise ConfigError(f"dim = {dim}: model {self.spec!r} has {self.dim} dimensions; give 1 to {self.dim}")
-        return self.dim if dim is None else dim
+        return encode_output(shorten(vectors, dim_of(dim, self.dim, self.spec)), output)
 
     def _embed_rows(
         self,
@@ -216,10 +247,8 @@ class Embedder:
         output: Output,
         progress: bool,
     ) -> Packed:
-        result = encode_output(np.ones((0, self._checked(dim)), dtype=np.float32), output)
+        result = self.finish(np.ones((0, self.dim), dtype=np.float32), dim, output)
         result = np.empty((len(texts), result.shape[1]), dtype=result.dtype)
-        check_texts(texts)
-        check_texts(titles, "title")
         order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))  # longest first: an honest time to go
         with running_bar(sum(map(len, texts)), progress) as advance:
             for start in range(0, len(order), WINDOW):
@@ -230,7 +259,9 @@ class Embedder:
                     [tasks[row] for row in window],
                     count=self._engine is not None,  # without one nobody asks
                 )
-                result[window] = self.finish(self.run(items), dim, output)
+                vectors = self._run(items)
+                refuse_not_finite(vectors, [texts[row] for row in window], window, self.spec)
+                result[window] = self.finish(vectors, dim, output)
                 advance(sum(len(texts[row]) for row in window))
         return result
 
@@ -282,13 +313,37 @@ class Embedder:
                 result[rows] = encode_texts(self._encoder.model, texts, self.dim, prompt=prompt, side=side)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What :func:`load` was told, and the model that it found: another process loads it from this."""
+
+    spec: str
+    identity: str
+    precision: Precision = "auto"
+    form: InputFormat | None = None
+    max_tokens: int | None = None
+
+
+@lru_cache(maxsize=4)  # a pool sends the model with each task
+def _load_again(made: _Made) -> Embedder:
+    found = load(made.spec, precision=made.precision, form=made.form, max_tokens=made.max_tokens)
+    if found.identity != made.identity:
+        raise ConfigError(another_model(made.spec, found.identity, made.identity))
+    return found
+
+
 def load(
-    spec: str, *, precision: Precision = "auto", form: InputFormat | None = None, max_tokens: int | None = None
+    spec: str | os.PathLike[str],
+    *,
+    precision: Precision = "auto",
+    form: InputFormat | None = None,
+    max_tokens: int | None = None,
 ) -> Embedder:
     """Load a model for use.
 
     Args:
-        spec: ``minilm``, a folder that sentence-transformers can read or that ``gecko export`` wrote, or ``hf:NAME``.
+        spec: ``minilm``, a folder (text or path) that sentence-transformers can read or that ``gecko export`` wrote, or
+            ``hf:NAME``.
         precision: see :class:`Embedder`; an exported model has the one it was exported in.
         form: the text form it reads; none: as its saved prompts say.
         max_tokens: its window in tokens; none: as saved.
@@ -296,6 +351,10 @@ def load(
     Raises:
         ConfigError: it cannot be found, loaded, or run in this precision.
     """
+    spec = spec_of(spec)
+    one_of("precision", precision, get_args(Precision))
+    if form is not None:
+        form_of(form)
     folder = Path(spec).expanduser()
     if (folder / CARD).is_file():
         if form is not None or max_tokens is not None or precision != "auto":
@@ -303,42 +362,12 @@ def load(
                 f"{spec} is an exported model, whose precision, form and window are fixed; give none of them"
             )
         return Embedder.of_export(folder, spec)
-    return Embedder(load_encoder(spec, form=form, max_tokens=max_tokens, bf16=False), precision)
+    found = Embedder(load_encoder(spec, form=form, max_tokens=max_tokens, bf16=False), precision)
+    found._made = _Made(anywhere(spec), found.identity, cast(Precision, found.precision), form, max_tokens)
+    return found
 
 
-def _titles(title: str | Sequence[str] | None, count: int, task: Task) -> Sequence[str]:
+def _titles(title: object, count: int, task: Task) -> list[str]:
     if title is not None and task.side != "document":
         raise ConfigError(f"title: only texts of the task RETRIEVAL_DOCUMENT have one, not {task.name or task.text}")
-    if title is None or isinstance(title, str):
-        return [title or ""] * count
-    if len(title) != count:
-        raise ConfigError(f"{count} texts but {len(title)} titles; give one title for all, or one a text")
-    return title
-
-
-def check_texts(texts: Sequence[Any], what: str = "text") -> None:
-    """Refuse what is no string, or cannot be written in UTF-8.
-
-    Raises:
-        ConfigError: it names the first one, counted from 1.
-    """
-    for place, text in enumerate(texts, 1):
-        if not isinstance(text, str):
-            raise ConfigError(f"{what} {place} is a {type(text).__name__}, not a string: {text!r:.80}")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise ConfigError(f"{what} {place} holds half of a surrogate pair, which is no character") from error
-
-
-def _own_tokenizer(saved: str, max_tokens: int | None) -> "Tokenizer":
-    """A tokenizer that cuts to the model's window and does not pad; nothing changes it afterwards."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(saved)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    if max_tokens is not None:
-        tokenizer.enable_truncation(max_length=max_tokens)
-    return tokenizer
+    return strings_for("" if title is None else title, count, "title", "texts")

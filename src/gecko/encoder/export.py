@@ -3,7 +3,7 @@
 ::
 
     OUT/gecko_export.json          the format, the precision, and what Gecko needs to prepare texts
-    OUT/tokenizer.json             the tokenizer
+    OUT/tokenizer.json             the tokenizer, which cuts to the model's window and pads to the longest text
     OUT/model.onnx                 or model.xml and model.bin
 
 The graph has the inputs ``input_ids`` and ``attention_mask``, int64 (B, T), padded on the right, and the output
@@ -12,21 +12,25 @@ reads the folder as a model.
 """
 
 import logging
+import os
 import shutil
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never, get_args
 
 import numpy as np
 
 from gecko.encoder.encoder import Encoder, load_encoder, window_of
 from gecko.encoder.engine import CPU_BATCH_TOKENS, TorchEngine, is_plain, pad, saved_prompts
+from gecko.encoder.forked import survives_fork
+from gecko.encoder.tokens import written_tokenizer
 from gecko.encoder.vectors import Vectors
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat
+from gecko.given import folder_of, one_of, spec_of
 from gecko.progress import quiet_libraries
 from gecko.store import read_json, write_json
 
@@ -38,6 +42,17 @@ Target = Literal["onnx", "openvino"]
 LAYOUT = 1
 CARD = "gecko_export.json"
 BLOCK = 32  # columns of a weight matrix that share a scale, in ONNX
+CHECKED = (  # short, of one token, of several scripts
+    "how do I open a file for reading",
+    "a",
+    "",
+    "She had not expected the letter, and when it came she left it unopened on the kitchen table for three days.",
+    "Der Fluss ist länger als jeder andere auf dem Kontinent, und im Winter friert er zu.",
+    "Почему небо голубое, а закат красный?",
+    "猫は窓の外の雪を静かに見ていた。",
+    "كيف أصل إلى محطة القطار؟ 🙂",
+)
+MOST_CHECKED = 512  # tokens of a text whose vector is compared; of a longer one the tokens alone
 MIN_COSINE = {False: 0.9999, True: 0.98}  # to the float32 vectors; by int8
 
 
@@ -57,7 +72,10 @@ class ExportCard:
     layout: int = LAYOUT
 
 
-def export_model(spec: str, folder: Path, target: Target, *, int8: bool = False) -> ExportCard:
+@survives_fork
+def export_model(
+    spec: str | os.PathLike[str], folder: str | os.PathLike[str], target: Target, *, int8: bool = False
+) -> ExportCard:
     """Write a model as a graph, and check that the graph gives the model's vectors.
 
     Args:
@@ -68,9 +86,11 @@ def export_model(spec: str, folder: Path, target: Target, *, int8: bool = False)
             that a text's vector does not depend on the texts it is run with.
 
     Raises:
-        ConfigError: the folder is not empty, the model is no plain transformer, an optional package is missing, or the
-            graph's vectors are not the model's.
+        ConfigError: the folder is not empty, the model is no plain transformer, an optional package is missing, or what was
+            written does not give the model's vectors.
     """
+    spec, folder = spec_of(spec), folder_of(folder)
+    one_of("target", target, get_args(Target))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a new folder")
     if folder.exists() and any(folder.iterdir()):
@@ -102,7 +122,7 @@ def export_model(spec: str, folder: Path, target: Target, *, int8: bool = False)
         with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every shape that is compared
             _write_graph(encoder, aside, card)
-        (aside / "tokenizer.json").write_text(model.tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+        (aside / "tokenizer.json").write_text(written_tokenizer(model, card.max_tokens, "right"), encoding="utf-8")
         write_json(aside / CARD, asdict(card))
         _check(encoder, aside, card)
         if folder.exists():
@@ -172,10 +192,10 @@ class GraphEngine(ABC):
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """See :class:`gecko.encoder.engine.Engine`."""
-        return self._run(*pad(rows, self._padding))
+        return self.run(*pad(rows, self._padding))
 
     @abstractmethod
-    def _run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
+    def run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
         """The graph's vectors, float32 (B, D), of padded rows (B, T) and their mask."""
 
 
@@ -194,7 +214,8 @@ class OnnxEngine(GraphEngine):
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
 
-    def _run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
+    def run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
+        """See :class:`GraphEngine`."""
         vectors: Vectors = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
         return vectors
 
@@ -220,7 +241,8 @@ class OpenvinoEngine(GraphEngine):
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(card.dim)
         self._model = openvino.Core().compile_model(str(folder / "model.xml"), "CPU", settings)
 
-    def _run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
+    def run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
+        """See :class:`GraphEngine`."""
         result = self._model.create_infer_request().infer({"input_ids": ids, "attention_mask": mask})
         vectors: Vectors = np.array(result[0], dtype=np.float32)
         return vectors
@@ -309,13 +331,23 @@ def _write_openvino(
 
 
 def _check(encoder: Encoder, folder: Path, card: ExportCard) -> None:
-    """Compare the graph's vectors with the model's on texts of all lengths, padded and not."""
-    generator = np.random.default_rng(0)
-    vocabulary = len(encoder.model.tokenizer)
-    longest = min(card.max_tokens or 64, 64)
-    rows = [generator.integers(0, vocabulary, length).tolist() for length in (1, 2, longest // 2, longest, longest)]
-    expected = TorchEngine(encoder.model, "float32")(rows)
-    got = graph_engine(folder, card)(rows)
+    """Compare what the written files give, read as by a program that knows nothing else, with the model's vectors."""
+    from tokenizers import Tokenizer
+
+    texts = [*CHECKED, " ".join(CHECKED) * (1 + (card.max_tokens or 0) // 100)]
+    cut = {} if card.max_tokens is None else {"truncation": True, "max_length": card.max_tokens}
+    rows: list[list[int]] = [encoder.model.tokenizer(text, **cut)["input_ids"] for text in texts]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if [tokenizer.encode(text).ids for text in texts] != rows:
+        raise ConfigError(
+            f"the tokenizer that was written makes other tokens of a text than {encoder.spec} does; nothing was written"
+        )
+    chosen = [place for place, row in enumerate(rows) if 0 < len(row) <= MOST_CHECKED]
+    together = tokenizer.encode_batch([texts[place] for place in chosen])
+    ids, _ = pad([row.ids for row in together], card.padding)
+    mask, _ = pad([row.attention_mask for row in together], 0)
+    expected = TorchEngine(encoder.model, "float32")([rows[place] for place in chosen])
+    got = graph_engine(folder, card).run(ids, mask)
     cosine = float((expected * got).sum(axis=1).min())
     if not cosine >= MIN_COSINE[card.int8]:
         raise ConfigError(

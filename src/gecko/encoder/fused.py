@@ -16,6 +16,7 @@ whole texts, and each thread takes one piece through all layers alone.
 """
 
 import math
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ import numpy as np
 
 from gecko import attention, kernels
 from gecko.device import rounds_to_bfloat16
+from gecko.encoder.forked import Lock
 from gecko.encoder.packed import BertEngine, Int8Linear
 from gecko.encoder.vectors import Vectors
 from gecko.int8 import padded
@@ -37,7 +39,7 @@ PIECE_TOKENS = 1024  # of a piece
 BATCH_PIECES = 32  # for each thread: the last ones leave some idle
 ALONE = 128  # tokens that are not worth a thread
 SCORES = 1 << 18  # attention scores at once
-_MAKING = threading.Lock()  # for all engines: making workers changes the process's thread count for a moment
+_MAKING = Lock()  # for all engines: making workers changes the process's thread count for a moment
 
 
 class FusedEngine(BertEngine):
@@ -59,6 +61,7 @@ class FusedEngine(BertEngine):
         self._threads = torch.get_num_threads()
         self.batch_tokens = BATCH_PIECES * PIECE_TOKENS * self._threads
         self._pool: ThreadPoolExecutor | None = None
+        self._made_in = 0  # the process; a child of fork has its own threads to make
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """Unit vectors, float32 (B, D), of B rows of tokens."""
@@ -66,8 +69,8 @@ class FusedEngine(BertEngine):
         if len(pieces) == 1:
             return super().__call__(rows)
         with _MAKING:
-            if self._pool is None and self._threads > 1:
-                self._pool = _workers(self._threads)
+            if self._threads > 1 and self._made_in != os.getpid():
+                self._pool, self._made_in = _workers(self._threads), os.getpid()
         run = map if self._pool is None else self._pool.map
         found = list(run(super().__call__, [[rows[row] for row in piece] for piece in pieces]))
         result: Vectors = np.empty((len(rows), found[0].shape[1]), dtype=np.float32)

@@ -31,7 +31,7 @@ class _Sent(ABC, Generic[Model]):
     _loaded: Model | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.spec = _anywhere(self.spec)
+        self.spec = anywhere(self.spec)
 
     def __call__(self) -> Model:
         """The model.
@@ -74,7 +74,7 @@ class SentEmbedder(_Sent["Embedder"]):
         return load(self.spec, precision=self.precision)
 
 
-def _anywhere(spec: str) -> str:
+def anywhere(spec: str) -> str:
     """A folder by its absolute path: the other process may work in another one."""
     path = Path(spec).expanduser()
     return str(path.absolute()) if path.is_dir() else spec

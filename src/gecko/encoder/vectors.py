@@ -1,11 +1,13 @@
 """What is done to unit vectors after the model: shorter, or fewer bits."""
 
-from typing import Any, Literal, assert_never
+from collections.abc import Sequence
+from typing import Any, Literal, assert_never, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from gecko.errors import ConfigError
+from gecko.errors import ConfigError, NonFiniteError
+from gecko.given import one_of
 
 Output = Literal["float32", "int8", "binary"]
 Vectors = npt.NDArray[np.float32]
@@ -35,8 +37,9 @@ def encode_output(vectors: Vectors, output: Output) -> Packed:
         float32 or int8 (n, dim), or uint8 (n, dim / 8).
 
     Raises:
-        ConfigError: binary, and ``dim`` is no multiple of 8.
+        ConfigError: ``output`` is none of these; or binary, and ``dim`` is no multiple of 8.
     """
+    one_of("output", output, get_args(Output))
     match output:
         case "float32":
             return vectors
@@ -49,3 +52,29 @@ def encode_output(vectors: Vectors, output: Output) -> Packed:
             return np.packbits(vectors > 0, axis=1)
         case _:
             assert_never(output)
+
+
+def refuse_not_finite(vectors: Vectors, texts: Sequence[str], places: Sequence[int], spec: str) -> None:
+    """Refuse vectors that hold NaN or infinity, which compare as nothing and cannot be written as JSON.
+
+    Args:
+        vectors: unit vectors (n, dim).
+        texts: their texts.
+        places: those of the texts in the call, from 0.
+        spec: the model.
+
+    Raises:
+        NonFiniteError: a vector does; of several, the one whose place is first.
+    """
+    if np.isfinite(vectors.sum()):
+        return
+    place, row = min((places[row], row) for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist())
+    raise NonFiniteError(not_finite(f"text {place + 1}", texts[row], spec), place)
+
+
+def not_finite(name: str, text: str, spec: str) -> str:
+    """What to say of a text whose vector is not finite."""
+    return (
+        f"{name} ({text[:60]!r}): its vector holds NaN or infinity; leave the text out, give precision float32 if it was "
+        f"another, or mend the model {spec!r}, whose weights may be damaged"
+    )

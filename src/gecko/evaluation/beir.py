@@ -8,6 +8,7 @@
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from gecko.errors import EvaluationError
 from gecko.evaluation.qrels import read_qrels
 from gecko.formats import DEFAULT_TASK
+from gecko.given import spec_of
 from gecko.records import Passage
 from gecko.text import half_of_pair
 
@@ -79,18 +81,18 @@ def gaps(documents: int, queries: int) -> str:
     return ", ".join(said)
 
 
-def load_beir(spec: str, split: str | None = None) -> RetrievalSet:
+def load_beir(spec: str | os.PathLike[str], split: str | None = None) -> RetrievalSet:
     """Read a BEIR folder.
 
     Args:
-        spec: ``DIR`` or ``DIR@SPLIT``.
+        spec: ``DIR`` or ``DIR@SPLIT``, as text or as a path.
         split: the split where ``spec`` names none; none: ``test``.
 
     Raises:
         EvaluationError: a file or the split is missing (those present are listed), a line is broken (file and number
             are given), or no query is judged.
     """
-    folder, split = parse_spec(spec, split)
+    folder, split = parse_spec(spec_of(spec, "test set"), split)
     if not folder.is_dir():
         raise EvaluationError(f"test set {folder} is not a folder; give DIR or DIR@SPLIT in the BEIR layout")
     if not (folder / QRELS).is_dir() and (below := sorted(path.parent for path in folder.glob("**/qrels/"))):

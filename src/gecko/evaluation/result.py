@@ -1,5 +1,6 @@
 """What a run measures at its end: the trained models, the start model and BM25 on the test sets, and agreement."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from gecko.evaluation.beir import RetrievalSet, load_beir
 from gecko.evaluation.builtin import STDLIB_QUESTIONS, stdlib_questions
 from gecko.evaluation.evaluate import BM25, SetScores, evaluate_retrieval
 from gecko.evaluation.metrics import bootstrap_ci
+from gecko.given import spec_of
 from gecko.store import digest, read_json
 
 if TYPE_CHECKING:
@@ -22,12 +24,13 @@ START, STUDENT = "start", "student"
 SHOWN = ("ndcg@10", "recall@20")
 
 
-def load_set(spec: str, split: str | None = None) -> RetrievalSet:
+def load_set(spec: str | os.PathLike[str], split: str | None = None) -> RetrievalSet:
     """A test set: ``stdlib-questions``, or a BEIR folder as ``DIR`` or ``DIR@SPLIT``.
 
     Raises:
         EvaluationError: it cannot be read, or has no such split.
     """
+    spec = spec_of(spec, "test set")
     return stdlib_questions() if spec == STDLIB_QUESTIONS else load_beir(spec, split)
 
 

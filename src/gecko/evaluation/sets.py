@@ -1,5 +1,6 @@
 """What ``gecko eval`` measures: retrieval sets and task sets of all sources, side by side."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import eval_json, evaluate_retrieval, refuse_equal_names
 from gecko.evaluation.result import load_set
 from gecko.evaluation.tasks import Measured, Skipped, TaskSet
+from gecko.given import in_order, spec_of
 from gecko.progress import Silent, Ui
 
 MODEL, BASELINE = "model", "baseline"
@@ -25,7 +27,7 @@ class Sets:
     skipped: list[Skipped]
 
 
-def load_sets(specs: Sequence[str], split: str | None = None, prompts: Sequence[str] = ()) -> Sets:
+def load_sets(specs: Sequence[str | os.PathLike[str]], split: str | None = None, prompts: Sequence[str] = ()) -> Sets:
     """Load sets.
 
     Args:
@@ -37,7 +39,8 @@ def load_sets(specs: Sequence[str], split: str | None = None, prompts: Sequence[
         EvaluationError: a set cannot be read, two have one name, or a prompt is for no set.
     """
     found: list[RetrievalSet | TaskSet | Skipped] = []
-    for spec in specs:
+    for given in in_order(specs, "test set"):
+        spec = spec_of(given, "test set")
         if spec.startswith(tasks.PREFIX):
             found += tasks.load_named(spec, split)
         elif tasks.is_task_folder(spec, split):

@@ -8,6 +8,7 @@ predictions, rankings) is kept as evidence, and paired intervals are computed fr
 import contextlib
 import json
 import logging
+import os
 import random
 import tempfile
 import warnings
@@ -23,6 +24,7 @@ from gecko.evaluation.beir import RetrievalSet, is_beir, parse_spec
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.metrics import Array, per_query, resampled_means
 from gecko.formats import DEFAULT_TASK, MTEB_TASKS
+from gecko.given import spec_of
 from gecko.records import Passage, Text
 
 Kind = Literal["sts", "pair classification", "classification", "clustering", "reranking"]
@@ -120,7 +122,7 @@ def is_task_folder(spec: str, split: str | None) -> bool:
 # --- local folders
 
 
-def load_folder(spec: str, split: str | None = None) -> TaskSet:
+def load_folder(spec: str | os.PathLike[str], split: str | None = None) -> TaskSet:
     """Read ``DIR/SPLIT.jsonl``; the fields of its rows say which kind of set it is.
 
     =====================================  =====================================================
@@ -137,7 +139,7 @@ def load_folder(spec: str, split: str | None = None) -> TaskSet:
     Raises:
         EvaluationError: the split or mteb is missing, or a row cannot be used (its file and line are given).
     """
-    folder, split = parse_spec(spec, split)
+    folder, split = parse_spec(spec_of(spec, "test set"), split)
     file = folder / f"{split}.jsonl"
     if not file.is_file():
         present = ", ".join(sorted(path.stem for path in folder.glob("*.jsonl"))) or "none"

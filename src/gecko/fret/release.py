@@ -11,6 +11,7 @@ list. Ranks stay those among all the candidates that the teacher judged, so the 
 ``python -m gecko.publish RUN... -o FOLDER`` makes one from runs.
 """
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -25,6 +26,7 @@ from gecko.corpus import ingest
 from gecko.errors import ConfigError, RunError
 from gecko.fret.fuse import Label, fuse
 from gecko.fret.select import select
+from gecko.given import spec_of
 from gecko.paid import own_queries
 from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.store import Run, digest, file_sha256, write_bytes
@@ -99,12 +101,13 @@ def shipped() -> list[str]:
     return sorted(file.parent.name for file in folder.glob(f"*/{FILE}"))
 
 
-def release_path(spec: str) -> Path:
+def release_path(spec: str | os.PathLike[str]) -> Path:
     """The parquet file of a release: a shipped one by name, or a folder or file by path.
 
     Raises:
         ConfigError: there is none.
     """
+    spec = spec_of(spec, "released rows")
     path = Path(str(files("gecko"))) / "data" / spec if spec in shipped() else Path(spec).expanduser()
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
@@ -113,12 +116,12 @@ def release_path(spec: str) -> Path:
     return path
 
 
-def release_identity(spec: str) -> str:
+def release_identity(spec: str | os.PathLike[str]) -> str:
     """Hash of a release, for fingerprints."""
     return file_sha256(release_path(spec))
 
 
-def read_release(spec: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_release(spec: str | os.PathLike[str], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a release as they are in the file, of :data:`SCHEMA`.
 
     Raises:
@@ -134,13 +137,13 @@ def read_release(spec: str, columns: list[str] | None = None) -> Iterator[dict[s
         yield from batch.to_pylist()
 
 
-def heldout_seeds(spec: str) -> set[str]:
+def heldout_seeds(spec: str | os.PathLike[str]) -> set[str]:
     """The passages whose queries a release keeps from training: no other row should be written for them."""
     return {row["seed_id"] for row in read_release(spec, ["seed_id", "split"]) if row["split"] == "heldout"} - {""}
 
 
 def load_release(
-    spec: str = STDLIB,
+    spec: str | os.PathLike[str] = STDLIB,
     passages: Mapping[str, Passage] | None = None,
     config: SelectConfig | None = None,
     heldout: Collection[str] = (),
@@ -157,7 +160,7 @@ def load_release(
         ConfigError: there is no such release.
         RunError: the file is none.
     """
-    config = config or SelectConfig()
+    spec, config = spec_of(spec, "released rows"), config or SelectConfig()
     if passages is None:
         passages = {passage.id: passage for passage in ingest(CorpusConfig(), Counts())}
     known = {identifier: content_hash(passage) for identifier, passage in passages.items()}

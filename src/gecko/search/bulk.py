@@ -14,12 +14,13 @@ model or an option is another one.
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,9 +29,10 @@ from gecko.encoder import Embedder
 from gecko.encoder.engine import Precision
 from gecko.encoder.export import CARD
 from gecko.encoder.sent import SentEmbedder
-from gecko.encoder.vectors import Output, Packed
-from gecko.errors import CorpusError, RunError
+from gecko.encoder.vectors import Output, Packed, not_finite
+from gecko.errors import ConfigError, CorpusError, NonFiniteError, RunError
 from gecko.formats import find_task
+from gecko.given import folder_of, one_of, whole
 from gecko.progress import Silent, Ui
 from gecko.records import Passage
 from gecko.store import digest, lock_folder, read_json, write_bytes
@@ -52,12 +54,28 @@ class BulkConfig:
         dim: dimensions to keep.
         output: the form of the vectors.
         shard_rows: texts of one shard: the unit of resuming, and what is held in memory.
+
+    Raises:
+        ConfigError: a value is none of these.
     """
 
     task: str = "RETRIEVAL_DOCUMENT"
     dim: int | None = None
     output: Output = "float32"
     shard_rows: int = 8192
+
+    def __post_init__(self) -> None:
+        find_task(self.task)
+        one_of("output", self.output, get_args(Output))
+        check_shard(self.dim, self.shard_rows)
+
+
+def check_shard(dim: object, shard_rows: object) -> None:
+    """Refuse what is no number of dimensions or of rows."""
+    if dim is not None:
+        whole("dim", dim)
+    if whole("shard_rows", shard_rows) < 1:
+        raise ConfigError(f"shard_rows = {shard_rows}: give at least 1")
 
 
 @dataclass
@@ -135,21 +153,29 @@ def _as_they_come(rows: Iterable[Passage], size: int, pause: Callable[[], bool])
 
 
 def embed_batch(embedder: Embedder, batch: list[Passage], config: BulkConfig) -> Packed:
-    """The vectors of some rows."""
+    """The vectors of some rows.
+
+    Raises:
+        NonFiniteError: the model gives a row no finite vector; the row is named by its id.
+    """
     has_titles = find_task(config.task).side == "document"
-    return embedder.embed(
-        [row.text if has_titles else row.content for row in batch],
-        task=config.task,
-        title=[row.title for row in batch] if has_titles else None,
-        dim=config.dim,
-        output=config.output,
-    )
+    try:
+        return embedder.embed(
+            [row.text if has_titles else row.content for row in batch],
+            task=config.task,
+            title=[row.title for row in batch] if has_titles else None,
+            dim=config.dim,
+            output=config.output,
+        )
+    except NonFiniteError as error:
+        row = batch[error.index]
+        raise NonFiniteError(not_finite(f"row {row.id}", row.text, embedder.spec), error.index) from None
 
 
 def embed_to_folder(
     embedder: Embedder,
     rows: Iterable[Passage],
-    folder: Path,
+    folder: str | os.PathLike[str],
     config: BulkConfig,
     ui: Ui | None = None,
     engine: Engine = LOCAL,
@@ -169,7 +195,7 @@ def embed_to_folder(
         ConfigError: the task, the dimension or the output does not fit the model.
         StorageError: the disk is full; what was finished is kept.
     """
-    ui = ui or Silent()
+    ui, folder = ui or Silent(), folder_of(folder)
     parts = {"model": embedder.identity, "form": embedder.form, "precision": embedder.precision, **asdict(config)}
     with hold(folder):
         manifest = _open(folder, parts)

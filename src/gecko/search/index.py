@@ -16,14 +16,16 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, assert_never, get_args
 
 import numpy as np
 
 from gecko.disk import disk_errors
 from gecko.encoder import Embedder
+from gecko.encoder.forked import survives_fork
 from gecko.encoder.vectors import Vectors
 from gecko.errors import ConfigError, CorpusError, RunError, StorageError
+from gecko.given import folder_of, one_of, strings, whole
 from gecko.progress import Silent, Ui
 from gecko.records import Passage
 from gecko.search.bulk import BulkConfig, embed_batch, hash_rows, hold, in_batches
@@ -67,10 +69,11 @@ class Hit:
     passage: Passage
 
 
+@survives_fork
 def build_index(
     embedder: Embedder,
     passages: Iterable[Passage],
-    folder: Path,
+    folder: str | os.PathLike[str],
     config: IndexConfig,
     ui: Ui | None = None,
     *,
@@ -91,7 +94,7 @@ def build_index(
         ConfigError: the dimension does not fit the model or the form.
         CorpusError: there is no passage.
     """
-    ui = ui or Silent()
+    ui, folder = ui or Silent(), folder_of(folder)
     parts = {"model": embedder.identity, "form": embedder.form, **asdict(config)}
     parts |= {"sources": sources} if sources else {}
     dim = embedder.finish(np.zeros((0, embedder.dim), dtype=np.float32), config.dim).shape[1]
@@ -115,13 +118,14 @@ def build_index(
     return open_index(embedder, folder)
 
 
-def open_index(embedder: Embedder, folder: Path) -> "Index":
+def open_index(embedder: Embedder, folder: str | os.PathLike[str]) -> "Index":
     """Open a finished index. One of an earlier version, which split texts into other words, is brought up to date.
 
     Raises:
         RunError: there is none, it is not finished or damaged, or another model made it.
         StorageError: it is of an earlier version, and cannot be written.
     """
+    folder = folder_of(folder)
     manifest = read_manifest(folder, None)
     if manifest is None or not manifest.done:
         raise RunError(f"{folder} holds no finished index; build it with: gecko search MODEL CORPUS --index {folder}")
@@ -173,20 +177,23 @@ class Index:
         """Close the passages' database."""
         self._passages.close()
 
+    @survives_fork
     def search(
         self, queries: Sequence[str], k: int = 10, *, method: Method = "hybrid", task: str = "RETRIEVAL_QUERY"
     ) -> list[list[Hit]]:
         """The best ``k`` passages of each query, best first.
 
         Args:
-            queries: n queries, raw.
+            queries: n queries, raw: a list, or any sequence or iterator, which is taken in its order.
             k: how many.
             method: ``dense``: by cosine. ``bm25``: by words. ``hybrid``: both rankings, fused by reciprocal rank.
             task: what the queries are for.
 
         Raises:
-            ConfigError: ``k`` is below 1, or the task is not known.
+            ConfigError: ``k`` is below 1, the method or the task is not known, or a query is no valid string.
         """
+        queries, k = strings(queries, "query"), whole("k", k)
+        one_of("method", method, get_args(Method))
         if k < 1:
             raise ConfigError(f"k = {k}: give at least 1")
         match method:
@@ -214,7 +221,7 @@ class Index:
 
         if not queries:
             return []
-        vectors: Vectors = self._embedder.embed(list(queries), task=task, dim=self.manifest.dim)  # (n, dim)
+        vectors: Vectors = self._embedder.embed(queries, task=task, dim=self.manifest.dim)  # (n, dim)
         depth = min(len(self), k * OVERSAMPLE[self.manifest.store])
         asked = encode_output(vectors, "binary") if self.manifest.store == "binary" else vectors
         if self.manifest.kind == "hnsw":

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gecko.errors import RunError
+from gecko.given import one_of
+from gecko.search.bulk import check_shard
 
 LAYOUT = 1
 WORDS = 2  # how texts are split for BM25; raised when that changes, and older indices are split anew
@@ -26,12 +28,20 @@ class IndexConfig:
         store: the form of the vectors in memory; ``auto``: float32 when flat, int8 in a graph.
         dim: dimensions to keep.
         shard_rows: passages of one shard: the unit of resuming, and what is held in memory.
+
+    Raises:
+        ConfigError: a value is none of these.
     """
 
     kind: Kind = "auto"
     store: Store = "auto"
     dim: int | None = None
     shard_rows: int = 8192
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, get_args(Kind))
+        one_of("store", self.store, get_args(Store))
+        check_shard(self.dim, self.shard_rows)
 
 
 @dataclass

@@ -6,14 +6,16 @@ than each (Wortsman et al., 2022, arXiv:2203.05482); Gemini Embedding, Embedding
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never, get_args
 
 import torch
 from torch import Tensor
 
 from gecko.errors import ConfigError, TrainingError
+from gecko.given import folder_of, in_order, one_of, spec_of
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
@@ -23,7 +25,12 @@ Method = Literal["soup", "slerp"]
 PARALLEL = 0.9995  # cosine from which on the arc is a line; its formula divides by the sine of the angle
 
 
-def merge_models(specs: Sequence[str], folder: Path, method: Method = "soup", weights: Sequence[float] = ()) -> None:
+def merge_models(
+    specs: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    method: Method = "soup",
+    weights: Sequence[float] = (),
+) -> None:
     """Merge models of one architecture and save the result as a sentence-transformers model.
 
     Args:
@@ -39,26 +46,28 @@ def merge_models(specs: Sequence[str], folder: Path, method: Method = "soup", we
     """
     from gecko.encoder import load_encoder, save_model
 
-    shares = _shares(specs, weights)
+    names, folder = [spec_of(spec) for spec in in_order(specs, "model")], folder_of(folder)
+    one_of("method", method, get_args(Method))
+    shares = _shares(names, weights)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is in use; give a folder that does not exist yet")
-    first = load_encoder(specs[0])
+    first = load_encoder(names[0])
     merged = {
         name: value.cpu().double() if _merges(value) else value for name, value in first.model.state_dict().items()
     }
     total = shares[0]
-    for spec, share in zip(specs[1:], shares[1:], strict=True):
+    for spec, share in zip(names[1:], shares[1:], strict=True):
         other = load_encoder(spec)
-        _refuse_difference(specs[0], first, spec, other)
+        _refuse_difference(names[0], first, spec, other)
         total += share
         for name, value in other.model.state_dict().items():
             if _merges(value):
                 merged[name] = _between(merged[name], value.cpu().double(), share / total if total else 0.0, method)
             elif not torch.equal(merged[name], value):
-                raise TrainingError(f"{spec}: {name} differs from that of {specs[0]}, and is no weight to be merged")
+                raise TrainingError(f"{spec}: {name} differs from that of {names[0]}, and is no weight to be merged")
     own = first.model.state_dict()
     first.model.load_state_dict({name: value.to(own[name].dtype) for name, value in merged.items()})
-    save_model(first.model, folder, first.form, _dims(specs))
+    save_model(first.model, folder, first.form, _dims(names))
 
 
 def _shares(specs: Sequence[str], weights: Sequence[float]) -> list[float]:
