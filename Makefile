@@ -1,4 +1,5 @@
-# Two commands do all the set-up: `make demo` runs the main job, `make test` runs the tests.
+# Two commands do all the set-up: `make demo` runs the main job, `make test` runs the tests. `make test-all` runs those that
+# `make test` leaves out: real servers and browsers, trainings of real models, clusters, and the whole grids of some tests.
 #
 # TORCH_INDEX=URL takes torch from another index. On most machines the plain package index gives a CUDA build of several
 # gigabytes; the CPU build is at https://download.pytorch.org/whl/cpu
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 DEMO ?=
 
-.PHONY: demo test test-slow lint docs install dev clean
+.PHONY: demo test test-all lint docs install dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gecko demo $(DEMO)
@@ -21,7 +22,7 @@ PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist
 test: $(VENV)/.dev
 	$(PYTEST)
 
-test-slow: $(VENV)/.dev
+test-all: $(VENV)/.dev
 	$(PYTEST) -m slow
 
 lint: $(VENV)/.dev
