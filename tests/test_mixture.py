@@ -9,8 +9,8 @@ import pytest
 from gecko.config import load_config
 from gecko.errors import ConfigError, TrainingError
 from gecko.llm.fake import FakeLM
-from gecko.mixture import mixture_rows
-from gecko.pipeline import Pipeline
+from gecko.mixture import mixture_rows, refuse_names
+from gecko.pipeline import Pipeline, distill
 from gecko.records import Example
 from gecko.store import Run
 from gecko.training import Sampling
@@ -215,3 +215,15 @@ def test_a_mistake_in_a_set_is_named(labelled, data, tiny_model):
         pytest.raises(TrainingError, match=r"set 'moods', row 1 of moods\.jsonl: no column mood; .* text, label"),
     ):
         mixture_rows(Pipeline(run))
+
+
+def test_a_set_does_not_take_the_folder_of_a_further_teacher(data, tiny_model, tmp_path):
+    named = sets(data, relabel=True)
+    named["sets"][0]["name"] = "2"
+    config = settings(data, tiny_model, named)
+    with Run(tmp_path / "run", config) as run:
+        with pytest.raises(ConfigError, match="set named 2 would have the folder relabel-2"):
+            distill(run)
+        assert run.manifest("ingest") is None  # nothing was done yet
+        run.prepare("relabel-2", {"rows": "as an earlier version paid for"})
+        refuse_names(run)

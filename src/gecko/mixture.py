@@ -15,9 +15,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gecko.config import FeverSet, MixtureSet, RetrievalSet
-from gecko.errors import TrainingError
+from gecko.errors import ConfigError, TrainingError
 from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import digest, schema_digest
+from gecko.store import Run, digest, schema_digest
 from gecko.work import Counts
 
 if TYPE_CHECKING:
@@ -27,6 +27,24 @@ if TYPE_CHECKING:
 VERSION = 1  # raised by hand when a set gives other rows for the same source and settings
 QUERIES_A_SHARD = 512
 DRAWN_BY = {"weight", "relabel"}  # settings of a set that its rows do not depend on
+
+
+def refuse_names(run: Run) -> None:
+    """Refuse a set to be relabelled whose folder would be that of a further teacher's scores, ``relabel-2``.
+
+    One that was paid for under such a name stays readable.
+
+    Raises:
+        ConfigError: the name is a number, and nothing of the set is there.
+    """
+    for entry in run.config.mixture.sets:
+        if isinstance(entry, RetrievalSet | FeverSet) and entry.relabel and entry.name.isdecimal():
+            scores = run.manifest(f"relabel-{entry.name}")
+            if scores is None or "rows" not in scores.parts:
+                raise ConfigError(
+                    f"mixture.sets: a set named {entry.name} would have the folder relabel-{entry.name}, which holds the "
+                    "scores of a further teacher; take a name with a letter"
+                )
 
 
 def mixture_rows(pipeline: "Pipeline") -> list[Example]:
@@ -43,6 +61,7 @@ def mixture_rows(pipeline: "Pipeline") -> list[Example]:
     sets = config.mixture.sets
     if not sets:
         return []
+    refuse_names(run)
 
     def identity(entry: MixtureSet) -> str:
         source = source_identity(entry.name, entry.source, entry.config, entry.split)

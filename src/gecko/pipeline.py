@@ -1347,7 +1347,9 @@ def distill(run: Run, ui: Ui | None = None, *, force: bool = False, engine: Engi
         GeckoError: see the stages.
     """
     from gecko.evaluation.result import load_set
+    from gecko.mixture import refuse_names
 
+    refuse_names(run)
     pipeline = Pipeline(run, ui, force=force, engine=engine)
     for spec in run.config.evaluate.sets:
         if spec != STDLIB_QUESTIONS:
