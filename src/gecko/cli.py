@@ -54,9 +54,7 @@ Recipe = Annotated[Path | None, typer.Option("-c", "--config", help="A recipe: T
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value. Can be repeated.")]
 Llm = Annotated[
     str | None,
-    typer.Option(
-        help="The teacher: default, default-small, smollm2, hf:NAME, gguf:PATH, vllm:NAME, openai:URL#MODEL or fake."
-    ),
+    typer.Option(help="The teacher: default, default-small, smollm2, hf:NAME, gguf:PATH, openai:URL#MODEL or fake."),
 ]
 Backbone = Annotated[str | None, typer.Option(help="The start model: minilm, hf:NAME or a folder.")]
 Budget = Annotated[str | None, typer.Option(help="Teacher time or tokens: 20m, 2h, 300000tok.")]

@@ -12,6 +12,7 @@ from gecko.llm.fake import FakeLM
 from gecko.llm.load import load_teacher, teacher_identity
 from gecko.progress import Silent
 from gecko.prompts import load_prompt
+from gecko.store import digest
 
 
 @pytest.mark.parametrize("spec", ["", "defualt", "hf:", "hf", "gguf:", "gguf", "vlm:name", "Qwen/Qwen2.5", ":x"])
@@ -160,3 +161,10 @@ def test_an_embedded_teacher_is_fetched_and_converted(
     assert (teacher.name, teacher.identity) == ("Tiny Q4", pin.sha256[:16])
     named = load_teacher(f"gguf:{gguf}", RelabelConfig(), Silent())
     assert (named.name, named.identity) == ("weights", pin.sha256[:16])
+
+
+def test_a_vllm_model_is_reached_through_its_server() -> None:
+    """Runs that were made with it are still known by the same identity."""
+    assert teacher_identity("vllm:some/model") == digest("vllm:some/model", "")
+    with pytest.raises(ConfigError, match="start a vLLM server .* --llm openai:http://HOST:8000/v1#MODEL"):
+        load_teacher("vllm:some/model", RelabelConfig(), Silent())

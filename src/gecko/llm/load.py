@@ -2,8 +2,8 @@
 
 ``default`` and ``default-small`` are the embedded Qwen2.5-Coder models (1.5B, 0.5B), ``smollm2`` a 135M one that is too
 weak to teach and good for tests, ``hf:NAME`` any instruct model of a hub or a folder, ``gguf:PATH`` a GGUF file,
-``vllm:NAME`` the same on vLLM, ``openai:URL#MODEL`` a model behind an OpenAI-compatible server, and ``fake`` a stand-in
-without weights.
+``openai:URL#MODEL`` a model behind an OpenAI-compatible server (vLLM, llama.cpp and others), and ``fake`` a stand-in without
+weights. Runs that were made with ``vllm:NAME`` are still read.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from gecko.model_files import why_not_loaded
 from gecko.progress import Ui, quiet_libraries
 from gecko.store import digest
 
-FORMS = f"{', '.join(weights.EMBEDDED)}, hf:NAME, gguf:PATH, vllm:NAME, openai:URL#MODEL or fake"
+FORMS = f"{', '.join(weights.EMBEDDED)}, hf:NAME, gguf:PATH, openai:URL#MODEL or fake"
 
 
 def teacher_identity(spec: str) -> str:
@@ -90,10 +90,10 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
     if spec.startswith("openai:"):
         return _connect(spec, identity, config, ui)
     if spec.startswith("vllm:"):
-        from gecko.llm.vllm import VllmLM
-
-        source = spec.removeprefix("vllm:")
-        return VllmLM(source, name=source, identity=identity, passage_tokens=config.passage_tokens)
+        raise ConfigError(
+            f"--llm {spec}: start a vLLM server (vllm serve {spec.removeprefix('vllm:')} --no-enable-prefix-caching) and give "
+            "its address, --llm openai:http://HOST:8000/v1#MODEL"
+        )
     if spec in weights.EMBEDDED:
         source = str(weights.to_safetensors(weights.fetch(spec, ui), identity, ui))
         name = weights.EMBEDDED[spec].name
