@@ -91,8 +91,8 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
         return _connect(spec, identity, config, ui)
     if spec.startswith("vllm:"):
         raise ConfigError(
-            f"--llm {spec}: start a vLLM server (vllm serve {spec.removeprefix('vllm:')} --no-enable-prefix-caching) and give "
-            "its address, --llm openai:http://HOST:8000/v1#MODEL"
+            f"--llm {spec}: start a vLLM server (vllm serve {spec.removeprefix('vllm:')} --no-enable-prefix-caching) "
+            "and give its address, --llm openai:http://HOST:8000/v1#MODEL"
         )
     if spec in weights.EMBEDDED:
         source = str(weights.to_safetensors(weights.fetch(spec, ui), identity, ui))
