@@ -22,7 +22,6 @@ from gecko.config import DEFAULT_BUDGET, RunConfig, load_config
 from gecko.errors import ConfigError, GeckoError
 from gecko.given import one_of
 from gecko.progress import Terminal
-from gecko.shares import Share, parse_share
 from gecko.store import Run
 from gecko.work import LOCAL, Engine, left_out
 
@@ -65,12 +64,6 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Read and embed the corpus, say what each stage would cost, and stop.")
 ]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")]
-Shard = Annotated[
-    str | None,
-    typer.Option(
-        metavar="I/N", help="Make every n-th part only, beside other workers; a call without it joins what they made."
-    ),
-]
 EngineName = Annotated[str, typer.Option("--engine", help="Where the work is done: local, or ray.")]
 Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster, or auto; none: one of this machine's own, for this call.")
@@ -207,7 +200,6 @@ def _stage(
     force: bool,
     recipe: Path | None = None,
     *,
-    share: Share | None = None,
     asks: bool = True,
     cluster: _ClusterOptions = ("local", None, None),
 ) -> Iterator[Any]:
@@ -216,15 +208,7 @@ def _stage(
     from gecko.pipeline import Pipeline
 
     ui = Terminal()
-    if share is not None and sets:
-        raise ConfigError("--shard takes the run's settings as they are; change them with a command without it, first")
-    if share is not None and cluster[0] != "local":
-        raise ConfigError(f"--shard and --engine {cluster[0]} exclude each other")
     with _engine(*cluster, ui) as engine:
-        if share is not None:
-            with Run(path, share=share, say=ui.say) as run:
-                yield Pipeline(run, ui, force=force)
-            return
         with Run(path, say=ui.say) as run:
             config = change_config(run.config, recipe, sets or ()) if sets or recipe else None
             before = run.config
@@ -237,18 +221,10 @@ def _stage(
             yield pipeline
 
 
-def _shared_stage(
-    stage: str, path: Path, sets: list[str] | None, force: bool, shard: str | None, cluster: _ClusterOptions
-) -> None:
-    """A stage that several processes can do together."""
-    share = parse_share(stage, shard) if shard is not None else None
-    with _stage(path, sets, force, share=share, cluster=cluster) as pipeline:
+def _made_stage(stage: str, path: Path, sets: list[str] | None, force: bool, cluster: _ClusterOptions) -> None:
+    with _stage(path, sets, force, cluster=cluster) as pipeline:
         pipeline.through(stage)
-        manifest = pipeline.run.manifest(stage)
-        if manifest.done:
-            _say_rows(manifest)
-        else:
-            print(f"{share} has made its parts; when all have: gecko {stage} {path}")
+        _say_rows(pipeline.run.finished(stage))
 
 
 def _say_rows(manifest: Any) -> None:
@@ -275,13 +251,12 @@ def generate(
     run: RunArg,
     sets: Sets = None,
     force: Force = False,
-    shard: Shard = None,
     engine: EngineName = "local",
     address: Address = None,
     workers: Workers = None,
 ) -> None:
     """Check the teacher, plan the budget and write the queries."""
-    _shared_stage("generate", run, sets, force, shard, (engine, address, workers))
+    _made_stage("generate", run, sets, force, (engine, address, workers))
 
 
 @app.command()
@@ -289,13 +264,12 @@ def mine(
     run: RunArg,
     sets: Sets = None,
     force: Force = False,
-    shard: Shard = None,
     engine: EngineName = "local",
     address: Address = None,
     workers: Workers = None,
 ) -> None:
     """Find the candidates of each query."""
-    _shared_stage("mine", run, sets, force, shard, (engine, address, workers))
+    _made_stage("mine", run, sets, force, (engine, address, workers))
 
 
 @app.command()
@@ -303,13 +277,12 @@ def relabel(
     run: RunArg,
     sets: Sets = None,
     force: Force = False,
-    shard: Shard = None,
     engine: EngineName = "local",
     address: Address = None,
     workers: Workers = None,
 ) -> None:
     """Score each candidate with the teacher."""
-    _shared_stage("relabel", run, sets, force, shard, (engine, address, workers))
+    _made_stage("relabel", run, sets, force, (engine, address, workers))
 
 
 @app.command()

@@ -13,8 +13,8 @@ Another: the store says which part changed, puts the old output into ``archive/`
 finished stage covers its shards' checksums, never the seconds it took nor the settings: what is equal stays paid for.
 
 Files appear under their names only when they are complete (written aside, synced, renamed), and the manifest is
-rewritten after each shard, so a killed run continues at the next shard. Shards that several workers make, or that a cluster
-finishes before an earlier one, wait beside it for their turn (``shares.py``).
+rewritten after each shard, so a killed run continues at the next shard. Shards that a cluster finishes before an earlier one
+wait for their turn in ``worker-ahead.json`` beside it.
 
 A run **grows** when only the amount of work changed (``config.FREE``): :meth:`Run.earlier` finds what the teacher was
 paid for under the other amounts, and the stages that it works for (``paid.py``) take it over.
@@ -44,16 +44,12 @@ from gecko.disk import disk_errors as _disk_errors
 from gecko.errors import ConfigError, RunError
 from gecko.given import folder_of
 from gecko.records import SCHEMAS, from_table, to_table
-from gecko.shares import Share, working
 from gecko.text import half_of_pair
 from gecko.work import EXAMPLES, LOCAL, Counts, Engine, Job, Task
 
 LAYOUT = 1
 CARD = "README.md"
 AHEAD = "worker-ahead.json"
-POLL_SECONDS = 0.5
-GRACE_SECONDS = 60.0  # in which a worker that others wait for may start
-LOCK_SECONDS = 10.0  # others look at a worker's lock for a moment
 _ASIDE = re.compile(r"\..+\.\d+")  # the names that write_bytes uses until a file is whole
 _Bar = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
 R = TypeVar("R")
@@ -225,7 +221,7 @@ def lock_folder(path: Path, wait: float = 0) -> FileLock:
 
 
 class Run:
-    """A run folder, held by one process at a time, or by the workers that share a stage. Use it as a context manager.
+    """A run folder, held by one process at a time. Use it as a context manager.
 
     Args:
         path: the folder; it is made if need be.
@@ -233,7 +229,6 @@ class Run:
         force: go on in a folder that was made with other settings.
         keep: save the settings; without it, a folder that has some keeps those, and this object alone has the new ones.
         same_prompts: a prompt that is named as before is the run's own copy; otherwise its file is read again.
-        share: make only these shards, beside other workers; of the stages before, what is not there is made first.
         say: where a sentence for the user goes.
 
     Raises:
@@ -248,13 +243,11 @@ class Run:
         force: bool = False,
         keep: bool = True,
         same_prompts: bool = False,
-        share: Share | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.path = path = folder_of(path)
         self.read_anew: set[str] = set()  # the prompts that are not read from the run's own copies
         self.say = say
-        self.share = share
         self.changed = False  # whether the folder's settings were replaced just now, by more than an amount
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; give the path of a folder for the run")
@@ -262,59 +255,13 @@ class Run:
             raise RunError(
                 f"{path} is not a run (it has no config.json); start one with: gecko distill CORPUS -o {path}"
             )
-        self._lock = lock_folder(path) if share is None else FileLock(path / ".lock")
-        self._own = None if share is None else share.lock(path)
+        self._lock = lock_folder(path)
         try:
-            if share is not None:
-                self._join(share)
-            elif others := list(working(path)):
-                raise RunError(f"{others[0]} works in {path}; wait for it to end, or use another folder")
-            else:
-                for lock in path.glob(".worker-*.lock"):
-                    lock.unlink()
-            if not self._others:
-                self._sweep()
+            self._sweep()
             self.config = self._settle(config, force, keep, same_prompts)
         except BaseException:
             self.__exit__()
             raise
-
-    @property
-    def _others(self) -> list[Share]:
-        """The other workers that are at work here; none: this process may change all there is."""
-        return [] if self.share is None else list(working(self.path, self.share))
-
-    def _join(self, share: Share) -> None:
-        """Hold the run beside the workers of the same stage, after those of another have ended."""
-        assert self._own is not None
-        told = False
-        with _disk_errors(self.path):
-            self._hold()
-            while before := [other for other in self._others if other.stage != share.stage]:
-                if not told:
-                    self.say(f"{share} waits for {', '.join(map(str, before))}")
-                told = True
-                self._lock.release()
-                time.sleep(POLL_SECONDS)
-                self._hold()
-            try:
-                self._own.acquire(timeout=LOCK_SECONDS)  # only now: whoever waits is in nobody's way
-            except Timeout:
-                raise RunError(f"{share} works in {self.path} already; give each worker a number of its own") from None
-        if unlike := [other for other in self._others if other.workers != share.workers]:
-            raise RunError(
-                f"{unlike[0]} works in {self.path}, and {share} would do its shards again; give all workers the same n"
-            )
-
-    def _hold(self) -> None:
-        """Keep others from changing the run, once whoever does so has ended."""
-        if self._lock.is_locked:
-            return
-        try:
-            self._lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout:
-            self.say(f"waits for another process in {self.path}")
-            self._lock.acquire()
 
     def _sweep(self) -> None:
         """Remove what killed writes left: nobody else can be writing, since the lock is held."""
@@ -371,8 +318,6 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._own is not None:
-            self._own.release()
         self._lock.release()
 
     def manifest(self, stage: str) -> Manifest | None:
@@ -556,7 +501,7 @@ class Run:
             return manifest
         items = shards() if callable(shards) else shards
         job: Job[Item, R] = Job(work, lambda index, _: items[index])
-        return self._fill(manifest, kind, items, lambda _: job, LOCAL, bar, key, None)
+        return self._fill(manifest, kind, items, lambda _: job, LOCAL, bar, key)
 
     def spread(
         self,
@@ -571,7 +516,7 @@ class Run:
         growing: Collection[str] = (),
         key: Callable[[Item], str] = lambda _: "",
     ) -> Manifest:
-        """Like :meth:`execute`, for work that an engine does, or that is shared among workers (``Run.share``).
+        """Like :meth:`execute`, for work that an engine does, which may finish shards out of turn.
 
         Args:
             stage: its name, and its folder's.
@@ -584,20 +529,14 @@ class Run:
             growing: the parts whose change leaves what was paid for of use.
             key: what a shard is asked for; kept with it.
 
-        Returns:
-            the manifest; that of a worker is done only if there is nothing left that others do.
-
         Raises:
-            RunError: a shard on disk is damaged, or a worker would make something else than the others.
+            RunError: a shard on disk is damaged.
             StorageError: the disk is full.
         """
-        share = self.share if self.share is not None and self.share.covers(stage) else None
-        if share is not None:
-            self._hold()  # it was let go if this is the second stage that is shared
         manifest = self._reopened(self.prepare(stage, parts, growing))
         if manifest.done:
             return manifest
-        return self._fill(manifest, kind, shards, job, engine, bar, key, share)
+        return self._fill(manifest, kind, shards, job, engine, bar, key)
 
     def _fill(
         self,
@@ -608,7 +547,6 @@ class Run:
         engine: Engine,
         bar: _Bar | None,
         key: Callable[[Item], str],
-        share: Share | None,
     ) -> Manifest:
         folder = self.path / manifest.stage
         for shard in manifest.shards:
@@ -617,41 +555,27 @@ class Run:
             self.say(f"{manifest.stage}: continues at part {len(manifest.shards) + 1} of {len(items)}")
         known = {shard.index: shard for shard in manifest.shards}
         ahead = self._ahead(folder, manifest)
-        own = {index: shard for index, shard in ahead.items() if share is None or share.has(index)}
-        for shard in own.values():
+        for shard in ahead.values():
             self._verify(folder / shard.file, shard)
         known.update(ahead)
-        if share is None and ahead:
+        if ahead:
             self.say(f"{manifest.stage}: {len(ahead)} of {len(items)} parts were made out of turn, and are taken over")
-        if share is None and (ahead or not items):
+        if ahead or not items:
             self._record(manifest, known, len(items))
-        wanted = [index for index in range(len(items)) if index not in known and (share is None or share.has(index))]
+        wanted = [index for index in range(len(items)) if index not in known]
         if not wanted:
             return manifest
         job = make_job(known)
-        if share is not None:
-            self._lock.release()
         with bar(len(wanted)) if bar else contextlib.nullcontext(lambda _: None) as advance:
-            for index, rows, counts, seconds in self._made(engine, job, wanted, known, manifest, share):
-                shard = self._write_shard(manifest.stage, index, kind, rows, counts, seconds)
-                shard.key = key(items[index])
-                known[index] = shard
-                if share is None:
-                    self._record(manifest, known, len(items))
-                else:
-                    own[index] = shard
-                    self._write_part(folder / share.file, manifest, own)
+            for index, rows, counts, seconds in self._made(engine, job, wanted, known):
+                known[index] = self._write_shard(manifest.stage, index, kind, rows, counts, seconds)
+                known[index].key = key(items[index])
+                self._record(manifest, known, len(items))
                 advance(1)
         return manifest
 
     def _made(
-        self,
-        engine: Engine,
-        job: Job[Task, R],
-        wanted: Sequence[int],
-        known: dict[int, Shard],
-        manifest: Manifest,
-        share: Share | None,
+        self, engine: Engine, job: Job[Task, R], wanted: Sequence[int], known: Mapping[int, Shard]
     ) -> Iterator[tuple[int, list[R], Counts, float]]:
         """Number, rows, counts and seconds of each of the shards ``wanted``, as they are finished."""
         waiting = list(wanted)
@@ -672,33 +596,6 @@ class Run:
                 counts, seconds = asked.pop(index)
                 counts.add(done.counts)
                 yield index, done.rows, counts, seconds + done.seconds - counts.waited + counts.spent
-            if waiting:
-                assert share is not None, "a shard waits for one that nobody makes"
-                needed = {before for index in waiting for before in job.after(index) if not share.has(before)}
-                self._await(needed - known.keys(), known, manifest, share)
-
-    def _await(self, needed: Collection[int], known: dict[int, Shard], manifest: Manifest, share: Share) -> None:
-        """Wait until other workers have made one of the shards ``needed``.
-
-        Raises:
-            RunError: whoever has to make the first of them does not work.
-        """
-        first = min(needed)
-        owner = share.owner(first)
-        self.say(f"{share} waits for part {first + 1}, which {owner} makes")
-        seen = time.monotonic()
-        while True:
-            if owner in self._others:
-                seen = time.monotonic()
-            known.update(self._ahead(self.path / manifest.stage, manifest))
-            if first in known:
-                return
-            if time.monotonic() - seen > GRACE_SECONDS:
-                raise RunError(
-                    f"{share} cannot go on: its next part builds on part {first + 1}, which {owner} has not made; that one "
-                    "does not work now; start it, and run this again"
-                )
-            time.sleep(POLL_SECONDS)
 
     def _record(self, manifest: Manifest, known: Mapping[int, Shard], count: int) -> None:
         """Save a manifest with the shards whose turn it is, and set down the others beside it."""
@@ -724,7 +621,7 @@ class Run:
         """The shards in a stage's folder that wait for their turn in ``manifest``, by number.
 
         Raises:
-            RunError: a worker has made something else.
+            RunError: they are of other work.
         """
         listed = {shard.file for shard in manifest.shards}
         found: dict[int, Shard] = {}
@@ -794,7 +691,6 @@ class Run:
         current = self.manifest(stage)
         if current is not None and current.fingerprint != fingerprint:
             changed = _differing(parts, current.parts)
-            self._refuse_change(stage, changed)
             grown = _fixed(parts, growing) == _fixed(current.parts, growing)
             again = "what was paid for is used again" if grown else "so it is done again"
             self.say(f"{stage}: {', '.join(changed)} changed, {again}; the old output is kept in archive/")
@@ -815,21 +711,6 @@ class Run:
             current = Manifest(stage, fingerprint, parts)
             self.save(current)
         return current
-
-    def _refuse_change(self, stage: str, changed: Sequence[str]) -> None:
-        """A worker does what the others do; only a process that is alone may do otherwise.
-
-        Raises:
-            RunError: there are others, or what they have made.
-        """
-        if self.share is None:
-            return
-        parts = [str(file) for file in sorted(self.path.glob("*/worker-*.json"))]
-        if found := [str(other) for other in self._others] or parts:
-            raise RunError(
-                f"{self.share} would make another {stage} than {found[0]}: {', '.join(changed)} differ; give all workers the "
-                f"same settings, models and version, or run `gecko {stage} {self.path}` alone to go on with these"
-            )
 
     def _archived(self, stage: str, fingerprint: str) -> Path:
         return self.path / "archive" / f"{stage}-{fingerprint}"
