@@ -24,6 +24,8 @@ from gecko.work import Counts
 from .conftest import write_corpus
 from .test_workers import assert_equal_runs, files, run_whole, settings, timeless
 
+pytestmark = pytest.mark.slow
+
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'gecko-embed[ray]'")
 
 

@@ -23,6 +23,8 @@ from gecko.prompts import load_prompt
 
 from .conftest import write_corpus
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent.parent / "benchmarks"
 
 

@@ -8,6 +8,8 @@ from gecko.corpus.readers import Reader, read_placed, read_source, source_identi
 from gecko.errors import CorpusError
 from gecko.store import Counts
 
+pytestmark = pytest.mark.slow
+
 QUERY = "SELECT id, title, body AS text FROM page ORDER BY id"
 
 

@@ -11,6 +11,8 @@ from sentence_transformers import SentenceTransformer
 import gecko
 from gecko.encoder import save_model
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["the red cat sleeps", "a big house", "old dog eats fish"]
 
 

@@ -10,6 +10,8 @@ from gecko.serving.keys import load_keys
 
 from .conftest import FakeModel, Live, StartServer, broken_run
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["the red cat sleeps", "a big house", "fish"]
 KEY = "gecko-test-key-0123456789"
 

@@ -15,6 +15,8 @@ from gecko.serving.search import embed_corpus
 from .browser import open_chromium
 from .conftest import FakeModel, Live, StartServer
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("selenium")
 
 EVIL = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"

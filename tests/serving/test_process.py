@@ -15,6 +15,8 @@ from gecko.serving.keys import ApiKeys
 from gecko.serving.models import load_models, spec_name
 from gecko.serving.server import bind, check_open
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -11,6 +11,8 @@ from gecko.encoder import Embedder
 
 from .conftest import StartServer
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("schemathesis")
 
 

@@ -10,6 +10,8 @@ import pytest
 from gecko.errors import ConfigError
 from gecko.training.loss import GeckoLoss
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "recipes" / "two_stage.py"
 TEXT = "red green blue cat dog bird river stone cloud fast slow old new small large north south paper wood iron"
 WORDS = TEXT.split()
