@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 from gecko.corpus.stdlib import read_stdlib
+
+pytestmark = pytest.mark.slow
 
 
 def gecko(*arguments: object) -> subprocess.CompletedProcess[str]:
