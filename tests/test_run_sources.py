@@ -154,7 +154,7 @@ def test_selection_asks_no_teacher() -> None:
         selected(run)
     with (
         Run(Path("run"), settings("generate.queries=12")) as run,
-        pytest.raises(RunError, match="has to ask the teacher .* run: gecko relabel run"),
+        pytest.raises(RunError, match="the stage generate has to ask the teacher .* run: gecko generate run"),
     ):
         selected(run, asks=False)
 
@@ -171,4 +171,84 @@ def test_an_older_run_goes_on_with_the_names_it_has(home: Path) -> None:
     with Run(Path("run"), settings(corpus=os.path.abspath("corpus.jsonl"))) as run:  # noqa: PTH100
         assert selected(run) == before
         assert run.config.corpus.sources == ["corpus.jsonl"]
-    assert (home / "run" / "prompts" / "generate.toml").exists()
+    assert (home / "run" / "prompts" / "generate.json").exists()
+
+
+def test_a_prompt_that_cannot_be_read_changes_nothing(home: Path) -> None:
+    with Run(Path("run"), settings()) as run:
+        before = selected(run)
+    with pytest.raises(ConfigError, match=r"prompt .*new.toml: No such file"):
+        Run(Path("run"), settings(prompt="new.toml"), force=True)
+    write_prompt(home / "run", "Write a third.")
+    (home / "run" / "mine.toml").rename(home / "new.toml")
+    with Run(Path("run"), same_prompts=True) as run:
+        assert run.config.prompts.generate == f"{home}/mine.toml"
+        assert selected(run, asks=False) == before
+    with Run(Path("run"), settings(prompt="new.toml"), force=True, same_prompts=True) as run:
+        assert run_prompt(run, "generate").text.startswith("Write a third.")
+
+
+def test_a_copy_is_of_the_file_that_it_names(home: Path) -> None:
+    """A run that was killed between its settings and its copy, say."""
+    with Run(Path("run"), settings()):
+        pass
+    write_prompt(home / "run", "Write a third.")
+    saved = read_json(home / "run" / "config.json")
+    saved["prompts"]["generate"] = f"{home}/run/mine.toml"
+    (home / "run" / "config.json").write_text(json.dumps(saved))
+    with Run(Path("run")) as run:
+        assert run_prompt(run, "generate").text.startswith("Write a third.")
+
+
+def test_examples_that_are_written_out_later(home: Path) -> None:
+    with Run(Path("run"), settings()):
+        pass
+    (home / "mine.toml").write_text(SHOWN + 'example = "{query}\\n"\n' + EXAMPLES)
+    with Run(Path("run"), settings(), force=True):
+        pass
+    with Run(Path("run")) as run:
+        assert run_prompt(run, "generate").hash == load_prompt("mine.toml").hash
+
+
+def test_the_same_command_goes_on_without_the_file_of_a_prompt(home: Path) -> None:
+    with Run(Path("run"), settings()) as run:
+        before = selected(run)
+    (home / "mine.toml").unlink()
+    said: list[str] = []
+    with Run(Path("run"), settings(), say=said.append) as run:
+        assert selected(run, asks=False) == before
+    assert said[0] == f"prompts.generate: {home}/mine.toml is gone, and the run's copy of it is used"
+
+
+def test_a_project_folder_that_was_moved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Run(Path("run"), settings()) as run:
+        before = selected(run)
+    home.rename(home.with_name("elsewhere"))
+    monkeypatch.chdir(home.with_name("elsewhere"))
+    monkeypatch.setattr("gecko.llm.load.load_teacher", None)
+    with Run(Path("run"), settings()) as run:
+        assert not run.changed and selected(run, asks=False) == before
+        assert run.config.corpus.sources == [str(home.with_name("elsewhere") / "corpus.jsonl")]
+    (home.with_name("elsewhere") / "other.jsonl").write_text("{}")
+    with pytest.raises(RunError, match="corpus.sources"):
+        Run(Path("run"), settings(corpus="other.jsonl"))
+
+
+def test_what_else_names_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    (home / "log.db").touch()
+    (home / "teacher.gguf").touch()
+    given = settings(
+        'asked.sources=["sqlite:///log.db#SELECT * FROM log", "hf:model", "hf:some/log@train[:10%]"]',
+        "train.loss.match_model=model",
+        'relabel.teachers=["gguf:~/teacher.gguf"]',
+    )
+    found = absolute_paths(given)
+    log, model, hub = found.asked.sources
+    assert (log, model, hub) == (
+        f"sqlite:///{home}/log.db#SELECT * FROM log",
+        f"hf:{home}/model",
+        "hf:some/log@train[:10%]",
+    )
+    assert found.train.loss.match_model == f"{home}/model"
+    assert found.relabel.teachers == [f"gguf:{home}/teacher.gguf"]

@@ -6,18 +6,25 @@ saved one is kept, so that no fingerprint changes.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from gecko.config import RunConfig, make_config
 
 _FILES = ("corpus.sources", "asked.sources", "select.released", "evaluate.sets", "pretrain.sources")
-_MODELS = ("llm", "rate.llm", "relabel.teachers", "backbone", "student", "mine.model")
+_MODELS = (
+    *("llm", "rate.llm", "relabel.teachers", "backbone", "student", "mine.model"),
+    *("train.loss.match_model", "pretrain.loss.match_model"),
+)
 _PROMPTS = ("prompts.generate", "prompts.query_likelihood", "prompts.relevance", "prompts.rate")
 _SETS = "mixture.sets"
+_KEYS = (*_FILES, *_MODELS, *_PROMPTS, _SETS)
 _NO_FILES = frozenset(
     {"stdlib", "stdlib-questions", "fret-stdlib", "minilm", "smollm2", "default", "default-small", "fake", "teacher"}
 )
+_SQLITE = "sqlite:///"
+_NAMED = ("hf", "gguf", "vllm")  # what stands before the name or the path of a model or a data set
 
 
 def absolute_paths(config: RunConfig, saved: RunConfig | None = None) -> RunConfig:
@@ -27,15 +34,48 @@ def absolute_paths(config: RunConfig, saved: RunConfig | None = None) -> RunConf
         config: as they are given; relative paths are relative to the working folder.
         saved: those of a run; where one names the same files, it is kept as it is written there.
     """
-    values, before = config.model_dump(), {} if saved is None else saved.model_dump()
-    for key in (*_FILES, *_MODELS, *_PROMPTS, _SETS):
+
+    def settle(key: str, given: Any, old: Any) -> Any:
+        found = _absolute(key, given)
+        return old if saved is not None and _absolute(key, old) == found else found
+
+    return _changed(config, saved or config, settle)
+
+
+def moved_paths(saved: RunConfig, config: RunConfig) -> RunConfig:
+    """The saved settings with the paths of ``config`` in the place of those that are gone and end in the same name.
+
+    What a file holds is part of what the stages depend on, so one that was moved is the same file.
+    """
+    return _changed(saved, config, lambda _, old, given: _moved(old, given))
+
+
+def _changed(config: RunConfig, other: RunConfig, change: Callable[[str, Any, Any], Any]) -> RunConfig:
+    """The settings with ``change`` of each that can name files: it gets the key, the value, and that of ``other``."""
+    values, others = config.model_dump(), other.model_dump()
+    for key in _KEYS:
         *sections, name = key.split(".")
-        section, old = values, before
+        section, besides = values, others
         for part in sections:
-            section, old = section[part], old.get(part, {})
-        found = _absolute(key, section[name])
-        section[name] = old[name] if name in old and _absolute(key, old[name]) == found else found
+            section, besides = section[part], besides[part]
+        section[name] = change(key, section[name], besides[name])
     return make_config(values, "the settings")
+
+
+def _moved(old: Any, given: Any) -> Any:
+    if isinstance(old, list) and isinstance(given, list) and len(old) == len(given):
+        return [_moved(*pair) for pair in zip(old, given, strict=True)]
+    if isinstance(old, Mapping) and isinstance(given, Mapping):
+        return {
+            name: _moved(one, given.get(name)) if name in ("source", "passages") else one for name, one in old.items()
+        }
+    if not (isinstance(old, str) and isinstance(given, str)):
+        return old
+    before, after = (
+        Path(text.partition(":")[2] if text.startswith(("hf:", "gguf:")) else text) for text in (old, given)
+    )
+    is_gone = before.is_absolute() and not _names_files(str(before))
+    return given if is_gone and before.name == after.name and _names_files(str(after)) else old
 
 
 def _absolute(key: str, value: Any) -> Any:
@@ -48,8 +88,11 @@ def _absolute(key: str, value: Any) -> Any:
     if key in _PROMPTS:
         return _path(value) if value.endswith(".toml") else value
     kind, colon, rest = value.partition(":")
-    if key in _MODELS and colon and kind in ("hf", "gguf", "vllm"):
-        return f"{kind}:{_path(rest)}" if os.path.exists(rest) else value  # noqa: PTH110 - any text
+    if colon and kind in _NAMED:
+        return f"{kind}:{_path(rest)}" if os.path.exists(os.path.expanduser(rest)) else value  # noqa: PTH110, PTH111
+    if value.startswith(_SQLITE):
+        file, mark, rest = value.removeprefix(_SQLITE).partition("#")
+        return f"{_SQLITE}{_path(file)}{mark}{rest}" if file and os.path.exists(file) else value  # noqa: PTH110
     return _path(value) if _names_files(value) else value
 
 
@@ -59,7 +102,7 @@ def _path(text: str) -> str:
 
 def _names_files(text: str) -> bool:
     """Whether the text is the path of something that is there, DIR@SPLIT, or a pattern."""
-    if not text.strip() or "://" in text:
+    if not text.strip() or "://" in text or text.startswith("sqlite:"):
         return False
     path = os.path.expanduser(text)  # noqa: PTH111
     folder, at, _ = path.rpartition("@")

@@ -136,6 +136,7 @@ class Pipeline:
     ) -> None:
         self.run = run
         self._asks = asks
+        self._stage = "relabel"  # the one that is being made
         self.ui: Ui = ui or Silent()
         self.engine = engine
         self.config = run.config
@@ -217,8 +218,8 @@ class Pipeline:
     def _may_ask(self) -> None:
         if not self._asks:
             raise RunError(
-                f"{self.run.path}: a stage before this one has to ask the teacher (its settings changed, or it is not "
-                f"finished); run: gecko relabel {self.run.path}"
+                f"{self.run.path}: the stage {self._stage} has to ask the teacher (its settings changed, or it is not "
+                f"finished); run: gecko {self._stage} {self.run.path}"
             )
 
     def loaded_teacher(self, counts: Counts) -> "LanguageModel":
@@ -282,6 +283,7 @@ class Pipeline:
             "select": self.select,
         }
         for name, step in steps.items():
+            self._stage = "generate" if name == "check" else name
             step()
             if name == stage:
                 return

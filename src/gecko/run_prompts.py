@@ -1,16 +1,16 @@
-"""The copies of its prompts that a run keeps: ``RUN/prompts/ROLE.toml``, for prompts that are files.
+"""The copies of its prompts that a run keeps: ``RUN/prompts/ROLE.json``, for prompts that are files.
 
 A stage that is called later, or from another folder, asks the teacher what the run has asked it before, whatever has become
-of the file. A prompt whose examples are those of another file has that one beside it, as ``ROLE.examples.toml``.
+of the file. A copy holds the prompt's file and, where its examples are those of another file, that one, too. It is the copy
+of the file that it names, and of no other.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gecko.config import PromptsConfig, RunConfig
-from gecko.errors import ConfigError
-from gecko.prompts import Prompt, load_prompt, make_prompt, read_files
-from gecko.store import Run, write_bytes
+from gecko.prompts import Prompt, make_prompt, read_files
+from gecko.store import Run, read_json, write_json
 
 FOLDER = "prompts"
 ROLES = tuple(PromptsConfig.model_fields)
@@ -21,61 +21,63 @@ def run_prompt(run: Run, role: str) -> Prompt:
 
     Raises:
         ConfigError: there is no such prompt, or it lacks what its form needs.
+        RunError: the copy is damaged.
     """
     name = getattr(run.config.prompts, role)
-    kept = [] if role in run.read_anew else _kept(run.path, role)
-    return make_prompt(name, kept) if name.endswith(".toml") and kept else load_prompt(name)
+    files = run.prompt_files.get(role) or _kept(run.path, role, name) or read_files(name)
+    return make_prompt(name, files)
 
 
-def changed_prompts(path: Path, config: RunConfig, saved: RunConfig, same: bool) -> tuple[set[str], list[str]]:
-    """Which prompts are to be read from their files, and in words which of those read otherwise than the run's copies.
+def read_prompts(
+    path: Path, config: RunConfig, saved: RunConfig, moved: RunConfig, same: bool, say: Callable[[str], None]
+) -> tuple[dict[str, list[bytes]], list[str]]:
+    """The prompts that are read from their files, by role, and in words which read otherwise than the run's copies.
 
     Args:
         path: the run's folder.
         config: the settings to come.
         saved: those of the folder.
+        moved: those with the paths of files that have been moved since as ``config`` has them.
         same: a prompt that is named as before is the one that the run keeps.
+        say: where a sentence for the user goes.
+
+    Raises:
+        ConfigError: a prompt that the run has no copy of cannot be read.
+        RunError: a copy is damaged.
     """
-    roles, changes = set(), []
+    found, changes = {}, []
     for role in ROLES:
-        name, before = getattr(config.prompts, role), getattr(saved.prompts, role)
-        if not name.endswith(".toml") or (same and name == before):
-            continue
-        roles.add(role)
-        kept = _kept(path, role)
-        if name == before and kept and kept != read_files(name):
-            changes.append(f"prompts.{role}: {name} reads otherwise than the run's copy, {path / FOLDER / role}.toml")
-    return roles, changes
-
-
-def keep_prompts(path: Path, config: RunConfig, roles: Collection[str]) -> None:
-    """Copy the prompts of these roles that are files into a run's folder.
-
-    A file that cannot be read is left to the stage that needs it.
-    """
-    for role in roles:
         name = getattr(config.prompts, role)
         if not name.endswith(".toml"):
             continue
-        try:
-            files = read_files(name)
-        except ConfigError:
+        is_named = name == getattr(moved.prompts, role)
+        kept = _kept(path, role, getattr(saved.prompts, role)) if is_named else []
+        if kept and (same or not Path(name).exists()):
+            found[role] = kept
+            if not same:
+                say(f"prompts.{role}: {name} is gone, and the run's copy of it is used")
             continue
-        for place, content in zip(_places(path, role), files, strict=False):
-            write_bytes(place, content)
+        found[role] = read_files(name)
+        if kept and kept != found[role]:
+            changes.append(f"prompts.{role}: {name} reads otherwise than the run's copy, {_place(path, role)}")
+    return found, changes
 
 
-def _places(path: Path, role: str) -> Iterator[Path]:
-    place = path / FOLDER / f"{role}.toml"
-    while True:
-        yield place
-        place = place.with_name(f"{place.name.removesuffix('.toml')}.examples.toml")
+def keep_prompts(path: Path, config: RunConfig, files: Mapping[str, list[bytes]]) -> None:
+    """Write the copies of a run's prompts, by role, whole or not at all."""
+    for role, contents in files.items():
+        texts = [content.decode("utf-8") for content in contents]
+        write_json(_place(path, role), {"name": getattr(config.prompts, role), "files": texts})
 
 
-def _kept(path: Path, role: str) -> list[bytes]:
-    found = []
-    for place in _places(path, role):
-        if not place.is_file():
-            break
-        found.append(place.read_bytes())
-    return found
+def _place(path: Path, role: str) -> Path:
+    return path / FOLDER / f"{role}.json"
+
+
+def _kept(path: Path, role: str, name: str) -> list[bytes]:
+    """What the run's copy for a role holds, if it is of the file of this name."""
+    place = _place(path, role)
+    if not name.endswith(".toml") or not place.exists():
+        return []
+    kept = read_json(place)
+    return [text.encode("utf-8") for text in kept["files"]] if kept["name"] == name else []

@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from gecko.config import FREE, RunConfig, changed_keys, make_config
-from gecko.config_paths import absolute_paths
+from gecko.config_paths import absolute_paths, moved_paths
 from gecko.device import texts_together
 from gecko.disk import disk_errors as _disk_errors
 from gecko.errors import ConfigError, RunError
@@ -246,7 +246,7 @@ class Run:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.path = path = folder_of(path)
-        self.read_anew: set[str] = set()  # the prompts that are not read from the run's own copies
+        self.prompt_files: dict[str, list[bytes]] = {}  # of the prompts whose files were read just now, by role
         self.say = say
         self.changed = False  # whether the folder's settings were replaced just now, by more than an amount
         if path.exists() and not path.is_dir():
@@ -270,7 +270,7 @@ class Run:
                 path.unlink()
 
     def _settle(self, config: RunConfig | None, force: bool, keep: bool, same_prompts: bool) -> RunConfig:
-        from gecko.run_prompts import ROLES, changed_prompts, keep_prompts
+        from gecko.run_prompts import keep_prompts, read_prompts
 
         file = self.path / "config.json"
         saved = self._saved(file) if file.exists() else None
@@ -279,22 +279,22 @@ class Run:
                 raise RunError(f"{file} is missing")
             return _with_batch(saved, saved)
         config = _with_batch(absolute_paths(config, saved), saved)
-        self.read_anew = set(ROLES)
-        if saved is not None:
-            changes = [change for change in changed_keys(saved, config) if change.partition(":")[0] not in FREE]
-            self.read_anew, other = changed_prompts(self.path, config, saved, same_prompts)
-            changes += other
-            self.changed = bool(changes)
-            if changes and not force and self._is_paid():
-                listed = "\n  ".join(changes)
-                raise RunError(
-                    f"{self.path} holds a run with other settings:\n  {listed}\n"
-                    "Use another folder, or --force to go on here with the new ones: the stages they touch are done again, "
-                    f"and their old output is kept in {self.path / 'archive'}"
-                )
+        before = config if saved is None else moved_paths(saved, config)
+        self.prompt_files, changes = read_prompts(
+            self.path, config, saved or config, before, same_prompts and saved is not None, self.say
+        )
+        changes += [change for change in changed_keys(before, config) if change.partition(":")[0] not in FREE]
+        self.changed = bool(changes) and saved is not None
+        if self.changed and not force and self._is_paid():
+            listed = "\n  ".join(changes)
+            raise RunError(
+                f"{self.path} holds a run with other settings:\n  {listed}\n"
+                "Use another folder, or --force to go on here with the new ones: the stages they touch are done again, "
+                f"and their old output is kept in {self.path / 'archive'}"
+            )
         if keep or saved is None:
             write_json(file, config.model_dump())
-            keep_prompts(self.path, config, self.read_anew)
+            keep_prompts(self.path, config, self.prompt_files)
         return config
 
     def _saved(self, file: Path) -> RunConfig:
