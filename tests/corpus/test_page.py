@@ -188,6 +188,90 @@ def test_a_long_article_keeps_all_of_its_parts_and_none_of_its_surroundings(arou
     assert not any(word in text for word in (*BOILERPLATE, "beside"))
 
 
+ROWS = [
+    f"Row {number} of the sage was cut in week {number + 20}, after the rain of the week before."
+    for number in range(20)
+]
+OPEN = "The garden opens at nine on every day but Monday."
+
+
+@pytest.mark.parametrize(
+    ("long", "expected"),
+    [
+        pytest.param(f"<p>{' '.join(ROWS)}</p>", " ".join(ROWS), id="paragraph"),
+        pytest.param(
+            f"<ul>{''.join(f'<li>{row}</li>' for row in ROWS)}</ul>", "\n".join(f"- {row}" for row in ROWS), id="list"
+        ),
+        pytest.param(f"<blockquote>{' '.join(ROWS)}</blockquote>", " ".join(ROWS), id="quote"),
+        pytest.param(f"<pre>{' '.join(ROWS)}</pre>", f"```\n{' '.join(ROWS)}\n```", id="code"),
+        pytest.param(f"<dl><dt>Sage<dd>{' '.join(ROWS)}</dl>", f"Sage\n: {' '.join(ROWS)}", id="definitions"),
+        pytest.param(
+            f"<table><tr><th>Herb<th>Told<tr><td>Sage<td>{' '.join(ROWS)}</table>",
+            f"| Herb | Told |\n|---|---|\n| Sage | {' '.join(ROWS)} |",
+            id="table",
+        ),
+        pytest.param(
+            f"<div><h2>Rows</h2>{''.join(f'<p>{row}</p>' for row in ROWS)}</div>",
+            "## Rows\n\n" + "\n\n".join(ROWS),
+            id="box",
+        ),
+    ],
+)
+@pytest.mark.parametrize("short", [f"<p>{OPEN}</p>", f"<div><p>{OPEN}</p></div>"])
+def test_a_long_part_does_not_displace_the_short_ones_beside_it(long, expected, short):
+    assert (
+        text_of(f"<h1>The herb garden</h1>{long}{short}").removeprefix("# The herb garden\n\n")
+        == f"{expected}\n\n{OPEN}"
+    )
+
+
+def test_a_word_beside_the_main_text_is_not_kept_because_the_text_has_it_too():
+    text = text_of(f"<div class='byline'><p>Sage</p></div><div class='y'><h1>The herb garden</h1>{LONG}</div>")
+    assert text.startswith("# The herb garden\n\nParagraph 0 tells how")
+
+
+@pytest.mark.parametrize("around", ["<main>{}</main>", "<div class='body'>{}</div>"])
+@pytest.mark.parametrize("tag", ["section", "div"])
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [
+        ("related-gardens", "Related gardens"),
+        ("sharing-cuttings", "3.1. Sharing cuttings"),
+        ("social-bees", "Social Bees <a href='#social-bees'>¶</a>"),
+        ("newsletter-archive-1", "The newsletter archive"),
+        ("footer", "Footer"),
+        ("promo-cafe", "Promo café"),
+        ("comments", "2.4. Comments"),
+        ("comments-on-soil", "Comments on soil"),
+        ("gdpr", "GDPR"),
+        ("cookies-policy", "Cookies policy"),
+        ("sidebar", "<span>Sidebar</span>"),
+    ],
+)
+def test_a_section_whose_id_repeats_its_heading_is_text(around, tag, name, heading):
+    said = f"<{tag} id='{name}'><h2>{heading}</h2><p>The bees of this bed come in June.</p></{tag}>"
+    text = text_of(around.format(f"<h1>The herb garden</h1>{LONG}{said}"))
+    assert text.endswith("The bees of this bed come in June.")
+    assert "\n\n## " in text
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "<div id='sidebar'><h3>About me</h3><p>A beside text.</p></div>",
+        "<div id='newsletter'><p>A beside text.</p></div>",
+        "<section class='newsletter' id='newsletter'><h2>Newsletter</h2><p>A beside text.</p></section>",
+        "<div id='related-posts'><h2>Related posts</h2><ul><li><a href='/1'>The other texts of this month</a></ul></div>",
+        "<div id='comments'><h2>Comments</h2><ol class='commentlist'><li><p>A beside comment.</p></ol></div>",
+        "<aside id='sharing'><h2>Sharing</h2><p>A beside text.</p></aside>",
+    ],
+)
+def test_a_widget_with_a_heading_is_no_text(beside):
+    text = text_of(f"<main><h1>The herb garden</h1>{LONG}{beside}</main>")
+    assert text.count("tells how sage grew") == 12
+    assert text.endswith("more than the first one.")
+
+
 def test_marks_of_headings_are_no_text():
     body = (
         "<div role='main'><h1>herbs.Sage<a class='headerlink' href='#sage'>¶</a></h1><dl><dt>cut(inches)<a href='#cut'>¶</a>"

@@ -1,12 +1,13 @@
 """What stands beside the main text of an HTML page, or is never seen: it is taken out of the tree."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lxml import etree
 
-from gecko.corpus.markup import HEADINGS, NO_TEXT, OPENS, is_in, is_named, opens_text, size
+from gecko.corpus.markup import HEADINGS, NO_TEXT, OPENS, is_in, is_named, letters_of, opens_text, size
 
 # Beside the main text.
 _BESIDE = {"aside", "dialog", "footer", "form", "menu", "nav", "search"}
@@ -76,7 +77,7 @@ def drop_what_is_beside(body: Any) -> None:
             if 2 * size(element) <= whole or element.tag == "footer":  # else it holds the main text, whatever its name
                 found.append(element)
                 walk.skip_subtree()
-        elif element.tag in _BOXES and is_named(element, _COMMENTS):
+        elif element.tag in _BOXES and _is_widget(element, _COMMENTS):
             comments.append(element)
             walk.skip_subtree()
     drop(found)
@@ -116,4 +117,27 @@ def _is_beside(element: Any) -> bool:
         return next(element.iter("a", "button", "form"), None) is not None  # of the site, not of the text
     if tag not in _BOXES:
         return False
-    return is_named(element, _BESIDE_NAMES) or (is_named(element, _MENU_NAMES) and _is_linked(element))
+    return _is_widget(element, _BESIDE_NAMES) or (is_named(element, _MENU_NAMES) and _is_linked(element))
+
+
+def _is_widget(element: Any, names: re.Pattern[str]) -> bool:
+    """Whether it has such a name; the id that a section got from its heading is none."""
+    if not is_named(element, names):
+        return False
+    return any(map(names.search, element.get("class", "").lower().split())) or not _is_section(element)
+
+
+def _is_section(element: Any) -> bool:
+    """Whether its id repeats its heading, and it is neither a list of links nor of comments."""
+    heading = next(element.iter(*HEADINGS, "summary"), None)
+    if element.tag not in ("details", "div", "section") or heading is None:
+        return False
+    name, title = (
+        letters_of(unicodedata.normalize("NFKD", text)) for text in (element.get("id", ""), heading.text_content())
+    )
+    return name.rstrip("0123456789") in title and not _is_linked(element) and not _holds_comments(element)
+
+
+def _holds_comments(element: Any) -> bool:
+    boxes = element.iterdescendants("article", "div", "li", "ol", "section", "ul")
+    return any("comment" in box.get("class", "").lower() for box in boxes)

@@ -175,7 +175,7 @@ class Renderer:
     def _only_arranges(self, cell: Any) -> bool:
         table = next(cell.iterancestors("table"), None)
         if table not in self._layouts:
-            self._layouts[table] = table is None or _is_layout(table)
+            self._layouts[table] = table is None or is_layout(table)
         return self._layouts[table]
 
     def _is_code(self) -> bool:
@@ -264,7 +264,7 @@ def _is_topic(button: Any) -> bool:
     return len(words) > 1 and button.getprevious() is None and after is not None and size(after) > size(button)
 
 
-def _is_layout(table: Any) -> bool:
+def is_layout(table: Any) -> bool:
     """Whether a table's cells are no values: it puts parts of the page side by side."""
     if table.get("role") in ("presentation", "none"):
         return True

@@ -1,9 +1,10 @@
 """HTML pages as Markdown: all text, or the main text.
 
 A page that marks its main text (``<main>``, ``role=main``, ``<article>``) is read as it marks it. In any other page
-trafilatura says where the main text lies, and the smallest element that holds what it found is read whole: it may lose
-headings, answers, code and cells between the paragraphs that it keeps. Menus, footers, sidebars and the like are left out
-of both, and so is what is mostly links and was not found by trafilatura either.
+trafilatura says where the main text lies, and the smallest element that holds nearly all it found is read whole: it may
+lose headings, answers, code and cells between the paragraphs that it keeps. What it found elsewhere is kept, too. Menus,
+footers, sidebars and the like are left out of both, and so is what is mostly links and was not found by trafilatura
+either.
 """
 
 import codecs
@@ -19,7 +20,7 @@ from lxml import html as parser
 
 from gecko.corpus.beside import drop, drop_what_is_beside, marks
 from gecko.corpus.bounds import NO_MAIN_TEXT, Unreadable
-from gecko.corpus.markup import HEADINGS, Block, Renderer, joined, letters_of, size
+from gecko.corpus.markup import HEADINGS, Block, Renderer, is_layout, joined, letters_of, size
 
 _DECLARED = re.compile(
     rb"<(?:meta|\?xml)\b[^>]{0,300}?(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE
@@ -27,7 +28,11 @@ _DECLARED = re.compile(
 _WRAPPERS = re.compile(r"</?(?:(b|big|em|font|i|small|span|strong|u)|center|div|section)\b[^>]*>", re.IGNORECASE)
 _NO_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
 
+# Parts of a text: the search for the element that holds it does not enter them.
+_CONTENT = {*("blockquote", "details", "dl", "figure", "ol", "p", "pre", "ul"), *HEADINGS}
+
 FEW = 0.4  # of a text's characters: so few say nothing about the rest
+CHANCE = 20  # letters: so few may be found in any text
 
 
 def read_page(data: bytes, mode: Literal["main", "all"]) -> tuple[str, str]:
@@ -112,7 +117,13 @@ def _main_text(body: Any, marked: Sequence[Any], found: str) -> str:
     kept = _kept(blocks, letters_of(found))
     if not marked:
         within = _container(body, blocks, kept)
-        chosen = [place for place, block in enumerate(blocks) if _is_below(block.within, within)]
+        lines = {letters_of(line) for line in found.splitlines()}
+        chosen = [
+            place
+            for place, block in enumerate(blocks)
+            if _is_below(block.within, within)
+            or (kept[place] and (len(block.letters) > CHANCE or block.letters in lines))
+        ]
         blocks, kept = [blocks[place] for place in chosen], [kept[place] for place in chosen]
     text = [len(block.letters) for block in blocks if not block.is_linked]
     told = sum(
@@ -161,7 +172,7 @@ def _kept(blocks: Sequence[Block], found: str) -> list[bool]:
         if place < 0:
             place = found.find(letters)
         kept.append(place >= 0)
-        if place >= at and len(letters) > 20:
+        if place >= at and len(letters) > CHANCE:
             at = place
     return kept
 
@@ -177,6 +188,8 @@ def _container(body: Any, blocks: Sequence[Block], kept: Sequence[bool]) -> Any:
                 sizes[above] += length
     within, most = body, 0.9 * sizes[body]
     while (inner := next((child for child in within if sizes[child] >= most > 0), None)) is not None:
+        if inner.tag in _CONTENT or (inner.tag == "table" and not is_layout(inner)):
+            break
         within = inner
     plain = [block for block in blocks if not block.is_linked]
     held = sum(len(block.letters) for block in plain if _is_below(block.within, within))
