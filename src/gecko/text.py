@@ -37,7 +37,7 @@ def spaced(text: str) -> str:
     A run of such characters becomes its characters and its pairs of neighbours: a pair says more than a character, and a
     word of one character is found, too.
     """
-    return _RUN.sub(_taken_apart, text)
+    return text if text.isascii() else _RUN.sub(_taken_apart, text)
 
 
 def _taken_apart(found: re.Match[str]) -> str:

@@ -3,6 +3,8 @@
 import csv
 import gzip
 import io
+import itertools
+import tracemalloc
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gecko.config import AskedConfig
+from gecko.config import AskedConfig, CorpusConfig
 from gecko.corpus.bounds import lines
+from gecko.corpus.delimited import Skipped, _Row
 from gecko.corpus.readers import Reader as CorpusReader
 from gecko.corpus.readers import read_placed, read_source
 from gecko.errors import CorpusError, TrainingError
@@ -163,3 +166,56 @@ def test_no_text_is_normalised(tmp_path, form, text):
     assert [row["text"] for _, row in read_rows("s", str(tmp_path / "x.tsv"))] == [text]
     asked = read_asked(AskedConfig(sources=[str(tmp_path / "x.tsv")]), 0.0, 0, 0, Counts())
     assert [query.text for query in asked] == [text]
+
+
+LONG = "x" * (2 << 20)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+@pytest.mark.parametrize(
+    ("rows", "read"),
+    [
+        ('1,"begin\n{}\nend"', []),  # its middle is too long
+        ('1,"{}\nmore\nend"', []),  # its first line
+        ('1,"begin\nmore\n{}"', []),  # its last
+        ('1,"begin\n{}""\n"",y"', []),  # marks that end no field
+        ('1,"{}"\n5,"kept\nwhole"', ["kept\nwhole"]),
+        ('1,a 24" {}\n5,kept', ["kept"]),  # a mark that begins none
+        ('1,"begin\n{}\nmore\n{}\nend"\n5,kept', ["kept"]),
+    ],
+)
+def test_a_row_with_a_line_too_long_is_left_out_whole(tmp_path, rows, read, end):
+    table = "id,text\n0,first\n" + rows.replace("{}", LONG) + '\n9,"last\none"\n'
+    for name, data in (("x.csv", table), ("x.tsv", table.replace(",", "\t"))):
+        path = tmp_path / name
+        path.write_bytes(data.replace("\n", end).encode())
+        reader = CorpusReader(CorpusConfig(document_mb=1))
+        found = [passage.text.replace("\r", "\n") for passage in read_source(str(path), reader)]
+        if name == "x.csv" or '24"' not in rows:
+            assert found == ["first", *read, "last\none"]
+        assert reader.counts.drops == {"line too long": rows.count("{}")}
+
+
+@given(data=st.text('a",', max_size=12), inside=st.booleans(), cuts=st.lists(st.integers(0, 12), max_size=3))
+def test_the_quotation_marks_of_a_skipped_line(data, inside, cuts):
+    row = _Row(",", _open=[] if inside else None)
+    try:
+        is_open = not row.take(data + "\n")
+    except ValueError:
+        return
+    skipped = Skipped(",")
+    for start, stop in itertools.pairwise([0, *sorted(cuts), len(data) + 13]):
+        skipped.take(f"{data}\n"[start:stop].encode())
+    assert skipped.end()[inside] == is_open
+    assert skipped.end() == (False, True)  # of an empty line
+
+
+def test_a_stray_quotation_mark_takes_no_memory(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text('id\ttext\n0\t"stray\n' + f"1\t{'word ' * 200}\n" * 5000)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_source(str(path))) == 5001
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20  # of a file of 5 MB
+    finally:
+        tracemalloc.stop()

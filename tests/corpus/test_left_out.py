@@ -9,7 +9,7 @@ import pytest
 
 from gecko.config import AskedConfig, CorpusConfig, load_config
 from gecko.corpus import ingest
-from gecko.corpus.readers import source_identity
+from gecko.corpus.readers import read_source, source_identity
 from gecko.errors import CorpusError, EvaluationError
 from gecko.evaluation.beir import load_beir
 from gecko.fret.asked import read_asked
@@ -186,6 +186,21 @@ def test_of_a_set_below_a_source_the_corpus_alone_is_read(tmp_path, qrels):
         assert {passage.id: passage.text for passage in run(source)[0]} == expected
     flat = packed(tmp_path / "boats.zip", *((path.name, path.read_text()) for path in files if "boats" in str(path)))
     assert [passage.id for passage in run(flat)[0]] == ["0", "1"]
+
+
+@pytest.mark.parametrize("told_by", ["queries.jsonl", "qrels/test.tsv", "qrels.tsv"])
+def test_a_pattern_for_the_corpus_alone_tells_a_set_by_what_lies_beside_it(tmp_path, told_by):
+    for tag in ("boats", "trams"):
+        write(tmp_path / tag / "corpus.jsonl", '{"_id": "d0", "text": "a"}\n')
+    for pattern in ("*/corpus.jsonl", "**/c*.jsonl"):
+        assert [passage.id for passage in read_source(f"{tmp_path}/{pattern}")] == ["d0", "d0"]
+        before = source_identity(f"{tmp_path}/{pattern}")
+        for tag in ("boats", "trams"):
+            write(tmp_path / tag / told_by, "query-id\tcorpus-id\tscore\n")
+        assert [passage.id for passage in read_source(f"{tmp_path}/{pattern}")] == ["boats/d0", "trams/d0"]
+        assert source_identity(f"{tmp_path}/{pattern}") == before
+        for tag in ("boats", "trams"):
+            (tmp_path / tag / told_by).unlink()
 
 
 def test_a_corpus_without_queries_beside_it_is_a_file_like_others(tmp_path):

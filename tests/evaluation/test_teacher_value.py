@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,10 +24,10 @@ from gecko.evaluation.teacher_value import (
     spread_forms,
     teacher_value,
 )
-from gecko.llm.base import Group, Judgement
+from gecko.llm.base import Group, Judgement, Sampling
 from gecko.llm.fake import FakeLM
 from gecko.progress import Silent
-from gecko.prompts import Prompt
+from gecko.prompts import Prompt, load_prompt
 from gecko.records import Passage
 from gecko.report.teacher import form_rows, value_rows, value_verdict
 from gecko.store import digest
@@ -371,3 +372,23 @@ def test_the_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "set@dev (5 queries)" in lines[0]
     assert [line.split(" | ")[0] for line in lines[4:6]] == ["| relevance", f"| {TWO}"]
     assert "fake: " in shown and "a run of 1,000 queries with 4 candidates" in shown
+
+
+def test_the_price_of_writing_is_measured_without_replies_of_an_earlier_run() -> None:
+    class Keeping(FakeLM):
+        anew, told = False, list[bool]()
+
+        @contextmanager
+        def asked_anew(self) -> Iterator[None]:
+            self.anew = True
+            yield
+            self.anew = False
+
+        def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, *args: Any) -> Any:
+            self.told.append(self.anew)
+            return super().generate(prompt, passages, sampling, *args)
+
+    teacher = Keeping()
+    judge = Judge("keeping", lambda: teacher, 256, Silent())
+    tokens, _ = judge.writing_price(load_prompt("generate"), SETS[0].passages, 8)
+    assert tokens > 0 and teacher.told == [True] and not teacher.anew

@@ -4,9 +4,13 @@ from pathlib import Path
 import pytest
 
 from gecko import kernels
+from gecko.config import RelabelConfig
 from gecko.errors import ConfigError
 from gecko.llm import weights
+from gecko.llm.load import load_teacher
+from gecko.llm.openai import OpenAILM
 from gecko.llm.weights import cache_folder, cache_room, file_identity
+from gecko.progress import Silent
 
 
 @pytest.fixture
@@ -42,6 +46,21 @@ def test_a_cache_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(weights.os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match="index cannot be written; set GECKO_CACHE"):
         cache_room("index")
+
+
+@pytest.mark.usefixtures("homeless")
+def test_a_server_teaches_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenAILM, "probe", lambda _: None)
+    said: list[str] = []
+
+    class Listener(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    teacher = load_teacher("openai:http://lakes.example/v1#m", RelabelConfig(), Listener())
+    assert teacher.name == "m"
+    assert said[0].startswith("answers of work that is stopped are not kept for the next run: ")
+    assert "no home folder" in said[0]
 
 
 @pytest.mark.usefixtures("homeless")

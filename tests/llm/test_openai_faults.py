@@ -1,8 +1,10 @@
 """What goes wrong with a server, and whose fault it is: an in-process server, and a clock that nobody waits for."""
 
 import json
+import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from gecko.llm.base import Group, Sampling
 from gecko.llm.openai import OpenAILM
 from gecko.llm.openai_address import Address, key_for
 from gecko.llm.openai_http import KNOWN, Clock
+from gecko.llm.openai_kept import KeptReplies
 from gecko.llm.openai_replies import asked_pause
 from gecko.prompts import Prompt
 from gecko.store import digest
@@ -334,3 +337,31 @@ def test_no_misbehaviour_changes_or_loses_a_score(seed: int, rate: float, lost: 
         assert place in lost or row == whole
     assert lm.usage.refused == 3 * len(lost) == len(lm.usage.refusals)
     assert {one.place for one in lm.usage.refusals} == lost
+
+
+def test_a_reply_is_as_old_as_it_is_however_often_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, now = tmp_path / "kept.json", time.time()
+
+    def later(days: float) -> KeptReplies:
+        monkeypatch.setattr("gecko.llm.openai_kept.time.time", lambda: now + days * 86_400)
+        if path.exists():
+            os.utime(path, (now + days * 86_400,) * 2)
+        return KeptReplies(path)
+
+    def saved(replies: KeptReplies, key: str) -> None:
+        replies.hold(key, b'{"is": 1}')
+        replies.save()
+
+    saved(later(0), "first")
+    saved(later(20), "second")
+    found = later(29)
+    assert found.find("first") == {"is": 1}
+    found.save()
+    found = later(31)
+    assert found.find("first") is None and found.find("second") == {"is": 1}
+    # Files of earlier versions have no times.
+    path.write_text(json.dumps({key: reply for key, (_, reply) in json.loads(path.read_bytes()).items()}))
+    assert later(0).find("second") == {"is": 1}
+    os.utime(path, (now, now))
+    monkeypatch.setattr("gecko.llm.openai_kept.time.time", lambda: now + 31 * 86_400)
+    assert KeptReplies(path).find("second") is None

@@ -65,6 +65,8 @@ def test_neighbours_count_more_than_characters(embedder: Embedder, tmp_path: Pat
 
 def test_how_texts_are_taken_apart() -> None:
     assert spaced("Plain words, ça va? Привет 안녕 하세요") == "Plain words, ça va? Привет 안녕 하세요"
+    every = "".join(map(chr, range(128)))
+    assert spaced(every) == every and spaced(every + "茶") == f"{every} 茶 "
     assert spaced("用API吗・はい").split() == ["用", "API", "吗", "・", "は", "い", "はい"]
     assert query_words("The 茶 cup") == ["茶", "cup"]
     assert query_words("เก็บ") == ["เ", "ก", "็", "บ", "เก", "ก็", "็บ"]

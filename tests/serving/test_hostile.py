@@ -239,3 +239,15 @@ def test_texts_that_look_like_json_are_read(texts: list[str], ascii_only: bool, 
     twice = body(asked)[:-1].rstrip() + b"," + body({"input": texts[0]})[1:]
     with pytest.raises(RequestError, match="input stands twice"):
         parse(EmbeddingsRequest, twice)
+
+
+def test_a_text_that_holds_json_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(_: bytes) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("gecko.serving.schemas._fault", fault)
+    text = json.dumps({"name": {"of a thing": 'its "end":'}})
+    body = json.dumps({"model": "m", "input": [text, json.dumps(text)]}).encode()
+    assert parse(EmbeddingsRequest, body).input == [text, json.dumps(text)]
+    with pytest.raises(AssertionError):
+        parse(EmbeddingsRequest, b'{"model": "' + b"\\\\" + b'", "input": "a", "input" : "b"}')

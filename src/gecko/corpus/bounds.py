@@ -4,7 +4,7 @@ import io
 import zipfile
 import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from gzip import GzipFile
 from itertools import chain
 from typing import Any, BinaryIO
@@ -83,38 +83,52 @@ class Expanding(io.RawIOBase):
         super().close()
 
 
-def lines(handle: BinaryIO | GzipFile, most: int) -> Iterator[bytes | None]:
+def lines(
+    handle: BinaryIO | GzipFile, most: int, skip: Callable[[bytes], object] = lambda _: None
+) -> Iterator[bytes | None]:
     """The lines of a stream with their ends; a line of more than ``most`` bytes is skipped in pieces and given as None.
+
+    ``skip`` gets these pieces.
 
     A line ends with LF. Where the first one ends with a lone CR, as on old Macs, each CR ends one, too.
     """
     line = handle.readline(most + 1)
     end = line.find(b"\r")
     if end >= 0 and end + 1 < len(line) and line[end + 1 : end + 2] != b"\n":
-        yield from _lines_by_cr(line, handle, most)
+        yield from _lines_by_cr(line, handle, most, skip)
         return
     while line:
         if len(line) <= most or line.endswith(b"\n"):
             yield line
         else:
-            while (piece := handle.readline(PIECE)) and not piece.endswith(b"\n"):
-                pass
+            skip(line)
+            while piece := handle.readline(PIECE):
+                skip(piece)
+                if piece.endswith(b"\n"):
+                    break
             yield None
         line = handle.readline(most + 1)
 
 
-def _lines_by_cr(begun: bytes, handle: BinaryIO | GzipFile, most: int) -> Iterator[bytes | None]:
+def _lines_by_cr(
+    begun: bytes, handle: BinaryIO | GzipFile, most: int, skip: Callable[[bytes], object]
+) -> Iterator[bytes | None]:
     rest, too_long = b"", False
     for piece in chain([begun], iter(lambda: handle.read(PIECE), b"")):
         *whole, rest = (rest + piece).splitlines(keepends=True)
         if rest.endswith(b"\n"):  # a CR may be half of CR and LF
             whole, rest = [*whole, rest], b""
         for line in whole:
-            yield None if too_long or len(line) > most else line
+            if too_long := too_long or len(line) > most:
+                skip(line)
+            yield None if too_long else line
             too_long = False
         if len(rest) > most:
+            skip(rest[:-1])
             rest, too_long = rest[-1:], True
     if rest:
+        if too_long:
+            skip(rest)
         yield None if too_long else rest
 
 

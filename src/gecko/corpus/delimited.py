@@ -22,8 +22,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-Numbered = Iterable[tuple[int, str]]  # lines with their ends; one that was left out has a number, and is not among them
+# Of a line that was left out: whether a quoted cell is open after it, if none was before it, and if one was.
+Gap = tuple[bool, bool]
+Numbered = Iterable[tuple[int, str | Gap]]  # lines with their ends
 
+_MARK = re.compile(b'"')
 _INSIDE = re.compile(r'[^"]*+(?:""[^"]*+)*+')  # of a quoted cell, up to its end or that of the line
 _RULE = 'a field that begins with " must end with one, and a " inside it is written twice'
 
@@ -41,19 +44,61 @@ class BadRow(Exception):
         self.line, self.what = line, what
 
 
+class Skipped:
+    """Follows the quotation marks of lines that are too long to be held.
+
+    Args:
+        separator: of the file.
+    """
+
+    def __init__(self, separator: str) -> None:
+        self._separator = separator.encode()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._open = [False, True]
+        self._closed = [-2, -2]  # where a quoted cell ended last
+        self._read, self._last = 0, self._separator  # a line begins as a cell does
+
+    def end(self) -> Gap:
+        """What is known of the line whose pieces were taken; the next piece begins another one."""
+        found = self._open[0], self._open[1]
+        self._begin()
+        return found
+
+    def take(self, piece: bytes) -> None:
+        """The next piece of the line."""
+        for mark in _MARK.finditer(piece):
+            place = mark.start()
+            begins = (piece[place - 1 : place] if place else self._last) == self._separator
+            place += self._read
+            for before in (0, 1):
+                if self._open[before]:
+                    self._open[before], self._closed[before] = False, place
+                elif begins or self._closed[before] == place - 1:  # "" is one mark of the cell, which goes on
+                    self._open[before] = True
+        self._read, self._last = self._read + len(piece), piece[-1:] or self._last
+
+
 @dataclass
 class _Row:
     """One row with quotation marks, taken line by line.
 
     Attributes:
+        kept: whether its cells are; else they are only counted, and the row takes no room.
+        partial: whether a line of it was left out, so that it is no row.
         cells: those that are complete.
+        width: so many are.
         lines: so many were taken.
         bare: whether an unquoted cell has a ``"``, which no program writes.
         sure: whether a quoted cell has ``""``, which nobody types.
     """
 
     separator: str
+    kept: bool = True
+    partial: bool = False
     cells: list[str] = field(default_factory=list)
+    width: int = 0
     lines: int = 0
     bare: bool = False
     sure: bool = False
@@ -72,7 +117,7 @@ class _Row:
                 end = body.find(self.separator, place)
                 cell = body[place:] if end < 0 else body[place:end]
                 self.bare |= '"' in cell
-                self.cells.append(cell)
+                self._add(cell)
                 if end < 0:
                     return True
                 place = end + 1
@@ -82,10 +127,11 @@ class _Row:
             match = _INSIDE.match(line, place)
             assert match is not None
             self.sure |= '""' in match[0]
-            self._open.append(match[0].replace('""', '"'))
+            if self.kept:
+                self._open.append(match[0].replace('""', '"'))
             if match.end() == len(line):
                 return False
-            self.cells.append("".join(self._open))
+            self._add("".join(self._open))
             self._open, place = None, match.end() + 1
             if place >= len(body):
                 return True
@@ -93,11 +139,18 @@ class _Row:
                 raise ValueError(f'{body[place]!a} follows the " that ends a field')
             place += 1
 
+    def _add(self, cell: str) -> None:
+        self.width += 1
+        if self.kept:
+            self.cells.append(cell)
+
 
 def read_delimited(
     numbered: Numbered, separator: str, again: Callable[[], Numbered]
 ) -> Iterator[tuple[int, list[str]]]:
     """(number of the first line, cells) of each row, the header too; blank lines are none.
+
+    A row of which a line was left out is left out, up to its end.
 
     Args:
         numbered: the lines of a file.
@@ -112,6 +165,11 @@ def read_delimited(
     row: _Row | None = None
     start = 0
     for number, line in numbered:
+        if not isinstance(line, str):
+            if quoted is None and line[0]:
+                quoted = _is_quoted(again(), separator)
+            row, start = _after(line, row, separator) if quoted else None, number
+            continue
         if row is None:
             if not (body := _body(line)):
                 continue
@@ -126,10 +184,16 @@ def read_delimited(
         except ValueError as error:
             raise BadRow(start, f"not valid {kind}: {error}; {_RULE}") from None
         if whole:
-            yield start, row.cells
+            if not row.partial:
+                yield start, row.cells
             row = None
     if row is not None:
         raise BadRow(start, f"not valid {kind}: a quoted field has no end; {_RULE}")
+
+
+def _after(gap: Gap, row: _Row | None, separator: str) -> _Row | None:
+    """What goes on after a line that was left out, where a quoted cell does."""
+    return _Row(separator, kept=False, partial=True, _open=[]) if gap[row is not None] else None
 
 
 def _body(line: str) -> str:
@@ -146,6 +210,9 @@ def _is_quoted(numbered: Numbered, separator: str) -> bool:
     row: _Row | None = None
     start, full = 0, True
     for number, line in numbered:
+        if not isinstance(line, str):
+            row, start = _after(line, row, separator), number
+            continue
         if body := _body(line):
             cells = body.count(separator) + 1
             wide = wide or cells
@@ -154,7 +221,7 @@ def _is_quoted(numbered: Numbered, separator: str) -> bool:
         if broken is not None or (row is None and not body):
             continue
         if row is None:
-            row, start, full = _Row(separator), number, True
+            row, start, full = _Row(separator, kept=False), number, True
         full &= not body or cells == wide
         try:
             whole = row.take(line)
@@ -163,10 +230,13 @@ def _is_quoted(numbered: Numbered, separator: str) -> bool:
             continue
         if not whole:
             continue
+        if row.partial:
+            row = None
+            continue
         if not width:
-            width, sure = len(row.cells), body.startswith('"')
-        if len(row.cells) != width:
-            broken = start, f"{len(row.cells)} fields, but the header has {width}"
+            width, sure = row.width, body.startswith('"')
+        if row.width != width:
+            broken = start, f"{row.width} fields, but the header has {width}"
         if row.lines > 1 and full:
             merged = merged or start
         bare, sure = bare or row.bare, sure or row.sure

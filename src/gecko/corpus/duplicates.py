@@ -8,7 +8,6 @@ signature propose a pair, the whole signatures decide.
 
 import sqlite3
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -45,24 +44,28 @@ class Seen:
         self.threshold = threshold
         if threshold is not None:
             _minhash()
+        self._folder = Path(gettempdir())
         self._base = sqlite3.connect("", isolation_level=None)
-        self._base.executescript(
-            f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-{CACHE_KB}; PRAGMA temp_store=FILE;"
-            + _TABLES
-        )
-        self._run("BEGIN")
+        with disk_errors(self._folder):
+            self._base.executescript(
+                f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-{CACHE_KB}; PRAGMA temp_store=FILE;"
+                + _TABLES
+            )
+            self._base.execute("BEGIN")
         self._count = 0
 
     def id_content(self, key: bytes, content: bytes) -> bytes | None:
         """What an id stood for before; a new id is kept with ``content``, and None is returned."""
-        row = self._run("SELECT content FROM id WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            self._run("INSERT INTO id VALUES (?, ?)", (key, content))
+        with disk_errors(self._folder):
+            row = self._base.execute("SELECT content FROM id WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                self._base.execute("INSERT INTO id VALUES (?, ?)", (key, content))
         return None if row is None else bytes(row[0])
 
     def is_new(self, content: bytes) -> bool:
         """Whether this content is seen for the first time; from now on it is known."""
-        return self._run("INSERT OR IGNORE INTO content VALUES (?)", (content,)).rowcount == 1
+        with disk_errors(self._folder):
+            return self._base.execute("INSERT OR IGNORE INTO content VALUES (?)", (content,)).rowcount == 1
 
     def near(self, identifier: str, text: str) -> tuple[str, float] | None:
         """The first kept text that this one nearly repeats, and their similarity; none: the text is kept from now on."""
@@ -78,22 +81,22 @@ class Seen:
             for number, start in enumerate(range(0, len(value), width))
         ]
         marks = ",".join("?" * len(keys))
-        proposed = self._run(f"SELECT DISTINCT number FROM band WHERE key IN ({marks}) ORDER BY number", keys)  # noqa: S608
-        for (number,) in proposed.fetchall():
-            other, kept = self._run("SELECT id, value FROM signature WHERE number = ?", (number,)).fetchone()
-            known = array("I", bytes(kept))
-            similarity = sum(one == two for one, two in zip(signature, known, strict=True)) / PERMUTATIONS
-            if similarity >= self.threshold:
-                return str(other), similarity
-        self._count += 1
-        self._run("INSERT INTO signature VALUES (?, ?, ?)", (self._count, identifier, value))
-        for key in keys:
-            self._run("INSERT INTO band VALUES (?, ?)", (key, self._count))
+        with disk_errors(self._folder):
+            proposed = self._base.execute(
+                f"SELECT DISTINCT number FROM band WHERE key IN ({marks}) ORDER BY number",  # noqa: S608
+                keys,
+            )
+            for (number,) in proposed.fetchall():
+                hit = self._base.execute("SELECT id, value FROM signature WHERE number = ?", (number,))
+                other, kept = hit.fetchone()
+                known = array("I", bytes(kept))
+                similarity = sum(one == two for one, two in zip(signature, known, strict=True)) / PERMUTATIONS
+                if similarity >= self.threshold:
+                    return str(other), similarity
+            self._count += 1
+            self._base.execute("INSERT INTO signature VALUES (?, ?, ?)", (self._count, identifier, value))
+            self._base.executemany("INSERT INTO band VALUES (?, ?)", [(key, self._count) for key in keys])
         return None
-
-    def _run(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
-        with disk_errors(Path(gettempdir())):
-            return self._base.execute(statement, values)
 
     def close(self) -> None:
         """Drop the index."""

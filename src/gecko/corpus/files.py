@@ -4,7 +4,7 @@ import gzip
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
@@ -23,6 +23,7 @@ ROW_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 SUPPORTED = (*ROW_ENDINGS, *DOCUMENT_ENDINGS)
 BEIR_FILE = "corpus.jsonl"
+_SET_FILES = ("queries.*", "qrels.*", "qrels/*")  # that a BEIR set has beside it
 OUTSIDE = "files skipped: link out of the folder or to nothing"
 LINKED = "folders skipped: link"
 ENCRYPTED, UTF8_NAME = 1, 1 << 11  # flags of an archive's member
@@ -143,19 +144,25 @@ def _links(folder: Path, seen: Counts) -> str:
 
 
 def _without_queries(
-    names: Sequence[str], root: str, counts: Counts, between: str = "/"
+    names: Sequence[str], root: str, counts: Counts, between: str = "/", beside: Iterable[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
     """Of a BEIR set its ``corpus.jsonl`` alone: queries and judgements are no passages.
+
+    Args:
+        names: files of a source.
+        root: what they are below.
+        counts: gets those that are left out.
+        between: the root and a name.
+        beside: files that tell of a set, too, and are none of the source's.
 
     Returns:
         the names that are read, and of each that is a set's corpus the set's folder.
     """
     plain = {name: PurePosixPath(plain_name(_slashed(name))) for name in names}
     corpora = {path.parent for path in plain.values() if path.name == BEIR_FILE}
-    asked = {path.parent for path in plain.values() if path.stem == "queries"}
-    judged = {
-        path.parents[place] for path in plain.values() for place in (0, 1)[: len(path.parents)] if _is_qrels(path)
-    }
+    told = [*plain.values(), *(PurePosixPath(plain_name(name)) for name in beside)]
+    asked = {path.parent for path in told if path.stem == "queries"}
+    judged = {path.parents[place] for path in told for place in (0, 1)[: len(path.parents)] if _is_qrels(path)}
     sets = corpora & (asked | judged)
     kept, folders = [], {}
     for name, path in plain.items():
@@ -228,7 +235,10 @@ def _matching(pattern: Path, counts: Counts, queries: bool) -> Iterator[SourceFi
     found = sorted(path for path in files if is_shown(path) and _is_wanted(path, root, seen))
     names, sets = [path.relative_to(base).as_posix() for path in found], dict[str, str]()
     if not queries:
-        names, sets = _without_queries(names, str(base), seen)
+        corpora = (path.parent for path in found if plain_name(path.name) == BEIR_FILE)
+        near = (path for folder in corpora for part in _SET_FILES for path in folder.glob(part))
+        beside = [path.relative_to(base).as_posix() for path in near if _is_wanted(path, root, Counts())]
+        names, sets = _without_queries(names, str(base), seen, beside=beside)
     counts.add(seen)
     if not found:
         raise CorpusError(

@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 
 from gecko.config import CorpusConfig
 from gecko.corpus.bounds import LARGE, LONG_LINE, UNREADABLE, Allowance, Dropped, decoded, lines, no_text
-from gecko.corpus.delimited import BadRow, Numbered, read_delimited
+from gecko.corpus.delimited import BadRow, Gap, Numbered, Skipped, read_delimited
 from gecko.corpus.documents import Documents
 from gecko.corpus.files import (
     PARSED_ENDINGS,
@@ -77,6 +77,7 @@ _JSON_TYPES: dict[type, str] = {
     str: "a string",
     type(None): "null",
 }
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _SETEXT = re.compile(r" {0,3}=+[ \t]*$")
 
 
@@ -241,8 +242,8 @@ def _rows(file: SourceFile, reader: Reader) -> Iterator[tuple[str, Mapping[str, 
             yield from _read_parquet(path, file.place, reader.config)
         return
     with opened(file) as handle:
-        numbered = _lines(handle, file.place, reader)
-        if file.ending in (".csv", ".tsv"):
+        numbered = _lines(handle, file, reader)
+        if file.ending in _SEPARATORS:
             yield from _read_delimited(numbered, file, reader)
         else:
             yield from _read_jsonl(numbered, file.place)
@@ -287,7 +288,7 @@ def _heading(text: str) -> str:
 
 def _read_jsonl(numbered: Numbered, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for number, line in numbered:
-        if not line.strip():
+        if not isinstance(line, str) or not line.strip():
             continue
         place = f"{name}:{number}"
         try:
@@ -306,14 +307,14 @@ def _read_jsonl(numbered: Numbered, name: str) -> Iterator[tuple[str, Mapping[st
 
 
 def _read_delimited(numbered: Numbered, file: SourceFile, reader: Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    def again() -> Iterator[tuple[int, str]]:
+    def again() -> Iterator[tuple[int, str | Gap]]:
         allowance = file.allowance and Allowance(file.path.stat().st_size)
         with opened(replace(file, allowance=allowance)) as handle:
-            yield from _lines(handle, file.place, replace(reader, counts=Counts()))
+            yield from _lines(handle, file, replace(reader, counts=Counts()))
 
     columns: list[str] = []
     try:
-        for number, row in read_delimited(numbered, "\t" if file.ending == ".tsv" else ",", again):
+        for number, row in read_delimited(numbered, _SEPARATORS[file.ending], again):
             place = f"{file.place}:{number}"
             if not columns:
                 columns = [name.strip() for name in row]
@@ -372,11 +373,13 @@ def _check_columns(columns: Sequence[str], place: str, config: CorpusConfig) -> 
         raise CorpusError(f"{place}: more than one column is named {twice[0]}; rename or remove one")
 
 
-def _lines(handle: BinaryIO, name: str, reader: Reader) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(lines(handle, reader.largest), start=1):
-        place = f"{name}:{number}"
+def _lines(handle: BinaryIO, file: SourceFile, reader: Reader) -> Iterator[tuple[int, str | Gap]]:
+    skipped = Skipped(_SEPARATORS.get(file.ending, ""))
+    for number, line in enumerate(lines(handle, reader.largest, skipped.take), start=1):
+        place = f"{file.place}:{number}"
         if line is None:
             reader.counts.drop(LONG_LINE, place)
+            yield number, skipped.end()
         else:
             yield number, _decode(line, place, first=number == 1)
 

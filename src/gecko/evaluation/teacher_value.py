@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -351,7 +352,8 @@ class Judge:
             sample = GPU_TEXTS if getattr(self.teacher, "by_tree", False) else WRITING_SAMPLE
             texts = [passage.content for passage in passages[:sample]]
             began, before = time.perf_counter(), self.teacher.usage.tokens
-            self.teacher.generate(prompt, texts, Sampling(0.5, 0.95, max_new_tokens, tuple(range(len(texts)))))
+            with getattr(self.teacher, "asked_anew", nullcontext)():
+                self.teacher.generate(prompt, texts, Sampling(0.5, 0.95, max_new_tokens, tuple(range(len(texts)))))
             tokens, seconds = self.teacher.usage.tokens - before, time.perf_counter() - began
             write_json(path, {"tokens": tokens / len(texts), "seconds": seconds / len(texts)})
         found = read_json(path)

@@ -110,13 +110,18 @@ def _connect(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> Languag
     from gecko.llm.openai_address import key_for, parse_address
 
     address = parse_address(spec)
+    try:
+        kept = weights.cache_folder() / "answers" / f"{identity}.json"
+    except ConfigError as error:
+        ui.say(f"answers of work that is stopped are not kept for the next run: {error}")
+        kept = None
     teacher = OpenAILM(
         address,
         identity=identity,
         key=key_for(address),
         passage_tokens=config.passage_tokens,
         requests=config.requests,
-        kept=weights.cache_folder() / "answers" / f"{identity}.json",
+        kept=kept,
         say=ui.say,
     )
     teacher.probe()

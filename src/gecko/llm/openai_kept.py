@@ -18,7 +18,9 @@ from gecko.errors import StorageError
 from gecko.store import digest, write_bytes
 
 CALLS = 2  # of a backend, that one shard takes at most: one for each of its two scores
-DAYS = 30  # after which a file is no longer believed
+DAYS = 30  # after which a reply is no longer believed
+
+Entry = tuple[float, str]  # when the reply arrived, and what it is
 
 
 class KeptReplies:
@@ -32,7 +34,7 @@ class KeptReplies:
         self._path = path
         self._left = self._load()
         self._used: set[str] = set()
-        self._calls: deque[dict[str, str]] = deque([{}], maxlen=CALLS)
+        self._calls: deque[dict[str, Entry]] = deque([{}], maxlen=CALLS)
         self.on = path is not None
 
     @staticmethod
@@ -51,7 +53,7 @@ class KeptReplies:
         self._used.add(key)
         left = self._left.pop(key)
         try:
-            found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(left)))
+            found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(left[1])))
         except (ValueError, zlib.error):
             return None  # damaged
         self._calls[-1][key] = left
@@ -60,7 +62,7 @@ class KeptReplies:
     def hold(self, key: str, content: bytes) -> None:
         """A reply has arrived."""
         if self.on:
-            self._calls[-1][key] = base64.b64encode(zlib.compress(content)).decode()
+            self._calls[-1][key] = time.time(), base64.b64encode(zlib.compress(content)).decode()
 
     def save(self) -> int:
         """Put what is held into the file.
@@ -80,13 +82,17 @@ class KeptReplies:
             return 0  # they are asked for again
         return len(held)
 
-    def _load(self) -> dict[str, str]:
+    def _load(self) -> dict[str, Entry]:
         if self._path is None:
             return {}
         try:
-            if time.time() - self._path.stat().st_mtime > DAYS * 86_400:
-                return {}
+            written = self._path.stat().st_mtime
             found = json.loads(self._path.read_bytes())
-            return {str(key): str(reply) for key, reply in found.items()}
-        except (OSError, ValueError, AttributeError):
+            # Earlier versions wrote a reply without its time.
+            entries = {key: (written, kept) if isinstance(kept, str) else kept for key, kept in found.items()}
+            oldest = time.time() - DAYS * 86_400
+            return {
+                key: (min(at, written), str(reply)) for key, (at, reply) in entries.items() if min(at, written) > oldest
+            }
+        except (OSError, ValueError, TypeError, AttributeError):
             return {}  # none, or damaged

@@ -246,7 +246,8 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=float)
-_NAME = re.compile(rb'"\s*:')  # the end of one; some texts have it, too
+# The end of a name. In a text that holds JSON a backslash stands before the mark; no field's name ends with one.
+_NAME = re.compile(rb'(?<!\\)"\s*:')
 _HALF = re.compile("[\\ud800-\\udfff]")
 
 
