@@ -1,6 +1,7 @@
 """Texts as people and servers write them: their words, and characters that are whole."""
 
 import re
+import unicodedata
 from itertools import pairwise
 from unicodedata import category
 
@@ -32,12 +33,12 @@ def words(text: str) -> list[str]:
 
 
 def spaced(text: str) -> str:
-    """The text with spaces in scripts that have none, for who splits at them; any other text is as it was.
+    """The text with spaces in scripts that have none, for who splits at them, in composed characters (NFC).
 
     A run of such characters becomes its characters and its pairs of neighbours: a pair says more than a character, and a
     word of one character is found, too.
     """
-    return text if text.isascii() else _RUN.sub(_taken_apart, text)
+    return text if text.isascii() else _RUN.sub(_taken_apart, unicodedata.normalize("NFC", text))
 
 
 def _taken_apart(found: re.Match[str]) -> str:

@@ -79,3 +79,11 @@ def test_a_text_keeps_its_words_in_order(text: str) -> None:
     assert (apart == text) or len(apart) > len(text)
     assert set("".join(apart.split())) == set("".join(text.split()))
     assert all(word == word.strip() and word for word in query_words(text))
+
+
+def test_composed_and_decomposed_characters_are_the_same_word(embedder: Embedder, tmp_path: Path) -> None:
+    rows = [Passage("nfc", "", "l'\u00e9tude du piano"), Passage("nfd", "", "une e\u0301tude de cas"), *PASSAGES]
+    with build_index(embedder, iter(rows), tmp_path / "index", IndexConfig()) as index:
+        for query in ("\u00e9tude", "e\u0301tude"):
+            assert {hit.passage.id for hit in index.search([query], method="bm25")[0]} == {"nfc", "nfd"}
+            assert set(bm25_run(rows, [("q", query)], 5)["q"]) == {"nfc", "nfd"}
