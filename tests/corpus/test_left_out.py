@@ -311,3 +311,23 @@ def test_a_source_is_known_by_the_files_by_which_it_was_known(tmp_path: Path) ->
     hashes = [file_sha256(tmp_path / "many" / name) for name in files]
     assert source_identity(str(tmp_path / "many")) == digest(*files, *hashes)
     assert source_identity(f"{tmp_path}/many/*/*.jsonl") == digest(*files[::2], *hashes[::2])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("names", [["README.md"], ["readme.txt", "LICENSE.txt", "parts/README.md"]])
+def test_a_readme_beside_rows_is_no_passage(tmp_path: Path, names: list[str], packed: bool) -> None:
+    """As in a clone of a data set; a folder with other documents is a folder of documents."""
+    folder = tmp_path / "clone"
+    (folder / "parts").mkdir(parents=True)
+    for name in names:
+        (folder / name).write_text("about these rows")
+    (folder / "parts" / "a.jsonl").write_text('{"_id": "1", "text": "a lamp"}\n{"_id": "2", "text": "a boat"}\n')
+    source = folder
+    if packed:
+        source = tmp_path / "clone.zip"
+        with zipfile.ZipFile(source, "w") as archive:
+            for name in (*names, "parts/a.jsonl"):
+                archive.write(folder / name, name)
+    passages, counts = run(source)
+    assert [passage.text for passage in passages] == ["a lamp", "a boat"]
+    assert counts.notes["files skipped: a README beside rows"] == len(names)

@@ -26,6 +26,7 @@ BEIR_FILE = "corpus.jsonl"
 _SET_FILES = ("queries.*", "qrels.*", "qrels/*")  # that a BEIR set has beside it
 OUTSIDE = "files skipped: link out of the folder or to nothing"
 LINKED = "folders skipped: link"
+ABOUT = ("readme", "license", "licence", "notice", "changelog", "citation")  # what tells of a data set, beside its rows
 ENCRYPTED, UTF8_NAME = 1, 1 << 11  # flags of an archive's member
 
 
@@ -119,6 +120,7 @@ def _folder(folder: Path, counts: Counts, queries: bool) -> Iterator[SourceFile]
     names, sets = sorted(_walk(folder, seen)), dict[str, str]()
     if not queries:
         names, sets = _without_queries(names, str(folder), seen)
+    names = _without_readmes(names, str(folder), seen)
     documents = [name for name in names if ending_of(name) in (*DOCUMENT_ENDINGS, ".zip")]
     rows = [name for name in names if ending_of(name) in ROW_ENDINGS]
     if documents:
@@ -174,6 +176,20 @@ def _without_queries(
         else:
             counts.note("files skipped: beside the corpus.jsonl of a BEIR set", f"{root}{between}{name}")
     return kept, folders
+
+
+def _without_readmes(names: Sequence[str], root: str, counts: Counts, between: str = "/") -> list[str]:
+    """The names without a README and its like, where there is nothing else beside files of rows."""
+    documents = [name for name in names if ending_of(name) in (*DOCUMENT_ENDINGS, ".zip")]
+    if len(documents) == len(names) or not all(_plain_stem(name) in ABOUT for name in documents):
+        return list(names)
+    for name in documents:
+        counts.note("files skipped: a README beside rows", f"{root}{between}{name}")
+    return [name for name in names if name not in documents]
+
+
+def _plain_stem(name: str) -> str:
+    return PurePosixPath(plain_name(_slashed(name))).stem.lower()
 
 
 def _is_qrels(path: PurePosixPath) -> bool:
@@ -271,7 +287,7 @@ def _members(archive: SourceFile, counts: Counts) -> Iterator[SourceFile]:
                     )
                 entries[entry.filename] = entry
         names, sets = _without_queries(sorted(entries), archive.place, counts, "!")
-        for name in names:
+        for name in _without_readmes(names, archive.place, counts, "!"):
             yield SourceFile(
                 prefix + name,
                 f"{archive.place}!{name}",
