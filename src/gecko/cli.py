@@ -660,6 +660,7 @@ def search(
     from gecko.config import CorpusConfig
     from gecko.corpus import ingest as read_corpus
     from gecko.encoder import load
+    from gecko.llm.weights import cache_folder
     from gecko.search import IndexConfig, build_index
     from gecko.search.index import Kind, Method, Store, default_folder, sources_identity
     from gecko.stdin import standard_input, typed_queries
@@ -684,6 +685,8 @@ def search(
                 f"--index {index} lies in the corpus folder {source}, whose files it would be; give one outside"
             )
     asked = query or typed_queries(standard_input("queries with --query, or lines from a pipe"), ui.say)
+    if index is None:
+        cache_folder()  # refused before a model is loaded
     embedder = load(model)
     sources = sources_identity(corpus)
     folder = index or default_folder(embedder, sources, config)
