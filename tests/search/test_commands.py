@@ -59,7 +59,7 @@ def test_what_cannot_be_searched_is_told_before_anything_is_read(given: list[obj
 def test_what_is_not_read_is_told(tiny_model: Path, words: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
-    (folder / "README.md").write_text(f"# Read me\n\n{' '.join(words[:8])}\n")
+    (folder / "guide.md").write_text(f"# Read me\n\n{' '.join(words[:8])}\n")
     (folder / "rows.jsonl").write_text('{"text": "a row beside documents"}\n')
     (folder / ".#lock").symlink_to(folder / "gone")
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_no_vector_with_nan_is_written(tiny_model: Path, tmp_path: Path) -> None
         with pytest.raises(NonFiniteError, match=r"row d8 \('a fish flies'\): its vector holds NaN") as raised:
             gecko("embed", tmp_path / "model", corpus, *options)
         assert raised.value.index == 1
-    assert not list((tmp_path / "vectors").glob("*.parquet"))
+    assert not list((tmp_path / "vectors").glob("part-*.parquet"))
     with pytest.raises(NonFiniteError, match="row 2 .'fish'"):
         gecko("embed", tmp_path / "model", stdin="the red cat\nfish\n")
     with pytest.raises(NonFiniteError, match="row d8"):
