@@ -14,7 +14,7 @@ import pytest
 from gecko.encoder import model_identity
 from gecko.fret.release import FILE, released_rows, write_release
 from gecko.pipeline import Pipeline, distill
-from gecko.store import Run
+from gecko.store import Run, write_json
 
 from .golden.scenarios import SCENARIOS, fingerprints, settings, use_teachers, write_sources
 
@@ -42,6 +42,8 @@ def test_parts_and_fingerprints_are_what_they_were(
             pipeline.ingest()
             pipeline.through("relabel")
             write_release(released_rows(run), Path("release") / FILE)
+    # With the relative names that an earlier version saved; a new run has absolute ones, which differ from place to place.
+    write_json(Path("run") / "config.json", settings(name).model_dump())
     with Run(Path("run"), settings(name)) as run:
         distill(run, force=True)
     found = fingerprints(Path("run"), model_identity("model"))
