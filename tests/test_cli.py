@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 GECKO = [sys.executable, "-c", "from gecko.cli import main; main()"]
 
 

@@ -22,7 +22,7 @@ from gecko.store import Manifest, Run
 from gecko.work import Counts
 
 from .conftest import write_corpus
-from .test_workers import assert_equal_runs, files, run_whole, settings, timeless
+from .test_shards import assert_equal_runs, files, run_whole, settings, timeless
 
 pytestmark = pytest.mark.slow
 

@@ -128,6 +128,7 @@ def killed(folder: Path, corpus: Path, model: Path, stages: tuple[str, ...], kil
     return result
 
 
+@pytest.mark.slow
 def test_thirty_kills_leave_no_trace(tmp_path: Path, corpus: Path, tiny_model: Path) -> None:
     result = killed(tmp_path, corpus, tiny_model, STAGES, 30)
     assert result["kills"] == 30 and result["rounds"] >= 2

@@ -298,8 +298,8 @@ def rate(run: RunArg, sets: Sets = None, force: Force = False) -> None:
 
 @app.command()
 def select(run: RunArg, sets: Sets = None, force: Force = False) -> None:
-    """Choose positives and negatives from the scores; no teacher is asked."""
-    with _stage(run, sets, force, asks=False) as pipeline:
+    """Choose positives and negatives from the scores; no teacher is asked, unless --set changes what it was asked."""
+    with _stage(run, sets, force, asks=bool(sets)) as pipeline:
         pipeline.through("select")
         _say_rows(pipeline.select())
 

