@@ -12,9 +12,10 @@ from gecko.encoder import export, load_encoder, save_model
 from gecko.encoder.export import export_model
 from gecko.errors import ConfigError
 
-pytestmark = pytest.mark.slow
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra openvino")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra openvino"),
+]
 
 TEXTS = ["the red cat sleeps", "", "fish " * 60, "a big house", "old dog eats"]
 
