@@ -12,23 +12,15 @@ import pytest
 from gecko.fret.release import read_release
 from gecko.llm.fake import FakeLM
 from gecko.pipeline import Pipeline, distill
-from gecko.progress import Silent
 from gecko.publish import push
 from gecko.records import Example
 from gecko.store import Run
 
 from .golden.scenarios import fingerprints, settings, stages, use_teachers
+from .test_pipeline import Listener
 
 KEPT = Path(__file__).parent / "golden" / "kept"
 RUN = Path("run")
-
-
-class Listener(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,10 @@ from gecko.config import load_config
 from gecko.llm.base import Group, Judgement, Sampling
 from gecko.llm.fake import FakeLM
 from gecko.pipeline import Pipeline
-from gecko.progress import Silent
 from gecko.prompts import Prompt
 from gecko.store import Run
+
+from .test_pipeline import Listener
 
 READ, WRITE = 1000.0, 50.0  # tokens a second
 
@@ -39,14 +40,6 @@ class Timed(FakeLM):
         self.now += (self.usage.read - before) / READ + written / self.write + self.busy.get(self.calls, 0.0)
         self.calls += 1
         return found
-
-
-class Listener(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def measured(

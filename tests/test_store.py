@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gecko.config import RunConfig
+from gecko.disk import disk_errors
 from gecko.errors import ConfigError, RunError, StorageError
 from gecko.records import Passage, Query
 from gecko.store import (
@@ -16,7 +17,6 @@ from gecko.store import (
     Counts,
     Manifest,
     Run,
-    _disk_errors,
     digest,
     file_sha256,
     read_json,
@@ -752,7 +752,7 @@ def test_what_cannot_be_read_is_not_called_unwritten(tmp_path: Path) -> None:
     other = tmp_path / "models" / "weights"
     with (
         pytest.raises(StorageError, match=rf"^{other}: Permission denied; mend that"),
-        _disk_errors(tmp_path / "run" / "embed" / "x"),
+        disk_errors(tmp_path / "run" / "embed" / "x"),
     ):
         raise PermissionError(errno.EACCES, "Permission denied", str(other))
 

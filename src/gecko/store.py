@@ -40,7 +40,7 @@ from filelock import FileLock, Timeout
 from gecko.config import FREE, RunConfig, changed_keys, make_config
 from gecko.config_paths import absolute_paths, moved_paths
 from gecko.device import texts_together
-from gecko.disk import disk_errors as _disk_errors
+from gecko.disk import disk_errors
 from gecko.errors import ConfigError, RunError
 from gecko.given import folder_of
 from gecko.records import SCHEMAS, from_table, to_table
@@ -89,7 +89,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         StorageError: the disk is full or read-only.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with _disk_errors(path):
+    with disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with aside.open("wb") as handle:
@@ -212,7 +212,7 @@ def lock_folder(path: Path, wait: float = 0) -> FileLock:
         raise RunError(f"{path} is a file; give the path of a folder")
     lock = FileLock(path / ".lock")
     try:
-        with _disk_errors(path):
+        with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=wait)
     except Timeout:
@@ -716,7 +716,7 @@ class Run:
         return self.path / "archive" / f"{stage}-{fingerprint}"
 
     def _move(self, source: Path, target: Path) -> None:
-        with _disk_errors(target):
+        with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 shutil.rmtree(target)
@@ -761,7 +761,7 @@ class Run:
             return final
         aside = final.with_name(f".{final.name}.partial")
         start = time.perf_counter()
-        with _disk_errors(final, Exception):  # the libraries that write models have errors of their own for a full disk
+        with disk_errors(final, Exception):  # the libraries that write models have errors of their own for a full disk
             _remove(aside)  # what a killed attempt left must not be mixed into this one
             make(aside)
             _remove(final)
@@ -817,7 +817,7 @@ def publish(source: Path, target: Path) -> None:
     if target.exists() and tree_sha256(target, besides=CARD) == tree_sha256(source, besides=CARD):
         return
     aside = target.with_name(f".{target.name}.partial")
-    with _disk_errors(target):
+    with disk_errors(target):
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(source, aside)
         shutil.rmtree(target, ignore_errors=True)
