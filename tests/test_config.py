@@ -16,9 +16,11 @@ from gecko.config import (
     override,
     parse_budget,
 )
+from gecko.config_gone import GONE_KEYS
 from gecko.errors import ConfigError
+from gecko.store import digest
 
-DICTS = ("generate.variables", "pretrain.tasks", "pretrain.weights", "select.task_shares")
+DICTS = ("generate.variables", "pretrain.tasks", "pretrain.weights")
 
 
 def recipe(folder: Path, text: str) -> Path:
@@ -251,11 +253,11 @@ def test_known_keys_are_the_keys_that_can_be_set() -> None:
 
 def test_fields_that_came_later_change_no_fingerprint_until_they_are_set() -> None:
     plain = load_config()
-    for section in (plain, plain.generate, plain.select, plain.prompts):
+    for section in (plain, plain.generate, plain.select):
         assert section.LATER
         assert not section.LATER & json.loads(section.model_dump_json()).keys()
         assert section.model_dump().keys() >= section.LATER
-    given = ["generate.variables.language={en=1}", "select.task_rows=uniform", "select.min_rating=0", "rate.llm=fake"]
+    given = ["generate.variables.language={en=1}", "select.task_rows=uniform", "asked.limit=7"]
     changed = load_config(overrides=given)
     assert make_config(json.loads(changed.model_dump_json()), "here") == changed
     assert make_config(json.loads(plain.model_dump_json()), "here") == plain
@@ -264,6 +266,93 @@ def test_fields_that_came_later_change_no_fingerprint_until_they_are_set() -> No
     kept = {"temperature", "variables"}
     assert json.loads(plain.generate.model_dump_json(include=kept)).keys() == {"temperature"}
     assert json.loads(changed.generate.model_dump_json(include=kept)).keys() == kept
+
+
+GONE = [
+    ("rate.llm", "", "teacher", "rate = {'llm': 'teacher'}", "select.min_rc drops"),
+    ("prompts.rate", "rate", "mine.toml", "prompts.rate = 'mine.toml'", "select.min_rc drops"),
+    ("select.min_rating", None, 0.5, "select.min_rating = 0.5", "select.min_rc drops"),
+    ("select.max_copied", None, 0.8, "select.max_copied = 0.8", "select.max_title"),
+    ("select.near_jaccard", None, 0.8, "select.near_jaccard = 0.8", "corpus.near_duplicates"),
+    ("select.near_cosine", None, 0.95, "select.near_cosine = 0.95", "corpus.near_duplicates"),
+    ("select.flawed_weight", 0.0, 0.3, "select.flawed_weight = 0.3", "is dropped"),
+    ("select.task_shares", {}, {"question": 0.5}, "select.task_shares = {'question': 0.5}", "select.task_rows"),
+    ("train.loss.spread", 0.0, 0.1, "train.loss.spread = 0.1", "train.loss.temperature"),
+    ("pretrain.loss.spread", 0.0, 1, "pretrain.loss.spread = 1", "train.loss.temperature"),
+    ("train.loss.match", 0.0, 1.0, "train.loss.match = 1.0", "train.loss.distill"),
+    ("train.loss.match_model", "", "minilm", "train.loss.match_model = 'minilm'", "train.loss.distill"),
+]
+
+
+def written(value: Any) -> str:
+    """A value in TOML, as ``--set`` reads it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {one}" for key, one in value.items()) + "}"
+    return json.dumps(value)
+
+
+@pytest.mark.parametrize(("key", "default", "other", "said", "instead"), GONE)
+def test_a_key_that_is_gone_is_accepted_at_its_default_alone(
+    tmp_path: Path, key: str, default: Any, other: Any, said: str, instead: str
+) -> None:
+    plain = load_config()
+    *sections, name = key.split(".")
+
+    def saved(value: Any) -> dict[str, Any]:
+        values = plain.model_dump()
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+        return values
+
+    assert make_config(saved(default), "config.json") == plain
+    assert load_config(overrides=[f"{key}={written(default)}"]) == plain
+    if default is not None:
+        assert load_config(recipe(tmp_path, f"{key} = {written(default)}\n")) == plain
+    path = recipe(tmp_path, f"{key} = {written(other)}\n")
+    for place, read in (
+        ("config.json", lambda: make_config(saved(other), "config.json")),
+        ("the settings", lambda: load_config(overrides=[f"{key}={written(other)}"])),
+        ("--set", lambda: change_config(plain, None, [f"{key}={written(other)}"])),
+        (str(path), lambda: load_config(path)),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{place}: {said}: this setting is gone, leave it out; ")
+        assert instead in str(caught.value)
+
+
+def test_the_table_of_what_is_gone_is_tested_whole() -> None:
+    paths = {"pretrain.loss": "train.loss"}
+    tested = {(paths.get(section, section), key) for section, _, key in (gone[0].rpartition(".") for gone in GONE)}
+    listed = {(section, key) for section, keys in GONE_KEYS.items() for key in keys}
+    assert listed == {("", "rate") if one == ("rate", "llm") else one for one in tested}
+
+
+def test_what_is_hashed_of_a_section_is_what_it_was_with_the_keys_that_are_gone() -> None:
+    config = load_config(overrides=["preset=paper", "select.task_rows=uniform"])
+    assert config.select.model_dump_json() == (
+        '{"fusion":"rrf","released":[],"rrf_constant":0.0,"positive":"p1","negative":"last","negatives":1,"min_rc":null,'
+        '"self_contained":false,"max_copied":null,"max_title":null,"near_jaccard":null,"near_cosine":null,'
+        '"flawed_weight":0.0,"task_shares":{},"task_rows":"uniform"}'
+    )
+    loss = (
+        '"unique_ids":false,"hard_negatives":"none","false_negative_margin":null,"hardness":0.0,"spread":0.0,'
+        '"distill":0.0,"distill_candidates":null,"distill_temperature":0.5,"match":0.0,"match_model":""}'
+    )
+    whole = '{"temperature":0.05,"same_tower":false,"mask_groups":false,' + loss
+    assert config.pretrain.loss.model_dump_json() == whole
+    assert f'"loss":{whole}' in config.pretrain.model_dump_json(exclude={"sources"})
+    assert config.prompts.model_dump_json() == (
+        '{"generate":"generate","query_likelihood":"query_likelihood","relevance":"relevance"}'
+    )
+    # All of it: what a data set that is sent depends on.
+    assert digest(load_config().model_dump_json()) == "61e9338257964341"
+    assert "near_cosine" not in config.model_dump()["select"]
+    assert json.loads(config.select.model_dump_json(include={"max_title"})).keys() == {"max_title"}
+    within = json.loads(config.model_dump_json(include={"select"}))["select"]
+    assert within == json.loads(config.select.model_dump_json())
 
 
 def test_variables_may_be_listed() -> None:
@@ -280,25 +369,24 @@ def test_variables_may_be_listed() -> None:
         ('generate.variables.who=["{passage}"]', "without braces"),
         ('generate.variables.who=["two\\nlines"]', "one line of text"),
         ("generate.variables=3", "valid dictionary"),
-        ("select.task_rows=0", "greater than or equal to 1"),
-        ("select.min_rating=0", "no query is rated; set rate.llm = 'teacher'"),
+        ("select.task_rows=500", "select.task_rows = 500: Input should be 'uniform'"),
     ],
 )
-def test_bad_variables_and_ratings(text: str, message: str) -> None:
+def test_bad_variables_and_tasks(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(overrides=[text])
 
 
 def test_a_table_that_is_a_setting_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
-    first = load_config(None, ["generate.variables.language={en=0.7, de=0.3}", "select.task_shares={a=0.5, b=0.5}"])
-    other = change_config(first, None, ["generate.variables.language={fr=1}", "select.task_shares={c=1}"])
+    first = load_config(None, ["generate.variables.language={en=0.7, de=0.3}", "pretrain.weights={a=0.5, b=0.5}"])
+    other = change_config(first, None, ["generate.variables.language={fr=1}", "pretrain.weights={c=1}"])
     assert other.generate.variables == {"language": {"fr": 1}}
-    assert other.select.task_shares == {"c": 1}
+    assert other.pretrain.weights == {"c": 1}
     added = change_config(first, None, ["generate.variables.length={short=1}", "mine={n=7}"])
     assert set(added.generate.variables) == {"language", "length"}
     assert (added.mine.n, added.mine.warmup_epochs) == (7, first.mine.warmup_epochs)
-    path = recipe(tmp_path, "[select.task_shares]\nd = 1\n")
-    assert change_config(first, path, ["generate.variables={}"]).select.task_shares == {"d": 1}
+    path = recipe(tmp_path, "[pretrain.weights]\nd = 1\n")
+    assert change_config(first, path, ["generate.variables={}"]).pretrain.weights == {"d": 1}
     assert change_config(first, None, ["generate.variables={}"]).generate.variables == {}
 
 

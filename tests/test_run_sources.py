@@ -240,7 +240,7 @@ def test_what_else_names_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (home / "teacher.gguf").touch()
     given = settings(
         'asked.sources=["sqlite:///log.db#SELECT * FROM log", "hf:model", "hf:some/log@train[:10%]"]',
-        "train.loss.match_model=model",
+        "student=model",
         'relabel.teachers=["gguf:~/teacher.gguf"]',
     )
     found = absolute_paths(given)
@@ -250,5 +250,5 @@ def test_what_else_names_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
         f"hf:{home}/model",
         "hf:some/log@train[:10%]",
     )
-    assert found.train.loss.match_model == f"{home}/model"
+    assert found.student == f"{home}/model"
     assert found.relabel.teachers == [f"gguf:{home}/teacher.gguf"]

@@ -172,8 +172,7 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     _print(table)
-    stages = ("generate", "relabel", *(["rate"] if run.config.rate.llm else []))
-    seconds = sum(run.finished(stage).seconds for stage in stages)
+    seconds = sum(run.finished(stage).seconds for stage in ("generate", "relabel"))
     selected = run.finished("select")
     own, released = origins(selected)
     print(verdict(result, own, seconds, released, asked_rows(selected)))
@@ -286,17 +285,6 @@ def relabel(
 
 
 @app.command()
-def rate(run: RunArg, sets: Sets = None, force: Force = False) -> None:
-    """Have rate.llm rate each judged query: --set rate.llm=teacher, or another model."""
-    with _stage(run, sets, force) as pipeline:
-        pipeline.through("rate")
-        manifest = pipeline.rate()
-        if manifest is None:
-            raise ConfigError("rate.llm is empty, so nobody rates; add --set rate.llm=teacher, or name another model")
-        _say_rows(manifest)
-
-
-@app.command()
 def select(run: RunArg, sets: Sets = None, force: Force = False) -> None:
     """Choose positives and negatives from the scores; no teacher is asked, unless --set changes what it was asked."""
     with _stage(run, sets, force, asks=bool(sets)) as pipeline:
@@ -337,17 +325,14 @@ def pretrain(
 def merge(
     models: Annotated[list[str], typer.Argument(help="Two models or more from one start: folders, hf:NAME or minilm.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the merged model.")],
-    method: Annotated[
-        Literal["soup", "slerp"], typer.Option(help="soup: the mean of the weights; slerp: on the arc between them.")
-    ] = "soup",
     weight: Annotated[
         list[float] | None, typer.Option(help="How much a model counts; once for each, or not at all.")
     ] = None,
 ) -> None:
-    """Make one model of several that were trained from the same start."""
+    """Average the weights of several models that were trained from the same start."""
     from gecko.training.merge import merge_models
 
-    merge_models(models, out, method, weight or ())
+    merge_models(models, out, weight or ())
     print(out)
 
 

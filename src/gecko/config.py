@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from gecko.config_gone import ERROR, GONE_KEYS, Gone, with_gone, without_gone
 from gecko.errors import ConfigError
 
 
@@ -44,11 +45,12 @@ class _Section(BaseModel):
     # Fingerprints hash a section's JSON. Fields that came later are left out of it at their default, so that the runs
     # from before them stay valid.
     LATER: ClassVar[frozenset[str]] = frozenset()
+    GONE: ClassVar[Mapping[str, Gone]] = {}  # what went stays in it
 
     @model_validator(mode="before")
     @classmethod
-    def _paths(cls, values: Any) -> Any:
-        return _as_text(values) if isinstance(values, dict) else values
+    def _given(cls, values: Any) -> Any:
+        return without_gone(_as_text(values), cls.GONE) if isinstance(values, dict) else values
 
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
@@ -58,6 +60,7 @@ class _Section(BaseModel):
             for name in self.LATER & values.keys():
                 if getattr(self, name) == fields[name].default:
                     del values[name]
+            return values if info.include else with_gone(values, self.GONE)
         return values
 
 
@@ -214,24 +217,18 @@ class RelabelConfig(_Section):
 class PromptsConfig(_Section):
     """The prompts: a shipped one by name, or a TOML file by path."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"rate"})
+    GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS["prompts"]
 
     generate: str = Field(default="generate", description="`generate_varied` takes `generate.variables`")
     query_likelihood: str = Field(default="relevance", description="the same as below: both are read in one pass")
     relevance: str = "relevance"
-    rate: str = Field(default="rate", description="what `rate.llm` is asked of each query and its seed")
-
-
-class RateConfig(_Section):
-    """Between steps 3 and 4, if asked for: an LLM rates each judged query beside the passage it was written for."""
-
-    llm: str = Field(default="", description="`teacher`, or an LLM SPEC; empty: no query is rated")
 
 
 class SelectConfig(_Section):
     """Step 4: the better positive and the hard negative."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"min_rating", "task_rows"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"task_rows"})
+    GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS["select"]
 
     fusion: Literal["rrf", "rrf+retriever", "ql", "rc"] = Field(
         default="rrf", description="rrf: of QL and RC, as in the paper; rrf+retriever: of the retriever's rank, too"
@@ -246,50 +243,23 @@ class SelectConfig(_Section):
     min_rc: float | None = Field(
         default=0.0, description="keep rows whose positive has RC log-odds above this; unset: all"
     )
-    min_rating: float | None = Field(
-        default=None, description="drop a query that `rate.llm` rates below this, in log-odds; unset: none"
-    )
     self_contained: bool = Field(
         default=True, description='drop a query that speaks of its own passage, as in "the main topic of the passage"'
-    )
-    max_copied: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="drop a query of which more than this share is word triples of its passage",
     )
     max_title: float | None = Field(
         default=None, ge=0, le=1, description="drop a query that has more than this share of the title's words"
     )
-    near_jaccard: float | None = Field(
-        default=None, gt=0, le=1, description="drop a query whose words are this similar to an earlier one's"
-    )
-    near_cosine: float | None = Field(
-        default=None, gt=0, le=1, description="drop a query that is this near to an earlier one for the start model"
-    )
-    flawed_weight: float = Field(
-        default=0.0, ge=0, lt=1, description="the weight of what the six above would drop; 0: it is dropped"
-    )
-    task_shares: dict[str, float] = Field(
-        default={}, description='of kinds of task keep this share: {"question" = 0.5}; the others are kept'
-    )
-    task_rows: Annotated[int, Field(ge=1)] | Literal["uniform"] | None = Field(
+    task_rows: Literal["uniform"] | None = Field(
         default=None,
-        description="at most so many rows of a kind of task; uniform: as many as there are of a kind on average",
+        description="uniform: of a kind of task at most as many rows as there are of a kind on average; unset: all",
     )
-
-    @field_validator("task_shares")
-    @classmethod
-    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
-        if wrong := [f"{name} = {share}" for name, share in value.items() if not 0 <= share <= 1]:
-            raise ValueError(f"{wrong[0]} is no share; write a number from 0 to 1")
-        return value
 
 
 class LossConfig(_Section):
     """Eq. 3 of the paper and its switches."""
 
     SECTION: ClassVar[str] = "train.loss"  # what errors call it
+    GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS["train.loss"]
 
     temperature: float = Field(default=0.05, gt=0)
     same_tower: bool | Literal["symmetric"] | list[str] = Field(
@@ -307,7 +277,6 @@ class LossConfig(_Section):
         default=None, ge=0, description="other rows' texts this much nearer than the positive are no negatives"
     )
     hardness: float = Field(default=0.0, ge=0, description="alpha: own hard negatives count exp(alpha * cosine) times")
-    spread: float = Field(default=0.0, ge=0, description="weight of the spread-out regulariser")
     distill: float = Field(
         default=0.0, ge=0, description="weight of the divergence from the teacher's fused scores of the candidates"
     )
@@ -315,8 +284,6 @@ class LossConfig(_Section):
         default=None, ge=2, description="of a query's candidates so many, evenly over the ranks; unset: all"
     )
     distill_temperature: float = Field(default=0.5, gt=0, description="of the softmax over the fused scores")
-    match: float = Field(default=0.0, ge=0, description="weight of the distance from the embeddings of match_model")
-    match_model: str = Field(default="", description="a model whose embeddings are matched")
 
 
 class BackboneConfig(_Section):
@@ -562,7 +529,8 @@ class CardConfig(_Section):
 class RunConfig(_Section):
     """Everything that shapes a run. Saved as `config.json` in the run folder."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"rate", "asked"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"asked"})
+    GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS[""]
 
     preset: Literal["default", "paper"] = "default"
     seed: int = Field(default=0, ge=0, description="of every random choice")
@@ -576,7 +544,6 @@ class RunConfig(_Section):
     prompts: PromptsConfig = PromptsConfig()
     mine: MineConfig = MineConfig()
     relabel: RelabelConfig = RelabelConfig()
-    rate: RateConfig = RateConfig()
     select: SelectConfig = SelectConfig()
     train: TrainConfig = TrainConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -596,10 +563,6 @@ class RunConfig(_Section):
     def _conflicts(self) -> "RunConfig":
         if self.mine.model and self.mine.warmup_epochs:
             raise ValueError("mine.model and mine.warmup_epochs exclude each other: give the trained model, or none")
-        if self.select.min_rating is not None and not self.rate.llm:
-            raise ValueError(
-                f"select.min_rating = {self.select.min_rating:g}, but no query is rated; set rate.llm = 'teacher', too"
-            )
         if self.generate.queries == 1:
             raise ValueError("generate.queries = 1: one query is nothing to learn from; write 2 or more")
         if self.generate.queries == 0 and not self.asked.sources:
@@ -764,6 +727,9 @@ def make_config(values: Mapping[str, Any], place: str) -> RunConfig:
 
 def _explain(entry: Any, place: str) -> str:
     key = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == ERROR:
+        gone = entry["ctx"]
+        return f"{place}: {key}{'.' if key else ''}{gone['key']} = {gone['value']!r}: {entry['msg']}"
     if entry["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, sorted({*known_keys(), *RunConfig.model_fields}), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else f"; known sections: {', '.join(RunConfig.model_fields)}"

@@ -13,15 +13,12 @@ from typing import Any
 from gecko.config import RunConfig, make_config
 
 _FILES = ("corpus.sources", "asked.sources", "select.released", "evaluate.sets", "pretrain.sources")
-_MODELS = (
-    *("llm", "rate.llm", "relabel.teachers", "backbone", "student", "mine.model"),
-    *("train.loss.match_model", "pretrain.loss.match_model"),
-)
-_PROMPTS = ("prompts.generate", "prompts.query_likelihood", "prompts.relevance", "prompts.rate")
+_MODELS = ("llm", "relabel.teachers", "backbone", "student", "mine.model")
+_PROMPTS = ("prompts.generate", "prompts.query_likelihood", "prompts.relevance")
 _SETS = "mixture.sets"
 _KEYS = (*_FILES, *_MODELS, *_PROMPTS, _SETS)
 _NO_FILES = frozenset(
-    {"stdlib", "stdlib-questions", "fret-stdlib", "minilm", "smollm2", "default", "default-small", "fake", "teacher"}
+    {"stdlib", "stdlib-questions", "fret-stdlib", "minilm", "smollm2", "default", "default-small", "fake"}
 )
 _SQLITE = "sqlite:///"
 _NAMED = ("hf", "gguf", "vllm")  # what stands before the name or the path of a model or a data set

@@ -122,10 +122,10 @@ class Judging:
 
 @dataclass(frozen=True)
 class Judge:
-    """Stage ``relabel``; without ``likelihood`` stage ``rate``."""
+    """Stage ``relabel``."""
 
     teacher: TeacherLoader
-    likelihood: Prompt | None
+    likelihood: Prompt
     relevance: Prompt
 
     def __call__(self, task: Judging, counts: Counts) -> list[Score]:

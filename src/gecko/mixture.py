@@ -144,8 +144,7 @@ class _Relabelled:
             candidates = self.run.read(f"mine-{self.name}", Candidate)
             scores = self.run.read(f"relabel-{self.name}", Score)
             labels = group_labels(self.queries, candidates, scores, settings)
-            embed, seed = self.pipeline.embed_queries, self.config.seed
-            chosen = select(self.queries, labels, self.passages, settings, seed, counts, embed)
+            chosen = select(self.queries, labels, self.passages, settings, self.config.seed, counts)
             rows = [replace(row, dataset=self.name, candidates=(), fused=()) for row in chosen]
             changed = counts.notes["positive is not the seed"]
             dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items())

@@ -23,7 +23,7 @@ from gecko.work import Counts
 
 REUSED = "taken over"
 PLAN = "plan.json"
-ASKED, RATE = "asked", "rate"
+ASKED = "asked"
 
 
 def seeds_key(seeds: Sequence[Seed]) -> str:
@@ -225,8 +225,3 @@ def scores_identity(run: Run) -> str:
 def all_scores(run: Run) -> list[Score]:
     """The scores of every teacher of a run."""
     return [score for stage in relabel_stages(run) for score in run.read(stage, Score)]
-
-
-def all_ratings(run: Run) -> dict[str, float]:
-    """By query id how ``rate.llm`` rates it, in log-odds; empty where nobody is asked to."""
-    return {score.query_id: score.rc for score in run.read(RATE, Score)} if run.config.rate.llm else {}

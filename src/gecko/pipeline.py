@@ -27,8 +27,6 @@ from gecko.encoder.sent import SentEncoder
 from gecko.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
 from gecko.formats import InputFormat
 from gecko.fret.seeds import (
-    CONTROL_TOKENS,
-    QUERY_TOKENS,
     Cost,
     Reading,
     Seed,
@@ -41,8 +39,6 @@ from gecko.jobs import EncoderLoader, Judge, Judging, Mine, SentTeacher, Teacher
 from gecko.paid import (
     ASKED,
     PLAN,
-    RATE,
-    all_ratings,
     all_scores,
     asked_parts,
     asked_queries,
@@ -80,7 +76,6 @@ VERSIONS = {
     "generate": 1,
     "mine": 1,
     "relabel": 1,
-    "rate": 1,
     "select": 1,
     "train": TRAINING_VERSION,
     "agreement": 1,
@@ -90,7 +85,6 @@ VERSIONS = {
 STDLIB_QUESTIONS = "stdlib-questions"
 QUERIES_A_SHARD = 512
 CHARACTERS_A_TOKEN = 4  # of English
-RATED_BY_TEACHER = "teacher"  # as `rate.llm`
 MOST_SEEDS = 50_000  # considered for a budget; more than any single machine has time for
 LEAST_QUERIES = 4
 LEAST_HELDOUT = 8  # held-out queries that a choice between two formats is left to
@@ -253,7 +247,6 @@ class Pipeline:
             ),
             "likelihood": run_prompt(self.run, "query_likelihood"),
             "relevance": run_prompt(self.run, "relevance"),
-            **({"rate": run_prompt(self.run, "rate")} if self.config.rate.llm else {}),
         }
 
     def teacher_parts(self, *roles: str) -> dict[str, str]:
@@ -279,7 +272,6 @@ class Pipeline:
             "generate": self.generate,
             "mine": self.mine,
             "relabel": self.relabel,
-            "rate": self.rate,
             "select": self.select,
         }
         for name, step in steps.items():
@@ -616,15 +608,13 @@ class Pipeline:
         people = self._read_asked(Counts())
         self.ingest()
         plan = self._new_plan(people)
-        cost, written = plan.expected, sum(map(len, plan.blocks))
-        queries = plan.asked + written
+        cost, queries = plan.expected, plan.asked + sum(map(len, plan.blocks))
         read_speed, write_speed = plan.read_speed, plan.write_speed
         if not read_speed:
             read_speed, write_speed, _ = self._measure()
         writing = cost.generate_read / read_speed + cost.written / write_speed
         judged = cost.read - cost.generate_read
         further = len(self.config.relabel.teachers)
-        rated = cost.generate_read + written * (QUERY_TOKENS + CONTROL_TOKENS)
         self.start.passages(self.passages[:1])  # loaded and warm
         began = time.perf_counter()
         self.start.passages(self.passages[:ESTIMATE_SAMPLE])
@@ -648,7 +638,6 @@ class Pipeline:
                 f"mine:     about {text * queries / 60:.1f} minutes; the passages are embedded",
                 f"relabel:  {judged:,} tokens read, about {judged / read_speed / 60:.1f} minutes"
                 + (f"; as many tokens by each of {further} further teachers" if further else ""),
-                *([f"rate:     {rated:,} tokens read"] if self.config.rate.llm else []),
                 f"train:    roughly {training / 60:.1f} minutes ({epochs} epochs, {forms} formats)",
                 *([f"evaluate: roughly {testing:.1f} minutes for {tested:,} passages"] if tested else []),
                 *known,
@@ -875,7 +864,7 @@ class Pipeline:
             make_row(query, [Label(query.seed_id, 1, 0, 0, 1, 1, 2.0)], self.by_id, alone, self.config.seed)
             for query in train_queries
         ]
-        plain = {"hard_negatives": "none", "same_tower": False, "distill": 0.0, "match": 0.0, "spread": 0.0}
+        plain = {"hard_negatives": "none", "same_tower": False, "distill": 0.0}
         loss = self.config.train.loss.model_copy(update=plain)
         settings = self.config.train.model_copy(
             update={"epochs": self.config.mine.warmup_epochs, "loss": loss, "patience": None}
@@ -927,24 +916,6 @@ class Pipeline:
             self._relabel(stage, teacher_identity(spec), self._other_teacher(spec), *work)
         return first
 
-    def rate(self) -> Manifest | None:
-        """Have each judged query that may be taught rated beside its seed, where ``rate.llm`` says by whom."""
-        from gecko.llm.load import teacher_identity
-
-        spec = self.config.rate.llm
-        if not spec:
-            return None
-        judged = {score.query_id for score in self.run.read("relabel", Score)}
-        written = self.run.read("generate", Query)
-        queries = {query.id: query for query in written if query.id in judged and query.split == "train"}
-        by_passage: dict[str, list[Query]] = {}
-        for query in queries.values():
-            by_passage.setdefault(query.seed_id, []).append(query)
-        work = (queries, set(queries), by_passage)
-        if spec == RATED_BY_TEACHER:
-            return self._relabel(RATE, self.teacher_identity, self._teacher_loader, *work)
-        return self._relabel(RATE, teacher_identity(spec), self._other_teacher(spec), *work)
-
     def _other_teacher(self, spec: str) -> TeacherLoader:
         """A further teacher, loaded on first use in the place of the one before."""
         from gecko.llm.load import load_teacher, teacher_identity
@@ -982,21 +953,21 @@ class Pipeline:
         kept: Collection[str],
         by_passage: Mapping[str, Sequence[Query]],
     ) -> Manifest:
-        config, rating = self.config.relabel, stage == RATE
-        roles = [RATE] if rating else ["likelihood", "relevance"]
+        config = self.config.relabel
         order = [passage.id for passage in self.passages if passage.id in by_passage]
         shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
         parts = {
-            **self.teacher_parts(*roles),
+            **self.teacher_parts("likelihood", "relevance"),
             "teacher": identity,
             "passages": self.run.finished("ingest").identity,
             "queries": self.run.finished("generate").identity,
-            **({} if rating else asked_parts(self.run) | {"candidates": self.run.finished("mine").identity}),
+            **asked_parts(self.run),
+            "candidates": self.run.finished("mine").identity,
             "queries kept": digest(*sorted(kept)),
             "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
             "schema": schema_digest(Score),
             **self.precision_parts,
-            **_version(RATE if rating else "relabel"),
+            **_version("relabel"),
         }
         pairs = sum(map(len, by_passage.values()))
         growing = {"queries", ASKED, "candidates", "queries kept", "passages", "schema", "settings.shard_passages"}
@@ -1010,11 +981,10 @@ class Pipeline:
                 known = {pair: paid().scores[pair] for pair in asked if pair in paid().scores}
                 return Judging([(self.by_id[one], by_passage[one]) for one in shards[index]], known)
 
-            likelihood = None if rating else self.prompts["likelihood"]
-            return Job(Judge(teacher, likelihood, self.prompts[roles[-1]]), ask)
+            return Job(Judge(teacher, self.prompts["likelihood"], self.prompts["relevance"]), ask)
 
-        doing, size = "rating" if rating else "judging", config.shard_passages
-        title = f"{doing} {pairs:,} pairs, {min(size, len(order)):,} of {len(order):,} passages at a time"
+        size = min(config.shard_passages, len(order))
+        title = f"judging {pairs:,} pairs, {size:,} of {len(order):,} passages at a time"
         return self.run.spread(
             stage, Score, parts, shards, job, self.engine, lambda left: self.ui.bar(title, left), growing=growing
         )
@@ -1088,7 +1058,6 @@ class Pipeline:
             "settings": self.config.select.model_dump_json(),
             "seed": str(self.config.seed),
             "schema": schema_digest(Example),
-            **({"ratings": self.run.finished(RATE).identity} if self.config.select.min_rating is not None else {}),
             **self._released_parts(),
             **_version("select"),
         }
@@ -1096,9 +1065,7 @@ class Pipeline:
         def work(_: int, counts: Counts) -> list[Example]:
             config, seed = self.config.select, self.config.seed
             asked = {query.id for query in asked_queries(self.run)}
-            rows = list(
-                select(self.queries, self.labels, self.by_id, config, seed, counts, self.embed_queries, self.ratings)
-            )
+            rows = list(select(self.queries, self.labels, self.by_id, config, seed, counts))
             if taught := sum(row.query_id in asked for row in rows):
                 counts.notes[ROWS_ASKED] = taught
             for released in self.released:
@@ -1113,11 +1080,6 @@ class Pipeline:
     def embed_queries(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
         """Unit vectors of queries by the start model, which is loaded for it: (len(texts), d)."""
         return self.start.queries(texts, tasks)
-
-    @cached_property
-    def ratings(self) -> dict[str, float]:
-        """By query id how it is rated; empty where nobody is asked to. Released queries have no rating."""
-        return all_ratings(self.run)
 
     @cached_property
     def released(self) -> "list[Released]":

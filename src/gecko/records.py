@@ -69,8 +69,6 @@ class Candidate:
 class Score:
     """What one teacher says of one pair. Natural logarithms.
 
-    The rating of a query is such a score, too: of the query and its seed under the prompt for rating, without likelihood.
-
     Attributes:
         ql_sum: log-probability of the query's tokens given the passage, summed; ``ql_tokens`` is their number.
         rc: log-odds of "relevant" against "not relevant".

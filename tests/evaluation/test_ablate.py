@@ -1,7 +1,6 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gecko.cli import app
-from gecko.config import GenerateConfig, RunConfig, change_config, load_config, make_config
+from gecko.config import GenerateConfig, RunConfig, change_config, load_config
 from gecko.errors import ConfigError, RunError
 from gecko.evaluation import ablate
 from gecko.evaluation.ablate import (
@@ -27,10 +26,7 @@ from gecko.evaluation.ablate import (
 )
 from gecko.fret.mine import mine
 from gecko.fret.release import Released
-from gecko.llm.base import Group
-from gecko.llm.fake import FakeLM
 from gecko.pipeline import Pipeline
-from gecko.prompts import Prompt
 from gecko.records import Candidate, Example, Passage, Query, Text
 from gecko.report.ablation import cell_rows, dim_rows, dims_plot, markdown, plot, reranker_rows
 from gecko.store import Run
@@ -96,30 +92,18 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def test_rows_are_selected_as_the_run_selects(
-    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the start model's vectors and by ratings, too."""
+def test_rows_are_selected_as_the_run_selects(finished: tuple[Path, str], tmp_path: Path) -> None:
     folder, beir = tmp_path / "run", finished[1]
     shutil.copytree(finished[0], folder)
-    kept = FakeLM.label_logprobs
-
-    def odd_ones(self: FakeLM, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
-        if prompt.name != "rating of queries":
-            return kept(self, prompt, groups)
-        return [[(0.0, -1.0) if len(query) % 2 else (-1.0, 0.0) for query in group.queries] for group in groups]
-
-    monkeypatch.setattr(FakeLM, "label_logprobs", odd_ones)
     with Run(folder) as run:
-        values = run.config.model_dump() | {"rate": {"llm": "fake"}}
-    values["select"] |= {"near_cosine": 0.9, "min_rating": 0.0}
-    with Run(folder, make_config(values, "test"), force=True) as run:
+        config = change_config(run.config, None, ["select.task_rows=uniform"])
+    with Run(folder, config, force=True) as run:
         Pipeline(run).through("select")
         rows = run.read("select", Example)
         drops = run.finished("select").drops
         cell = next(cell for cell in all_cells(run.config, True) if cell.label == "selection/p1 + p_N")
         assert Ablation(run, Options(sets=(beir,))).rows(cell, run.config.seed) == rows != []
-    assert drops["near duplicate by meaning"] and drops["rated below 0"]
+    assert any(reason.startswith("more than ") for reason in drops)
 
 
 def test_killed_it_continues_at_the_next_training_and_ends_the_same(

@@ -9,7 +9,7 @@ from gecko.config import SelectConfig
 from gecko.errors import TeacherError
 from gecko.fret.relabel import REFUSED, prompt_hash, relabel, relevance_logit
 from gecko.fret.select import group_labels
-from gecko.llm.base import Group, Judgement, Refusal
+from gecko.llm.base import Group, Refusal
 from gecko.llm.fake import FakeLM
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Passage, Query, Score
@@ -220,16 +220,3 @@ def test_a_neutral_query_takes_off_what_a_passage_says_to_anything(two: bool) ->
 
     alone = list(relabel(PAIRS, Judging(), neutral, neutral, Counts()))
     assert [score.rc for score in alone] == [score.rc for score in found]
-
-
-def test_a_rating_is_relevance_under_its_own_prompt() -> None:
-    class Labels(FakeLM):
-        def judge(self, *_: object) -> list[list[Judgement]]:
-            raise AssertionError("no likelihood is wanted")
-
-        score = judge  # type: ignore[assignment]
-
-    rate = load_prompt("rate")
-    found = list(relabel(PAIRS, Labels(), None, rate, Counts()))
-    assert [(score.ql_sum, score.ql_tokens, score.prompt_hash) for score in found] == [(0.0, 0, rate.hash)] * 3
-    assert [score.rc for score in found] == pytest.approx([math.log(3), math.log(3 / 2), math.log(2 / 3)])

@@ -24,7 +24,6 @@ class FakePipeline:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.config: RunConfig = run.config
-        self.ratings: dict[str, float] = {}
 
     @cached_property
     def passages(self) -> list[Passage]:

@@ -45,7 +45,6 @@ def pages(tiny_model: Path, words: list[str], tmp_path_factory: pytest.TempPathF
             "variables": {"persona": ["<script>document.title='taken'</script>", "a nurse"]},
         },
         prompts={"generate": "generate_varied"},
-        rate={"llm": "fake"},
         mine={"n": 5},
         select={"min_rc": None},
         check={"enabled": False},
@@ -91,7 +90,7 @@ def test_a_browser_shows_it_as_text(pages: list[Path], tmp_path: Path, index: in
 def test_statistics_are_of_the_run(pages: list[Path]) -> None:
     text = pages[1].read_text(encoding="utf-8")
     assert "p_1 is not the seed" in text and ">ingest</th><td><bdi>too short</bdi>" in text
-    assert "<mark>" in text and "rated " in text and "persona: <bdi>" in text
+    assert "<mark>" in text and "persona: <bdi>" in text
     assert "generate: prompt generate" in text and "relabel: teacher" in text
 
 

@@ -398,28 +398,6 @@ def test_accumulation_takes_fewer_steps_and_says_what_it_is_not(run):
     assert said == ["3 batches a step; that adds no negatives: a row sees those of its 8 rows"]
 
 
-def test_matching_pulls_towards_another_model(run, tiny_bert, examples, tmp_path):
-    from sentence_transformers import SentenceTransformer
-
-    other = SentenceTransformer(str(tiny_bert))
-    torch.manual_seed(3)
-    for weight in other.parameters():
-        weight.data.add_(0.2 * torch.randn_like(weight))
-    other.save_pretrained(str(tmp_path / "other"), create_model_card=False)
-    texts = [row.query for row in examples]
-    target = other.encode(texts, normalize_embeddings=True)
-
-    def near(folder):
-        return float((SentenceTransformer(str(folder)).encode(texts, normalize_embeddings=True) * target).sum(1).mean())
-
-    loss = CONFIG.loss.model_copy(update={"match": 20.0, "match_model": str(tmp_path / "other")})
-    _, _, said = run(config=CONFIG.model_copy(update={"loss": loss, "epochs": 6}))
-    assert near(tmp_path / "run" / "model") > near(tiny_bert) + 0.05
-    assert said == [f"embedding 56 texts with {tmp_path / 'other'}, to be matched"]
-    with pytest.raises(TrainingError, match="match_model"):
-        run("none", config=CONFIG.model_copy(update={"loss": loss.model_copy(update={"match_model": ""})}))
-
-
 def test_listwise_distillation_needs_the_passages_and_changes_what_is_learned(tiny_bert, examples, whole, tmp_path):
     passages = {row.positive.id: row.positive for row in examples}
     names = list(passages)
@@ -459,7 +437,7 @@ def test_low_rank_updates_are_resumed_and_merged(run, stop_before, tiny_bert, tm
 
 def test_two_processes_train_what_one_does(run, tiny_bert, examples, tmp_path):
     calm = quiet(tiny_bert, tmp_path / "calm")
-    loss = CONFIG.loss.model_copy(update={"hard_negatives": "all", "spread": 0.5})
+    loss = CONFIG.loss.model_copy(update={"hard_negatives": "all"})
     config = CONFIG.model_copy(update={"loss": loss, "epochs": 1, "part_tokens": 40})
     rows = [*examples, *examples[:4]]  # 24: full batches only
     one = run("one", start=calm, config=config, rows=rows)

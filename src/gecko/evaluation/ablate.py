@@ -31,7 +31,7 @@ from gecko.evaluation.result import load_set
 from gecko.formats import InputFormat
 from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
-from gecko.paid import all_ratings, all_scores, own_queries
+from gecko.paid import all_scores, own_queries
 from gecko.progress import Silent, Ui
 from gecko.records import Candidate, Example, Passage, Query, Score
 from gecko.store import Run, digest, read_json, write_json
@@ -225,7 +225,6 @@ class Ablation:
         config = run.config
         self.passages = {passage.id: passage for passage in run.read("ingest", Passage)}
         own = own_queries(run), run.read("mine", Candidate), all_scores(run)
-        self.ratings = all_ratings(run)
         self._judged = [own, *(as_judged(one) for one in released)]
         self.queries = [query for queries, *_ in self._judged for query in queries]
         self.with_likelihood = all(score.ql_tokens > 0 for *_, scores in self._judged for score in scores)
@@ -256,9 +255,6 @@ class Ablation:
         from gecko.encoder import load_encoder
 
         return load_encoder(self.run.config.backbone, pad_token=self.run.config.train.backbone.pad_token)
-
-    def _embed_queries(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
-        return self.start.queries(texts, tasks)
 
     @cached_property
     def _sets_identity(self) -> str:
@@ -296,7 +292,7 @@ class Ablation:
         labels = self._labels(config.fusion, cell.candidates)
         # What people asked has no seed: where seeds are held against p_1, both are of the same queries.
         queries = [query for query in self.queries if not query.asked or cell.group != "selection"]
-        rows = list(select(queries, labels, self.passages, config, seed, Counts(), self._embed_queries, self.ratings))
+        rows = list(select(queries, labels, self.passages, config, seed, Counts()))
         if cell.share == 1:
             return rows
         return drawn(rows, math.ceil(cell.share * len(rows)), np.random.default_rng(seed), cell.draw)

@@ -9,14 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from gecko.text import words
 
 NGRAM = 3
 TITLE_WORDS = 2  # a title of one word is often the only name that a thing has
-QUERY_BLOCK = 512
 OF_ITSELF = "speaks of its passage"  # why such a query is dropped
 
 # "the study of" something is a subject, and "the text" may be any; "the study" and "this text" are what was just read.
@@ -80,17 +76,4 @@ def near_by_words(texts: Sequence[str], threshold: float) -> list[int | None]:
         if like is None:
             for word in prefix:
                 index.setdefault(word, []).append(number)
-    return result
-
-
-def near_by_vectors(vectors: npt.NDArray[np.float32], threshold: float) -> list[int | None]:
-    """The same by cosine: for each row of (n, d) unit rows the first kept one before it that is so near; else none."""
-    result: list[int | None] = []
-    kept = np.zeros(len(vectors), dtype=bool)
-    for start in range(0, len(vectors), QUERY_BLOCK):
-        near = vectors[start : start + QUERY_BLOCK] @ vectors[: start + QUERY_BLOCK].T >= threshold
-        for row, found in enumerate(near, start=start):
-            places = np.flatnonzero(found[:row] & kept[:row])
-            result.append(int(places[0]) if len(places) else None)
-            kept[row] = not len(places)
     return result

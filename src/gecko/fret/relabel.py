@@ -31,7 +31,7 @@ def prompt_hash(likelihood: Prompt, relevance: Prompt) -> str:
 def relabel(
     pairs: Sequence[tuple[Passage, Sequence[Query]]],
     teacher: LanguageModel,
-    likelihood: Prompt | None,
+    likelihood: Prompt,
     relevance: Prompt,
     counts: Counts,
     known: Mapping[tuple[str, str], Score] | None = None,
@@ -41,7 +41,7 @@ def relabel(
     Args:
         pairs: passages, each with the queries that retrieved it.
         teacher: scores.
-        likelihood: P_QL; none: relevance alone, as for rating queries.
+        likelihood: P_QL.
         relevance: P_RC.
         counts: tokens, and the passages that were cut.
         known: scores by query id and passage id that were paid for before; the teacher is not asked for them.
@@ -63,10 +63,9 @@ def relabel(
     groups = [Group(passage.content, tuple(query.text for query in queries)) for passage, queries in asked]
     judgements = judge(groups, teacher, likelihood, relevance) if groups else []
     counts.tokens += teacher.usage.tokens - tokens
-    once = likelihood is None or likelihood.hash == relevance.hash or not teacher.can_score
-    passes = 1 if once else 2
+    passes = 1 if likelihood.hash == relevance.hash or not teacher.can_score else 2
     counts.notes["passages read in part"] += (teacher.usage.truncated - cut) // passes
-    used = relevance.hash if likelihood is None else prompt_hash(likelihood, relevance)
+    used = prompt_hash(likelihood, relevance)
     scores = {
         (query.id, passage.id): Score(
             query_id=query.id,
@@ -101,13 +100,10 @@ def relabel(
 
 
 def judge(
-    groups: Sequence[Group], teacher: LanguageModel, likelihood: Prompt | None, relevance: Prompt
+    groups: Sequence[Group], teacher: LanguageModel, likelihood: Prompt, relevance: Prompt
 ) -> list[list[Judgement]]:
-    """Both scores of every pair, in one pass where one prompt serves both; no QL (of 0 tokens) if the teacher has none.
-
-    Nor is there any without a prompt for it.
-    """
-    if likelihood is None or not teacher.can_score:
+    """Both scores of every pair, in one pass where one prompt serves both; no QL (of 0 tokens) if the teacher has none."""
+    if not teacher.can_score:
         return [[Judgement(0.0, 0, labels) for labels in row] for row in read_labels(groups, teacher, relevance)]
     if likelihood.hash == relevance.hash:
         return read_both(groups, teacher, relevance)

@@ -1,25 +1,22 @@
 """Step 4 of FRet: the better positive ``p+ = argmax R`` and a hard negative, from scores that are already paid for.
 
-Queries that teach little (copies of their passage, give-aways of its title, near duplicates, more of a kind of task than
-is wanted) are dropped or count less, each by a setting of its own.
+Queries that teach little (they speak of their passage or give away its title, or there are more of their kind of task than
+of others) are dropped, each by a setting of its own.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import assert_never
 
 import numpy as np
 
 from gecko.config import SelectConfig
 from gecko.fret.fuse import Label, fuse
-from gecko.fret.quality import OF_ITSELF, copied, kind, leaked, near_by_vectors, near_by_words, speaks_of_itself
+from gecko.fret.quality import OF_ITSELF, kind, leaked, speaks_of_itself
 from gecko.records import Candidate, Example, Passage, Query, Score, Text
-from gecko.store import digest, drawn_by
+from gecko.store import digest
 from gecko.work import Counts
-
-Embed = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 DATASET = "fret"
 ROWS_FROM = "rows from "  # before a release's name, in what select counts
@@ -53,14 +50,12 @@ def select(
     config: SelectConfig,
     seed: int,
     counts: Counts,
-    embed: Embed | None = None,
-    ratings: Mapping[str, float] | None = None,
 ) -> Iterator[Example]:
     """One training row a query, in the order of ``queries``.
 
     A row whose positive the teacher does not find relevant (``config.min_rc``) is dropped and counted, as is a held-out
-    query and one without labels; then those that fail the settings on quality; then those of a kind of task of which there
-    are too many.
+    query, one without labels, and one that fails the settings on quality; then those of a kind of task of which there are
+    too many.
 
     Args:
         queries: all that were generated or asked.
@@ -69,34 +64,17 @@ def select(
         config: what is selected.
         seed: of the run.
         counts: gets drops and notes.
-        embed: unit vectors of queries with these texts and tasks, for ``config.near_cosine``.
-        ratings: of queries by id, for ``config.min_rating``; one that has none is kept.
     """
-    rows = [
-        (query, row)
-        for query, row in _rows(queries, labels, passages, config, seed, counts)
-        if _is_kept(query, config, seed, counts)
-    ]
-    flaws = _flaws([query for query, _ in rows], passages, config, embed, ratings or {})
-    left = []
-    for (_, row), flaw in zip(rows, flaws, strict=True):
-        if flaw and config.flawed_weight == 0:
-            counts.drop(flaw[0], flaw[1])
-            continue
-        if flaw:
-            counts.notes[f"counts {config.flawed_weight:g}: {flaw[0]}"] += 1
-        left.append(replace(row, weight=row.weight * config.flawed_weight) if flaw else row)
-    for row in _evened(left, config, seed, counts):
+    rows = list(_rows(queries, labels, passages, config, seed, counts))
+    for row in _evened(rows, seed, counts) if config.task_rows == "uniform" else rows:
         counts.notes["positive is not the seed"] += row.seed_id not in ("", row.positive.id)
         yield row
 
 
-def _evened(rows: list[Example], config: SelectConfig, seed: int, counts: Counts) -> list[Example]:
-    """The rows without those of a kind of task that has more than it may; which ones go is decided by their ids."""
-    if config.task_rows is None or not rows:
-        return rows
+def _evened(rows: list[Example], seed: int, counts: Counts) -> list[Example]:
+    """As many rows of each kind of task as there are of a kind on average; which ones go is decided by their ids."""
     kinds = [kind(row.task) for row in rows]
-    most = config.task_rows if config.task_rows != "uniform" else math.ceil(len(rows) / len(set(kinds)))
+    most = math.ceil(len(rows) / max(1, len(set(kinds))))
     order = sorted(range(len(rows)), key=lambda place: digest(str(seed), rows[place].query_id))
     taken, kept = Counter[str](), set[int]()
     for place in order:
@@ -109,62 +87,16 @@ def _evened(rows: list[Example], config: SelectConfig, seed: int, counts: Counts
     return [row for place, row in enumerate(rows) if place in kept]
 
 
-def _is_kept(query: Query, config: SelectConfig, seed: int, counts: Counts) -> bool:
-    """Whether the query is in the share that is wanted of its kind of task; decided by its id, for good."""
-    found = kind(query.task)
-    share = config.task_shares.get(found, 1.0)
-    if share < 1 and drawn_by(str(seed), query.id) >= share:
-        counts.drop(f"kind of task: {found}", query.text)
-        return False
-    return True
-
-
-def _flaws(
-    queries: Sequence[Query],
-    passages: Mapping[str, Passage],
-    config: SelectConfig,
-    embed: Embed | None,
-    ratings: Mapping[str, float],
-) -> list[tuple[str, str] | None]:
-    """What is wrong with each query, and how that shows. A near duplicate is one of a query that nothing is wrong with.
-
-    A query that somebody asked can be a near duplicate only.
-    """
-    found: list[tuple[str, str] | None] = []
-    for query in queries:
-        if query.asked:
-            found.append(None)
-            continue
-        passage, rating = passages[query.seed_id], ratings.get(query.id)
-        if config.min_rating is not None and rating is not None and rating < config.min_rating:
-            found.append((f"rated below {config.min_rating:g}", f"{rating:+.1f}: {query.text} ← {passage.content}"))
-        elif config.self_contained and speaks_of_itself(query.text):
-            found.append((OF_ITSELF, f"{query.text} ← {passage.content}"))
-        elif config.max_copied is not None and copied(query.text, passage.content) > config.max_copied:
-            found.append(("copies its passage", f"{query.text} ← {passage.text}"))
-        elif config.max_title is not None and leaked(query.text, passage.title) > config.max_title:
-            found.append(("gives away the title", f"{query.text} ← {passage.title}"))
-        else:
-            found.append(None)
-
-    def mark(reason: str, near: Callable[[list[Query]], list[int | None]]) -> None:
-        places = [place for place, flaw in enumerate(found) if flaw is None]
-        left = [queries[place] for place in places]
-        for place, like in zip(places, near(left) if left else [], strict=True):
-            if like is not None:
-                found[place] = (reason, f"{queries[place].text} ← {left[like].text}")
-
-    if (words := config.near_jaccard) is not None:
-        mark("near duplicate by words", lambda left: near_by_words([query.text for query in left], words))
-    if (cosine := config.near_cosine) is not None:
-        if embed is None:
-            raise ValueError("select.near_cosine needs the vectors of the queries")
-
-        def by_meaning(left: list[Query]) -> list[int | None]:
-            return near_by_vectors(embed([query.text for query in left], [query.task for query in left]), cosine)
-
-        mark("near duplicate by meaning", by_meaning)
-    return found
+def _flaw(query: Query, passages: Mapping[str, Passage], config: SelectConfig) -> tuple[str, str] | None:
+    """What is wrong with a query, and how that shows; nothing is with one that somebody asked."""
+    if query.asked:
+        return None
+    passage = passages[query.seed_id]
+    if config.self_contained and speaks_of_itself(query.text):
+        return OF_ITSELF, f"{query.text} ← {passage.content}"
+    if config.max_title is not None and leaked(query.text, passage.title) > config.max_title:
+        return "gives away the title", f"{query.text} ← {passage.title}"
+    return None
 
 
 def _rows(
@@ -174,7 +106,7 @@ def _rows(
     config: SelectConfig,
     seed: int,
     counts: Counts,
-) -> Iterator[tuple[Query, Example]]:
+) -> Iterator[Example]:
     for query in queries:
         if query.split != "train":
             counts.drop("held out", query.text)
@@ -192,7 +124,10 @@ def _rows(
             text = f"{rc:+.1f}: {query.text} ← {passages[row.positive.id].content}"
             counts.drop(f"positive not relevant (RC <= {config.min_rc:g})", text)
             continue
-        yield query, row
+        if flaw := _flaw(query, passages, config):
+            counts.drop(*flaw)
+            continue
+        yield row
 
 
 def make_row(

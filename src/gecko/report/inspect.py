@@ -38,13 +38,11 @@ SPREADS = {
     "query_words": "words of a query",
     "seed_rank": "rank of the seed for the teacher",
     "rc_of_p1": "RC log-odds of p_1",
-    "rating": "rating of a query, in log-odds",
 }
 SHARES = {
     "seed_retrieved": "seed among the candidates",
     "p1_is_not_the_seed": "p_1 is not the seed",
     "rc_of_p1_above_0": "RC log-odds of p_1 above 0",
-    "rated_above_0": "rating above 0",
     "speaks_of_its_passage": "speak of the passage itself",
     "copies_its_passage": f"more than {100 * COPIED:.0f} % copied from the passage",
     "gives_away_the_title": f"more than {100 * TITLE:.0f} % of the title's words",
@@ -69,7 +67,6 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
         if query.seed_id in order:
             places.append(order.index(query.seed_id) + 1)
     first = [ranked[0].rc for ranked in pipeline.labels.values() if ranked]
-    ratings = list(pipeline.ratings.values())
     texts = [query.text for query in queries]
     written = [query for query in queries if not query.asked]
     seeds = [pipeline.by_id[query.seed_id] for query in written]
@@ -90,8 +87,6 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
         "p1_is_not_the_seed": _share(sum(place > 1 for place in places), len(places)),
         "rc_of_p1": _quantiles(first),
         "rc_of_p1_above_0": _share(sum(value > 0 for value in first), len(first)),
-        "rating": _quantiles(ratings),
-        "rated_above_0": _share(sum(value > 0 for value in ratings), len(ratings)),
         "speaks_of_its_passage": _share(sum(speaks_of_itself(query.text) for query in written), len(written)),
         "copies_its_passage": _share(
             sum(copied(query.text, seed.content) > COPIED for query, seed in zip(written, seeds, strict=True)),
@@ -103,7 +98,6 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
         ),
         "in_the_language": _in_the_language(pipeline),
         "near_duplicate": _share(sum(like is not None for like in near_by_words(texts, NEAR)), len(queries)),
-        "weight": sum(row.weight for row in rows) / len(rows) if rows else None,
         "drops": {stage: dict(run.finished(stage).drops.most_common()) for stage in stages},
         "made_by": provenance(pipeline),
     }
@@ -130,17 +124,9 @@ def _in_the_language(pipeline: "Pipeline") -> float | None:
 def provenance(pipeline: "Pipeline") -> dict[str, str]:
     """Where every row comes from, beside its seed passage: prompts and models by hash, and the random seed."""
     made = {}
-    for stage in ("generate", "mine", "relabel", *(["rate"] if pipeline.ratings else [])):
+    for stage in ("generate", "mine", "relabel"):
         parts = pipeline.run.finished(stage).parts
-        for name in (
-            "teacher",
-            "model",
-            "prompt generate",
-            "prompt likelihood",
-            "prompt relevance",
-            "prompt rate",
-            "seed",
-        ):
+        for name in ("teacher", "model", "prompt generate", "prompt likelihood", "prompt relevance", "seed"):
             if name in parts:
                 made[f"{stage}: {name}"] = parts[name]
     return made
@@ -162,7 +148,6 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("passages, queries, rows", f"{found['passages']:,}, {found['queries']:,}, {found['rows']:,}"),
         ("passages that are a seed", f"{found['seeds']:,}"),
         *([("queries that people asked", f"{found['asked']:,}")] if found["asked"] else []),
-        ("mean weight of a row", "–" if found["weight"] is None else f"{found['weight']:.2f}"),
         (
             f"kinds of task, of {found['tasks']:,} tasks",
             ", ".join(f"{name} {count:,}" for name, count in kinds[:KINDS]),
@@ -213,7 +198,6 @@ def write_samples(pipeline: "Pipeline", found: dict[str, Any], path: Path, count
             {
                 "row": row,
                 "asked": draw(pipeline.prompts["generate"], row.query_id) if row.query_id in own else {},
-                "rating": pipeline.ratings.get(row.query_id),
                 "copied": copied(row.query, seed.content) if seed is not None else None,
                 "passages": [(role, text, labels.get(text.id)) for role, text in roles],
             }

@@ -37,11 +37,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = 12
 TASKS = 15
-RATED = 3  # of the worst and of the best
 EXCERPT = 300
 PLOT = "_plot"  # what a plot's name ends with in the page's content
-RECORD_STAGES = ("ingest", ASKED, "generate", "mine", "relabel", "rate", "select")
-TEACHER_STAGES = ("generate", "relabel", "rate")
+RECORD_STAGES = ("ingest", ASKED, "generate", "mine", "relabel", "select")
+TEACHER_STAGES = ("generate", "relabel")
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,6 @@ def _content(pipeline: "Pipeline") -> dict[str, Any]:
         "labels": _labels(pipeline, rows),
         "tasks": _tasks(rows),
         "variables": variable_counts(pipeline, rows),
-        "ratings": _ratings(pipeline, rows),
         "examples": _examples(pipeline, rows),
         "seconds": seconds,
         "cost": [(size, seconds / own * size) for size in SIZES] if own else [],
@@ -238,9 +236,11 @@ def _stages(run: Run, forms: Sequence[str]) -> dict[str, Manifest]:
         "embed-warmup",
         "mine",
         *relabel_stages(run),
+        "select",
+        *(f"train-{form}" for form in forms),
+        "agreement",
+        "evaluate",
     ]
-    names += [*(["rate"] if run.config.rate.llm else []), "select"]
-    names += [*(f"train-{form}" for form in forms), "agreement", "evaluate"]
     found = {name: run.manifest(name) for name in names}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
@@ -256,8 +256,7 @@ def _stale(run: Run, stages: dict[str, Manifest]) -> list[str]:
         "generate": {"passages": "ingest"},
         "mine": {"queries": "generate", "passages": "ingest"},
         **{name: {"candidates": "mine"} for name in relabel_stages(run)},
-        "rate": {"queries": "generate"},
-        "select": {"queries": "generate", "scores": "relabel", "candidates": "mine", "ratings": "rate"},
+        "select": {"queries": "generate", "scores": "relabel", "candidates": "mine"},
         **{name: {"rows": "select"} for name in trained.values()},
         "agreement": {"scores": "relabel", "selection": "select", **trained},
         "evaluate": trained,
@@ -340,20 +339,6 @@ def variable_counts(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, 
             counted[name][value]["queries"] += 1
             counted[name][value]["rows"] += query.id in kept
     return counted
-
-
-def _ratings(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, Any] | None:
-    """How many queries are rated, and the best and the worst of those that became a row."""
-    ratings = pipeline.ratings
-    rated = sorted((row for row in rows if row.query_id in ratings), key=lambda row: ratings[row.query_id])
-    if not rated:
-        return None
-    shown = {row.query_id: row for row in (*rated[:RATED], *rated[-RATED:])}
-    return {
-        "queries": len(ratings),
-        "above": sum(value > 0 for value in ratings.values()),
-        "shown": [(ratings[identifier], row.query) for identifier, row in shown.items()],
-    }
 
 
 def _examples(pipeline: "Pipeline", rows: Sequence[Example]) -> list[dict[str, Any]]:

@@ -125,7 +125,6 @@ def gecko_loss(
     config: LossConfig,
     *,
     candidates: Tensor | None = None,
-    targets: Tensor | None = None,
     rows: slice = slice(None),
 ) -> Tensor:
     """Eq. 3 of the paper for one batch, at one width, and what ``config`` adds to it.
@@ -147,11 +146,8 @@ def gecko_loss(
             (:meth:`RowIds.related`) and hard negatives that are i's own positive. ``false_negative_margin`` m
             removes texts of *other* rows with s > s(q_i, p_i⁺) + m; a row's own hard negatives were chosen on purpose
             and stay. ``hardness`` α multiplies the own hard negatives' terms by exp(α · s(q_i, p_i⁻)), the exponent
-            taken as a constant (EmbeddingGemma). For ``spread``, ``distill`` and ``match`` see :func:`spread_out`,
-            :func:`divergence` and :func:`distance`.
+            taken as a constant (EmbeddingGemma). For ``distill`` see :func:`divergence`.
         candidates: (R, C, D) embeddings of the scored candidates of ``rows``; needed if ``distill`` is not 0.
-        targets: (R, 2 + K, T) a teacher's embeddings of query, positive and negatives of ``rows``; needed if ``match``
-            is not 0.
         rows: the R rows whose loss is asked for; the others only serve as negatives.
 
     Returns:
@@ -162,15 +158,9 @@ def gecko_loss(
     n = normalize(negatives, dim=-1)  # (B, K, D)
     mine = ids.of(rows)
     per_row = _contrast(q, p, n, ids, config, rows)  # (R,)
-    if config.spread:
-        per_row = per_row + config.spread * spread_out(q, p, ids, config, rows)
     if config.distill:
         assert candidates is not None
         per_row = per_row + config.distill * divergence(q[rows], normalize(candidates, dim=-1), mine, config)
-    if config.match:
-        assert targets is not None
-        students = torch.cat([q[rows, None], p[rows, None], n[rows]], dim=1)  # (R, 2 + K, D)
-        per_row = per_row + config.match * distance(students, targets, mine)
     return (mine.weight.to(per_row.dtype) * per_row).mean()
 
 
@@ -220,20 +210,6 @@ def _itself(ids: RowIds, rows: slice) -> Tensor:
     return every[rows, None] == every
 
 
-def spread_out(q: Tensor, p: Tensor, ids: RowIds, config: LossConfig, rows: slice) -> Tensor:
-    """(R,) mean squared cosine of each query to the other queries, plus that of each positive to the other positives.
-
-    The spread-out regulariser as EmbeddingGemma has it: random unit vectors in D dimensions have 1/D. With
-    ``mask_groups`` related rows do not count. ``q`` and ``p`` are unit vectors, (B, D).
-    """
-    near = _itself(ids, rows)
-    if config.mask_groups:
-        near = near | ids.related(rows)
-    apart = (~near).to(q.dtype)  # (R, B)
-    squares = (q[rows] @ q.T).square() + (p[rows] @ p.T).square()
-    return (squares * apart).sum(dim=1) / apart.sum(dim=1).clamp(min=1)
-
-
 def divergence(q: Tensor, candidates: Tensor, ids: RowIds, config: LossConfig) -> Tensor:
     """(R,) KL divergence of the student's softmax over a query's candidates from the teacher's: listwise distillation.
 
@@ -250,20 +226,6 @@ def divergence(q: Tensor, candidates: Tensor, ids: RowIds, config: LossConfig) -
     return terms * ((ids.candidates != ABSENT).sum(dim=1) >= 2)
 
 
-def distance(students: Tensor, targets: Tensor, ids: RowIds) -> Tensor:
-    """(R,) mean squared distance of a row's embeddings from a teacher's, both of length 1 (EmbeddingGemma).
-
-    Args:
-        students: (R, 2 + K, D) unit vectors.
-        targets: (R, 2 + K, T); the wider of the two is cut to the width of the other, and all are made unit vectors.
-        ids: of these rows; absent negatives do not count.
-    """
-    width = min(students.shape[-1], targets.shape[-1])
-    apart = normalize(students[..., :width], dim=-1) - normalize(targets[..., :width].to(students.dtype), dim=-1)
-    there = torch.cat([torch.ones_like(ids.negatives[:, :1]).expand(-1, 2), ids.negatives != ABSENT], dim=1)
-    return (apart.square().sum(dim=-1) * there).sum(dim=1) / there.sum(dim=1)
-
-
 def matryoshka_loss(
     queries: Tensor,
     positives: Tensor,
@@ -274,7 +236,6 @@ def matryoshka_loss(
     weights: Sequence[float] = (),
     *,
     candidates: Tensor | None = None,
-    targets: Tensor | None = None,
     rows: slice = slice(None),
 ) -> Tensor:
     """:func:`gecko_loss` on the first d numbers of each embedding, for each d in ``dims``, averaged (MRL, Section 3.3).
@@ -288,7 +249,6 @@ def matryoshka_loss(
         dims: widths, each from 1 to D.
         weights: one per width, for a weighted mean; none: all equal.
         candidates: as for :func:`gecko_loss`.
-        targets: likewise.
         rows: likewise.
 
     Returns:
@@ -312,7 +272,6 @@ def matryoshka_loss(
             ids,
             config,
             candidates=None if candidates is None else candidates[..., :dim],
-            targets=targets,
             rows=rows,
         )
         for dim, share in zip(dims, shares, strict=True)
@@ -334,7 +293,6 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         part_tokens: a batch of more tokens, padding included, is encoded twice, first without and then with gradients,
             one part at a time (GradCache): memory then does not grow with the batch. The parts are those that the
             collator makes. Where several devices train, each batch is encoded so. None: all batches are encoded once.
-        teacher: (texts, T) embeddings to be matched, by the numbers in the labels; needed if ``config.match`` is not 0.
     """
 
     def __init__(
@@ -345,7 +303,6 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         weights: Sequence[float] = (),
         *,
         part_tokens: int | None = None,
-        teacher: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -355,7 +312,6 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         self.part_tokens = part_tokens
         self.uses_gradient_cache = part_tokens is not None
         self.mini_batch_size = 1 << 40  # a part is never cut again
-        self.teacher = teacher
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> Tensor:
         """The loss of a batch.
@@ -435,15 +391,7 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
             rows = slice(first, first + len(labels))
             compared = all_gather_with_grad(compared.contiguous())  # (devices · B, 2 + K, D)
             ids = RowIds.from_labels(all_gather(labels[:, : FIXED_COLUMNS + hard + 2 * scored].contiguous()))
-        return _Batch(compared, candidates, self._targets(ids, rows), ids, rows)
-
-    def _targets(self, ids: RowIds, rows: slice) -> Tensor | None:
-        if not self.config.match:
-            return None
-        assert self.teacher is not None
-        mine = ids.of(rows)
-        numbers = torch.cat([mine.query[:, None], mine.positive[:, None], mine.negatives], dim=1)
-        return self.teacher[numbers.clamp(min=0).cpu()].to(numbers.device)  # (R, 2 + K, T)
+        return _Batch(compared, candidates, ids, rows)
 
     def _loss(self, batch: "_Batch", rows: slice) -> Tensor:
         compared = batch.compared
@@ -457,7 +405,6 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
             self.dims or (compared.shape[-1],),
             self.weights,
             candidates=batch.candidates[local],
-            targets=None if batch.targets is None else batch.targets[local],
             rows=rows,
         )
 
@@ -473,14 +420,12 @@ class _Batch:
     Attributes:
         compared: (B, 2 + K, D) embeddings of query, positive and hard negatives.
         candidates: (R, C, D), of this device's rows.
-        targets: (R, 2 + K, T), likewise.
         ids: of the B rows.
         rows: this device's R.
     """
 
     compared: Tensor
     candidates: Tensor
-    targets: Tensor | None
     ids: RowIds
     rows: slice
 
@@ -491,4 +436,4 @@ class _Batch:
     def detached(self) -> "_Batch":
         """The same with embeddings that collect their gradient."""
         compared, candidates = (tensor.detach().requires_grad_() for tensor in self.tensors)
-        return _Batch(compared, candidates, self.targets, self.ids, self.rows)
+        return _Batch(compared, candidates, self.ids, self.rows)

@@ -30,9 +30,9 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from torch.utils.data import BatchSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from gecko.config import TRAINING_VERSION, WITHOUT_EFFECT, LossConfig, TrainConfig
+from gecko.config import TRAINING_VERSION, WITHOUT_EFFECT, TrainConfig
 from gecko.device import best_device, device_memory, has_fast_bfloat16
-from gecko.encoder import load_encoder, save_model
+from gecko.encoder import save_model
 from gecko.encoder.build import add_lora, load_backbone, merge_lora, trained_weights
 from gecko.encoder.encoder import encode_texts, most_positions
 from gecko.errors import RunError, TrainingError
@@ -44,7 +44,7 @@ from gecko.training.batches import Sampling, SetBatches
 from gecko.training.collate import CALL_TOKENS, CALL_TOKENS_ELSEWHERE, Collator
 from gecko.training.devices import Job, TrainReport, on_devices
 from gecko.training.heldout import hold_out
-from gecko.training.loss import ABSENT, FIXED_COLUMNS, GeckoLoss, RowIds
+from gecko.training.loss import ABSENT, GeckoLoss, RowIds
 from gecko.training.rows import to_dataset
 
 FILES = "files.json"
@@ -158,14 +158,7 @@ def train(
             train_dataset=trained,
             eval_dataset=rows.select(held) if held else None,
             data_collator=_collator(model, part_tokens),
-            loss=GeckoLoss(
-                model,
-                config.loss,
-                dims,
-                config.dim_weights,
-                part_tokens=part_tokens,
-                teacher=_teacher(examples, rows, dims[0], config.loss, say) if config.loss.match else None,
-            ),
+            loss=GeckoLoss(model, config.loss, dims, config.dim_weights, part_tokens=part_tokens),
         )
         trainer.prepare(batches, config, [example.dataset for example in examples], sample, alike_before)
         trainer.remove_callback(PrinterCallback)
@@ -343,43 +336,6 @@ def _part_tokens(model: SentenceTransformer, config: TrainConfig) -> int | None:
 def _collator(model: SentenceTransformer, part_tokens: int | None) -> Collator:
     call_tokens = CALL_TOKENS.get(model.device.type, CALL_TOKENS_ELSEWHERE)
     return Collator(model.preprocess, call_tokens=call_tokens, part_tokens=part_tokens)
-
-
-def _teacher(
-    examples: Sequence[Example], rows: datasets.Dataset, width: int, config: LossConfig, say: Callable[[str], None]
-) -> torch.Tensor:
-    """Another model's embeddings of the rows' texts, by their number; wider ones are cut to their main directions.
-
-    Returns:
-        float32 (numbers, at most ``width``).
-    """
-    if not config.match_model:
-        raise TrainingError(
-            f"{config.SECTION}.match = {config.match}, but {config.SECTION}.match_model names no model whose "
-            "embeddings to match"
-        )
-    queries: dict[int, tuple[str, str]] = {}
-    passages: dict[int, Text] = {}
-    for example, label in zip(examples, rows["label"], strict=True):
-        queries.setdefault(label[0], (example.query, example.task))
-        numbers = [label[1], *label[FIXED_COLUMNS : FIXED_COLUMNS + label[6]]]
-        for number, text in zip(numbers, (example.positive, *example.negatives), strict=False):
-            if example.symmetric:
-                queries.setdefault(number, (text.text, example.task))
-            else:
-                passages.setdefault(number, text)
-    passages = {number: text for number, text in passages.items() if number not in queries}
-    say(f"embedding {len(queries) + len(passages)} texts with {config.match_model}, to be matched")
-    encoder = load_encoder(config.match_model)
-    texts, tasks = zip(*queries.values(), strict=True)
-    table = torch.zeros(1 + max((*queries, *passages)), encoder.dim)
-    table[list(queries)] = torch.from_numpy(encoder.queries(texts, tasks))
-    if passages:
-        table[list(passages)] = torch.from_numpy(encoder.passages(list(passages.values())))
-    if encoder.dim > width:
-        centre = torch.linalg.eigh(table.T @ table)[1]  # columns: directions, the strongest last
-        table = table @ centre.flip(1)[:, :width]
-    return table
 
 
 class _Trainer(SentenceTransformerTrainer):
