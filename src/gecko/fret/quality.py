@@ -1,7 +1,7 @@
 """What makes a generated query a poor lesson: a copy, the title given away, a near duplicate, a word on the passage itself.
 
-All of it is measured on stored queries after the teacher was paid, so another threshold is only another ``select``. The
-last is looked for when a query is written, too, since nobody needs to judge such a one.
+All of it is measured on stored queries after the teacher was paid, and ``gecko inspect`` shows it; ``select`` drops by the
+title and by the last. That is looked for when a query is written, too, since nobody needs to judge such a one.
 """
 
 import math

@@ -1,8 +1,7 @@
 """``gecko inspect RUN``: what the rows of a run are like, in numbers and as a page of samples for human eyes.
 
 It reads the run folder and loads no model. What was asked of a query (``generate.variables``) is drawn again from its id.
-The measures of ``fret/quality.py`` are shown for the generated queries, whether or not the run selects by them, so that a
-threshold can be chosen by what it would drop.
+The measures of ``fret/quality.py`` are shown for the generated queries, whether or not the run selects by them.
 """
 
 from collections import Counter
