@@ -189,6 +189,6 @@ def test_a_refused_teacher_leaves_the_other_corpora(
         "--set",
         "check.min_seed_found=0",
     ]
-    monkeypatch.setattr("gecko.evaluation.teacher_check.refuse_by_probe", lambda *_: None)
+    monkeypatch.setattr("gecko.evaluation.teacher.probe.refuse_by_probe", lambda *_: None)
     text, _ = run_script("gain", *changed, "--queries", 16, "--teacher-queries", 4)
     assert "Not distilled: south." in text and "north (12)" in text and "macro" not in text

@@ -318,7 +318,7 @@ def test_a_teacher_whose_texts_do_not_parse_is_refused(
     monkeypatch.setattr(
         FakeLM, "generate", lambda self, prompt, passages, sampling: ["I cannot do that."] * len(passages)
     )
-    monkeypatch.setattr("gecko.evaluation.teacher_check.refuse_by_probe", lambda *_: None)
+    monkeypatch.setattr("gecko.evaluation.teacher.probe.refuse_by_probe", lambda *_: None)
     monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "cache"))
     with (
         Run(tmp_path / "run", settings(corpus, tiny_model, "check.enabled=true")) as run,

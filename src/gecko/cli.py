@@ -527,8 +527,8 @@ def check_teacher(
     import json
 
     from gecko.evaluation.result import load_set
-    from gecko.evaluation.teacher_value import ValueConfig
-    from gecko.evaluation.teacher_value import check_teacher as measure
+    from gecko.evaluation.teacher.value import ValueConfig
+    from gecko.evaluation.teacher.value import check_teacher as measure
     from gecko.report.teacher import form_rows, value_markdown, value_rows, value_verdict
 
     config = ValueConfig(
