@@ -732,7 +732,13 @@ def export(
 
 @app.command()
 def ablate(
-    run: RunArg,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders; several give one table over the test sets of all.", metavar="RUN..."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where the tables go; those of one run to RUN/ablate.")
+    ] = None,
     cells: Annotated[
         list[str] | None,
         typer.Option(help="A group (selection, temperature, ...) or a cell as group/name; can be repeated."),
@@ -748,32 +754,36 @@ def ablate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """The paper's ablations on the labels of a run: no language model is asked. Stopped, it goes on where it was."""
+    """The paper's ablations on the labels of runs: no language model is asked. Stopped, it goes on where it was."""
     import json
+    from contextlib import ExitStack
 
     from gecko.evaluation.ablate import Ablation, Options
+    from gecko.evaluation.study import study
     from gecko.pipeline import Pipeline
-    from gecko.report.ablation import cell_rows, dim_rows, dims_plot, markdown, plot, reranker_rows
+    from gecko.report.ablation import cell_rows, dim_rows, reranker_rows, write_ablation
     from gecko.report.text import duration
-    from gecko.store import write_bytes, write_json
 
     if form is not None and form not in ("native", "unified"):
         raise ConfigError(f"--format {form!r}: give native or unified")
+    if len(runs) > 1 and out is None:
+        raise ConfigError(f"{len(runs)} runs make one table; name the folder that it goes to with --out")
     ui = Terminal()
-    with Run(run, say=ui.say) as held:
-        options = Options(tuple(cells or ()), seeds, epochs, tuple(evals or ()), form)  # type: ignore[arg-type]
-        ablation = Ablation(held, options, ui, Pipeline(held).released)
-        left = ablation.estimate()
-        ui.say(f"{left.trainings} trainings to do, about {duration(left.seconds)}; {left.kept} are there already")
+    options = Options(tuple(cells or ()), seeds, epochs, tuple(evals or ()), form)  # type: ignore[arg-type]
+    with ExitStack() as stack:
+        held = [stack.enter_context(Run(run, say=ui.say)) for run in runs]
+        ablations = [Ablation(run, options, ui, Pipeline(run).released) for run in held]
+        for one in ablations:
+            left = one.estimate()
+            ui.say(
+                f"{one.run.path}: {left.trainings} trainings to do, about {duration(left.seconds)}; {left.kept} are there "
+                "already"
+            )
         if dry_run:
-            print("\n".join(f"{cell.group}/{cell.name}" for cell in ablation.cells))
+            print("\n".join(cell.label for cell in ablations[0].cells))
             return
-        result = ablation.work()
-        files = {"ablation.md": markdown(result), "ablation.svg": plot(result), "dims.svg": dims_plot(result)}
-        for name, text in files.items():
-            if text is not None:
-                write_bytes(ablation.folder / name, text.encode("utf-8"))
-        write_json(ablation.folder / "ablation.json", result)
+        result, folder = study(ablations), out or ablations[0].folder
+        write_ablation(result, folder)
     if as_json:
         print(json.dumps(result))
         return
@@ -784,7 +794,7 @@ def ablate(
         for row in rows:
             table.add_row(*map(escape, row))
         _print(table, 160)
-    print(f"table: {ablation.folder / 'ablation.md'}   plot: {ablation.folder / 'ablation.svg'}")
+    print(f"table: {folder / 'ablation.md'}   plot: {folder / 'ablation.svg'}")
 
 
 @app.command()

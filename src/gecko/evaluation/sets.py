@@ -78,7 +78,6 @@ def evaluate_sets(
         retrieval sets; ``tasks``, if there are any, as :func:`gecko.evaluation.task_scores.task_json`; ``skipped``, if any
         are: the reason by name. A task set that mteb cannot run is among them, so that what was measured is not lost.
 
-
     Raises:
         EvaluationError: mteb cannot run the only set.
     """
