@@ -96,7 +96,10 @@ def test_the_run_makes_every_part(whole: Path) -> None:
     assert any(row.positive.id != row.seed_id for row in rows)
     assert all(row.negatives and row.negatives[0].id != row.positive.id for row in rows)
     assert made["results"]["agreement"]["queries"] > 0
-    assert (whole / "report.html").stat().st_size > 1000
+    page = (whole / "report.html").read_text()
+    assert f"{len(rows):,} training rows" in page
+    for stage in (*RECORDS, "train-native", "train-unified", "agreement", "evaluate"):
+        assert f'<th scope="row">{stage}</th>' in page
 
 
 def test_a_second_run_loads_no_model(

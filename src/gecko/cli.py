@@ -391,17 +391,15 @@ def push(
 @app.command()
 def inspect(
     run: RunArg,
-    rows: Annotated[int, typer.Option(min=1, help="Rows on the page of samples.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """What the rows of a run are like: statistics, and a page of sampled rows, RUN/inspect.html."""
+    """What the rows of a run are like, in numbers; the report has them, too, and rows drawn at random."""
     import json
 
-    from gecko.report.inspect import lines, statistics, write_samples
+    from gecko.report.inspect import lines, statistics
 
     with _stage(run, None, False) as pipeline:
         found = statistics(pipeline)
-        write_samples(pipeline, found, run / "inspect.html", rows)
     if as_json:
         print(json.dumps(found))
         return
@@ -409,7 +407,6 @@ def inspect(
     for name, value in lines(found):
         table.add_row(escape(name), escape(value))
     _print(table)
-    print(run / "inspect.html")
 
 
 @app.command()
