@@ -202,6 +202,7 @@ class Ablation:
         return TrainConfig.model_validate(values)
 
     def _key(self, cell: Cell, seed: int, rows: Sequence[Example]) -> str:
+        read_beside = [self.run.finished("ingest").identity] if self.settings(cell).loss.distill else []
         return digest(
             str(VERSION),
             str(TRAINING_VERSION),
@@ -211,9 +212,7 @@ class Ablation:
             cell.form or self.form,
             str(seed),
             *(repr(row) for row in rows),
-            *(
-                [self.run.finished("ingest").identity] if self.settings(cell).loss.distill else []
-            ),  # read beside the rows
+            *read_beside,
         )
 
     @property
@@ -392,10 +391,9 @@ class Ablation:
         scored = [query for query in self.queries if query.id in self.labels]
         if all(query.asked for query in scored):
             return []
-        fusion = self.run.config.select.fusion
         orders: dict[str, dict[str, list[str]]] = {}
         for name in RERANKERS if self.with_likelihood else ("retriever", "rc"):
-            labels = self._labels(fusion if name == "retriever" else name, None)
+            labels = self.labels if name == "retriever" else self._labels(name, None)
             ranked = {query.id: labels[query.id] for query in scored}
             if name == "retriever":
                 by_rank = {

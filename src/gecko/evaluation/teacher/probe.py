@@ -79,7 +79,7 @@ def run_probe(
     """
     topics, form = probe(), Form("probe", likelihood, relevance)
     judge = Judge(teacher.identity, lambda: teacher, passage_tokens, ui or Silent(), precision)
-    began, before = time.perf_counter(), judge.teacher.usage.tokens
+    began, before = time.perf_counter(), judge.teacher.usage.tokens  # and what this very teacher can do is noted
     with judge.alone(wait=True):
         asked = _ask(topics, form, judge)
     seconds, tokens = time.perf_counter() - began, teacher.usage.tokens - before
