@@ -37,7 +37,8 @@ from gecko.evaluation.evaluate import BM25, HEADLINE, SetScores, evaluate_retrie
 from gecko.evaluation.metrics import Array, macro_ci, share_ci
 from gecko.evaluation.result import load_set
 from gecko.evaluation.sets import Sets, evaluate_sets, load_sets
-from gecko.evaluation.teacher_value import Measured, ValueConfig, connect, load_form, measure_orders
+from gecko.evaluation.teacher.answers import load_form
+from gecko.evaluation.teacher.value import Measured, ValueConfig, connect, measure_orders
 from gecko.llm.weights import cache_folder
 from gecko.pipeline import Pipeline, distill
 from gecko.progress import Terminal

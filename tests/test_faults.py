@@ -21,7 +21,7 @@ STAGES = ("ingest", "generate", "mine", "relabel", "select")
 FORKS = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
-import gecko.corpus.ingest, gecko.encoder, gecko.evaluation.teacher_check, gecko.fret.generate, gecko.fret.mine
+import gecko.corpus.ingest, gecko.encoder, gecko.evaluation.teacher.probe, gecko.fret.generate, gecko.fret.mine
 import gecko.fret.relabel, gecko.fret.select, gecko.llm.fake, gecko.llm.load, sentence_transformers
 from gecko.config import make_config
 from gecko.pipeline import Pipeline

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from gecko.cli import app
 from gecko.encoder import load_encoder
-from gecko.evaluation import ablate
 from gecko.evaluation.evaluate import dense_run
 from gecko.evaluation.metrics import per_query
 from gecko.evaluation.result import load_set
@@ -155,14 +156,17 @@ def test_the_gain_and_the_study(
         patched.setattr(FakeLM, "generate", refuse)
         assert run_script("gain", *asked)[0] == text
     # One change at a time, on the labels of both runs.
-    cells = ["--seeds", 1, "--cells", "filter/all rows", "rows/50%"]
-    study = [out / "north", out / "south", "-o", out / "study", *cells]
-    text, last = run_script("study", *study)
+    cells = ["--seeds", 1, "--format", "native", "--cells", "filter/all rows", "--cells", "rows/50%"]
+    study = ["ablate", out / "north", out / "south", "-o", out / "study", *cells]
+    done = CliRunner().invoke(app, list(map(str, study)))
+    assert done.exit_code == 0, done.output
+    text = (out / "study" / "ablation.md").read_text()
     assert "north (12 queries), south (12 queries)" in text and "| filter | all rows |" in text
-    assert last["ratio"] > 0 and (out / "study" / "study.svg").exists()
+    assert (out / "study" / "ablation.svg").exists()
     with monkeypatch.context() as patched:
-        patched.setattr(ablate.Ablation, "_train", refuse)
-        assert run_script("study", *study)[0] == text
+        patched.setattr("gecko.training.train", refuse)
+        again = CliRunner().invoke(app, list(map(str, study)))
+    assert (again.exit_code, again.stdout) == (0, done.stdout)
     # More rows add a point to the curve.
     run_script("gain", *arguments, "--queries", 24, "--teacher-queries", 8)
     assert sorted(path.stem for path in (out / "history").iterdir()) == ["16", "24"]
@@ -189,6 +193,6 @@ def test_a_refused_teacher_leaves_the_other_corpora(
         "--set",
         "check.min_seed_found=0",
     ]
-    monkeypatch.setattr("gecko.evaluation.teacher_check.refuse_by_probe", lambda *_: None)
+    monkeypatch.setattr("gecko.evaluation.teacher.probe.refuse_by_probe", lambda *_: None)
     text, _ = run_script("gain", *changed, "--queries", 16, "--teacher-queries", 4)
     assert "Not distilled: south." in text and "north (12)" in text and "macro" not in text

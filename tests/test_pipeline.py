@@ -96,7 +96,10 @@ def test_the_run_makes_every_part(whole: Path) -> None:
     assert any(row.positive.id != row.seed_id for row in rows)
     assert all(row.negatives and row.negatives[0].id != row.positive.id for row in rows)
     assert made["results"]["agreement"]["queries"] > 0
-    assert (whole / "report.html").stat().st_size > 1000
+    page = (whole / "report.html").read_text()
+    assert f"{len(rows):,} training rows" in page
+    for stage in (*RECORDS, "train-native", "train-unified", "agreement", "evaluate"):
+        assert f'<th scope="row">{stage}</th>' in page
 
 
 def test_a_second_run_loads_no_model(
@@ -318,7 +321,7 @@ def test_a_teacher_whose_texts_do_not_parse_is_refused(
     monkeypatch.setattr(
         FakeLM, "generate", lambda self, prompt, passages, sampling: ["I cannot do that."] * len(passages)
     )
-    monkeypatch.setattr("gecko.evaluation.teacher_check.refuse_by_probe", lambda *_: None)
+    monkeypatch.setattr("gecko.evaluation.teacher.probe.refuse_by_probe", lambda *_: None)
     monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "cache"))
     with (
         Run(tmp_path / "run", settings(corpus, tiny_model, "check.enabled=true")) as run,

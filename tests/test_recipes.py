@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gecko.config import load_config
-from gecko.evaluation.teacher_value import load_form
+from gecko.evaluation.teacher.answers import load_form
 from gecko.fret.quality import kind
 from gecko.fret.relabel import judge, relevance_logit
 from gecko.llm.base import Group

@@ -376,17 +376,15 @@ def push(
 @app.command()
 def inspect(
     run: RunArg,
-    rows: Annotated[int, typer.Option(min=1, help="Rows on the page of samples.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """What the rows of a run are like: statistics, and a page of sampled rows, RUN/inspect.html."""
+    """What the rows of a run are like, in numbers; the report has them, too, and rows drawn at random."""
     import json
 
-    from gecko.report.inspect import lines, statistics, write_samples
+    from gecko.report.inspect import lines, statistics
 
     with _stage(run, None, False) as pipeline:
         found = statistics(pipeline)
-        write_samples(pipeline, found, run / "inspect.html", rows)
     if as_json:
         print(json.dumps(found))
         return
@@ -394,7 +392,6 @@ def inspect(
     for name, value in lines(found):
         table.add_row(escape(name), escape(value))
     _print(table)
-    print(run / "inspect.html")
 
 
 @app.command()
@@ -512,8 +509,8 @@ def check_teacher(
     import json
 
     from gecko.evaluation.result import load_set
-    from gecko.evaluation.teacher_value import ValueConfig
-    from gecko.evaluation.teacher_value import check_teacher as measure
+    from gecko.evaluation.teacher.value import ValueConfig
+    from gecko.evaluation.teacher.value import check_teacher as measure
     from gecko.report.teacher import form_rows, value_markdown, value_rows, value_verdict
 
     config = ValueConfig(
@@ -717,7 +714,13 @@ def export(
 
 @app.command()
 def ablate(
-    run: RunArg,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders; several give one table over the test sets of all.", metavar="RUN..."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where the tables go; those of one run to RUN/ablate.")
+    ] = None,
     cells: Annotated[
         list[str] | None,
         typer.Option(help="A group (selection, temperature, ...) or a cell as group/name; can be repeated."),
@@ -733,32 +736,36 @@ def ablate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """The paper's ablations on the labels of a run: no language model is asked. Stopped, it goes on where it was."""
+    """The paper's ablations on the labels of runs: no language model is asked. Stopped, it goes on where it was."""
     import json
+    from contextlib import ExitStack
 
     from gecko.evaluation.ablate import Ablation, Options
+    from gecko.evaluation.study import study
     from gecko.pipeline import Pipeline
-    from gecko.report.ablation import cell_rows, dim_rows, dims_plot, markdown, plot, reranker_rows
+    from gecko.report.ablation import cell_rows, dim_rows, reranker_rows, write_ablation
     from gecko.report.text import duration
-    from gecko.store import write_bytes, write_json
 
     if form is not None and form not in ("native", "unified"):
         raise ConfigError(f"--format {form!r}: give native or unified")
+    if len(runs) > 1 and out is None:
+        raise ConfigError(f"{len(runs)} runs make one table; name the folder that it goes to with --out")
     ui = Terminal()
-    with Run(run, say=ui.say) as held:
-        options = Options(tuple(cells or ()), seeds, epochs, tuple(evals or ()), form)  # type: ignore[arg-type]
-        ablation = Ablation(held, options, ui, Pipeline(held).released)
-        left = ablation.estimate()
-        ui.say(f"{left.trainings} trainings to do, about {duration(left.seconds)}; {left.kept} are there already")
+    options = Options(tuple(cells or ()), seeds, epochs, tuple(evals or ()), form)  # type: ignore[arg-type]
+    with ExitStack() as stack:
+        held = [stack.enter_context(Run(run, say=ui.say)) for run in runs]
+        ablations = [Ablation(run, options, ui, Pipeline(run).released) for run in held]
+        for one in ablations:
+            left = one.estimate()
+            ui.say(
+                f"{one.run.path}: {left.trainings} trainings to do, about {duration(left.seconds)}; {left.kept} are there "
+                "already"
+            )
         if dry_run:
-            print("\n".join(f"{cell.group}/{cell.name}" for cell in ablation.cells))
+            print("\n".join(cell.label for cell in ablations[0].cells))
             return
-        result = ablation.work()
-        files = {"ablation.md": markdown(result), "ablation.svg": plot(result), "dims.svg": dims_plot(result)}
-        for name, text in files.items():
-            if text is not None:
-                write_bytes(ablation.folder / name, text.encode("utf-8"))
-        write_json(ablation.folder / "ablation.json", result)
+        result, folder = study(ablations), out or ablations[0].folder
+        write_ablation(result, folder)
     if as_json:
         print(json.dumps(result))
         return
@@ -769,7 +776,7 @@ def ablate(
         for row in rows:
             table.add_row(*map(escape, row))
         _print(table, 160)
-    print(f"table: {ablation.folder / 'ablation.md'}   plot: {ablation.folder / 'ablation.svg'}")
+    print(f"table: {folder / 'ablation.md'}   plot: {folder / 'ablation.svg'}")
 
 
 @app.command()

@@ -330,7 +330,8 @@ class Pipeline:
         Raises:
             TeacherRefused: it orders the probe worse than the start model.
         """
-        from gecko.evaluation import builtin, teacher_check
+        from gecko.evaluation import builtin
+        from gecko.evaluation.teacher import probe
 
         if not self.config.check.enabled:
             return None
@@ -346,7 +347,7 @@ class Pipeline:
         }
 
         def make(path: Path) -> None:
-            result = teacher_check.run_probe(
+            result = probe.run_probe(
                 self.teacher,
                 self.prompts["likelihood"],
                 self.prompts["relevance"],
@@ -359,8 +360,8 @@ class Pipeline:
             )
             write_json(path, asdict(result))
 
-        result = teacher_check.ProbeResult(**read_json(self.run.artifact("check", parts, "probe.json", make)))
-        self._refusing(lambda: teacher_check.refuse_by_probe(result, self.config.llm))
+        result = probe.ProbeResult(**read_json(self.run.artifact("check", parts, "probe.json", make)))
+        self._refusing(lambda: probe.refuse_by_probe(result, self.config.llm))
         return asdict(result)
 
     def _refusing(self, check: Callable[[], None]) -> None:
@@ -697,7 +698,7 @@ class Pipeline:
             CorpusError, TrainingError: see :meth:`asked`.
             TeacherRefused: too few generations parse.
         """
-        from gecko.evaluation.teacher_check import refuse_by_parsing
+        from gecko.evaluation.teacher.probe import refuse_by_parsing
         from gecko.fret.generate import OF_NO_USE
 
         config = self.config.generate
@@ -765,7 +766,7 @@ class Pipeline:
             TeacherRefused: too few seeds are found again.
         """
         from gecko.encoder.search import cuts
-        from gecko.evaluation.teacher_check import refuse_by_seeds
+        from gecko.evaluation.teacher.probe import refuse_by_seeds
 
         queries = own_queries(self.run)
         if not queries:

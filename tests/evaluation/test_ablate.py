@@ -10,20 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from gecko.cli import app
-from gecko.config import GenerateConfig, RunConfig, change_config, load_config
+from gecko.config import GenerateConfig, RunConfig, TrainConfig, change_config, load_config
 from gecko.errors import ConfigError, RunError
 from gecko.evaluation import ablate
-from gecko.evaluation.ablate import (
-    AGREEMENT,
-    Ablation,
-    Cell,
-    Draw,
-    Options,
-    all_cells,
-    combined,
-    drawn,
-    first_candidates,
-)
+from gecko.evaluation.ablate import Ablation, Options
+from gecko.evaluation.ablation_grid import Cell, Draw, all_cells, drawn, first_candidates
+from gecko.evaluation.ablation_table import AGREEMENT
+from gecko.evaluation.study import study
 from gecko.fret.mine import mine
 from gecko.fret.release import Released
 from gecko.pipeline import Pipeline
@@ -82,13 +75,13 @@ def finished(tiny_model: Path, words: list[str], tmp_path_factory: pytest.TempPa
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cells that were trained, in order."""
     done: list[str] = []
-    kept = Ablation._train
+    kept = Ablation.train
 
     def train(self: Ablation, training: ablate.Training) -> dict[str, Any]:
         done.append(f"{training.cell.label} {training.seed}")
         return kept(self, training)
 
-    monkeypatch.setattr(Ablation, "_train", train)
+    monkeypatch.setattr(Ablation, "train", train)
     return done
 
 
@@ -283,8 +276,7 @@ def test_two_runs_in_one_table(finished: tuple[Path, str], tmp_path: Path) -> No
     with Run(folder) as one, Run(other) as two:
         pair = [Ablation(run, Options(cells, 2, sets=(name,))) for run, name in ((one, beir), (two, str(again)))]
         alone = pair[0].work()
-        pair[1].work()
-        result = combined(pair)
+        result = study(pair)
         assert result["sets"] == {"judged": 10, "again": 10}
         assert result["start"]["score"] == pytest.approx(alone["start"]["score"])
         for both, single in zip(result["cells"], alone["cells"], strict=True):
@@ -296,11 +288,11 @@ def test_two_runs_in_one_table(finished: tuple[Path, str], tmp_path: Path) -> No
         assert any(row["delta_start"] for row in result["cells"])
         assert "again (10 queries)" in markdown(result) and "<svg" in plot(result)
         with pytest.raises(RunError, match="each run needs test sets of its own; there are: judged, judged"):
-            combined([pair[0], pair[0]])
+            study([pair[0], pair[0]])
         with pytest.raises(RunError, match="differ in format, seeds or epochs"):
-            combined([pair[0], Ablation(two, Options(cells, 1, sets=(str(again),)))])
+            study([pair[0], Ablation(two, Options(cells, 1, sets=(str(again),)))])
         with pytest.raises(RunError, match="no cell is trained in all of the 2 runs"):
-            combined([pair[0], Ablation(two, Options(("rows/100%",), 2, sets=(str(again),)))])
+            study([pair[0], Ablation(two, Options(("rows/100%",), 2, sets=(str(again),)))])
 
 
 def test_refusals(finished: tuple[Path, str], tiny_model: Path, tmp_path: Path) -> None:
@@ -375,14 +367,28 @@ def test_some_of_the_rows() -> None:
     assert len(few) in (6, 7) and sum(few[seed] == whole[seed] for seed in few) >= len(few) - 1
 
 
-def test_what_is_trained_how_long_and_from_what(finished: tuple[Path, str], tiny_model: Path) -> None:
+def test_what_is_trained_how_long_and_from_what(
+    finished: tuple[Path, str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, beir = finished
-    changes = ["train.min_steps=30", "train.epochs=1", f"student={tiny_model}"]
+    student = tmp_path / "student"
+    shutil.copytree(tiny_model, student)
+    trained: list[tuple[str, int]] = []
+
+    def stop(rows: Any, start: str, out: Path, form: str, config: TrainConfig, *_: Any, **__: Any) -> None:
+        trained.append((str(start), config.epochs))
+        raise KeyboardInterrupt
+
+    def asked(run: Run, epochs: int | None = None) -> Ablation:
+        ablation = Ablation(run, Options(GRID, 1, epochs, (beir,)))
+        with pytest.raises(KeyboardInterrupt):
+            ablation.work()
+        return ablation
+
+    monkeypatch.setattr("gecko.training.train", stop)
     with Run(folder) as run:
-        kept, run.config = run.config, change_config(run.config, None, changes)
-        few, told = Ablation(run, Options(GRID, seeds=1, sets=(beir,))), Ablation(run, Options(GRID, 1, 2, (beir,)))
-        assert few.epochs == 10
-        assert told.epochs == 2
-        assert few._trained_from == str(tiny_model)
-        run.config = kept
-        assert Ablation(run, Options(GRID, seeds=1, sets=(beir,)))._trained_from == kept.backbone
+        asked(run, 3)
+        run.config = change_config(run.config, None, ["train.min_steps=30", "train.epochs=1", f"student={student}"])
+        assert asked(run).epochs == 10
+        assert asked(run, 2).epochs == 2
+    assert trained == [(str(tiny_model), 3), (str(student), 10), (str(student), 2)]

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from gecko.cli import app
 from gecko.encoder import Encoder, load_encoder
 from gecko.errors import EvaluationError
-from gecko.evaluation import sets, tasks
+from gecko.evaluation import sets, task_scores, tasks
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import dense_run
 from gecko.evaluation.metrics import bootstrap_ci, per_query
-from gecko.evaluation.tasks import Means, Measured, Pairs, Skipped
+from gecko.evaluation.task_scores import Means, Measured, Pairs
+from gecko.evaluation.tasks import Skipped
 
 ANIMALS, THINGS = ["cat", "dog", "fish", "bird"], ["house", "tree", "river", "car"]
 
@@ -74,11 +75,11 @@ def test_similarity_is_the_rank_correlation_of_cosines(model: KeptEmbeddings, tm
         "semantic similarity",
         ("dev",),
     )
-    got = tasks.measure(data, model)
+    got = task_scores.measure(data, model)
     expected = cosines(model, [a for a, _ in pairs()], [b for _, b in pairs()])
     assert got.score == pytest.approx(spearmanr(expected, truth).statistic)
-    assert tasks.items(got) == 30
-    low, high = tasks.interval(got, got, 50) or (1.0, 1.0)
+    assert task_scores.items(got) == 30
+    low, high = task_scores.interval(got, got, 50) or (1.0, 1.0)
     assert low == high == 0
 
 
@@ -88,10 +89,10 @@ def test_pair_classification_is_the_average_precision_of_cosines(
     truth = [place % 3 == 0 for place in range(30)]
     rows = [{"sentence1": a, "sentence2": b, "label": str(int(y))} for (a, b), y in zip(pairs(), truth, strict=True)]
     data = tasks.load_folder(write(tmp_path / "same", test=rows))
-    got, less = tasks.measure(data, model), tasks.measure(data, other)
+    got, less = task_scores.measure(data, model), task_scores.measure(data, other)
     expected = cosines(model, [a for a, _ in pairs()], [b for _, b in pairs()])
     assert got.score == pytest.approx(average_precision_score(truth, expected))
-    low, high = tasks.interval(got, less, 200) or (0.0, 0.0)
+    low, high = task_scores.interval(got, less, 200) or (0.0, 0.0)
     assert low < got.score - less.score < high
 
 
@@ -102,11 +103,11 @@ def test_classification_and_clustering_have_evidence_whose_mean_is_the_score(
     clustered = tasks.load_folder(write(tmp_path / "groups", test=labelled(20)))
     assert (classified.kind, clustered.kind) == ("Classification", "Clustering")
     for data, count in ((classified, 24), (clustered, 10)):
-        got, again = tasks.measure(data, model), tasks.measure(data, model)
+        got, again = task_scores.measure(data, model), task_scores.measure(data, model)
         assert got.evidence is not None
         assert got.score == again.score == pytest.approx(float(got.evidence[0].values.mean()))
         assert 0 < got.score <= 1
-        assert tasks.items(got) == count
+        assert task_scores.items(got) == count
 
 
 def test_reranking_is_the_mean_average_precision_of_each_list(model: KeptEmbeddings, tmp_path: Path) -> None:
@@ -114,12 +115,12 @@ def test_reranking_is_the_mean_average_precision_of_each_list(model: KeptEmbeddi
         {"query": "the red cat", "positive": ["a cat sleeps"], "negative": ["old house", "fast car", "big tree"]},
         {"query": "river", "positive": ["blue river", "fish"], "negative": ["old house", "car", "tree runs"]},
     ]
-    got = tasks.measure(tasks.load_folder(write(tmp_path / "lists", test=rows)), model)
+    got = task_scores.measure(tasks.load_folder(write(tmp_path / "lists", test=rows)), model)
     run, qrels = {}, {}
     for number, row in enumerate(rows):
         texts = [*row["positive"], *row["negative"]]
         asked = model.queries([row["query"]])[0]
-        found = model.passages([tasks.Text("", "", text) for text in texts]) @ asked
+        found = model.passages([task_scores.Text("", "", text) for text in texts]) @ asked
         run[str(number)] = dict(zip(texts, found.tolist(), strict=True))
         qrels[str(number)] = dict.fromkeys(row["positive"], 1)
     assert got.score == pytest.approx(per_query(run, qrels, ("map@1000",))["map@1000"].mean(), abs=1e-5)
@@ -129,7 +130,7 @@ def test_the_global_random_state_is_left_alone(model: KeptEmbeddings, tmp_path: 
     random.seed(5)
     np.random.seed(5)
     expected = random.Random(5).random(), np.random.RandomState(5).random()
-    tasks.measure(tasks.load_folder(write(tmp_path / "groups", test=labelled(5))), model)
+    task_scores.measure(tasks.load_folder(write(tmp_path / "groups", test=labelled(5))), model)
     assert (random.random(), np.random.random()) == expected
 
 
@@ -173,7 +174,7 @@ def test_tasks_by_name(model: KeptEmbeddings, monkeypatch: pytest.MonkeyPatch) -
     (data,) = tasks.load_named("mteb:STSBenchmark")
     assert isinstance(data, tasks.TaskSet)
     assert data.prompt == "semantic similarity"
-    got = tasks.measure(data, model)
+    got = task_scores.measure(data, model)
     expected = cosines(model, [a for a, _ in pairs()], [b for _, b in pairs()])
     assert got.score == pytest.approx(spearmanr(expected, range(30)).statistic)
 
@@ -264,15 +265,15 @@ def test_on_the_command_line(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
 def test_intervals() -> None:
     generator = np.random.default_rng(0)
     ours, theirs = generator.random(200), generator.random(200)
-    got = tasks.interval(Measured(0, [Means(ours)]), Measured(0, [Means(theirs)]), 500, 3)
+    got = task_scores.interval(Measured(0, [Means(ours)]), Measured(0, [Means(theirs)]), 500, 3)
     assert got == pytest.approx(bootstrap_ci(ours - theirs, 500, 3)[1:])
     truth = generator.random(60)
     good, bad = (Measured(0, [Pairs(values, truth, "spearman")]) for values in (truth, generator.random(60)))
-    low, high = tasks.interval(good, bad, 300) or (0.0, 0.0)
+    low, high = task_scores.interval(good, bad, 300) or (0.0, 0.0)
     assert 0.5 < low < high < 1.5
     alone = Pairs(truth[:2], np.array([0.0, 1.0]), "average precision")  # half of its resamples have one class
-    assert tasks.interval(Measured(0, [alone]), Measured(0, [alone]), 100) == (0, 0)
-    assert tasks.interval(Measured(0, None), good) is None
+    assert task_scores.interval(Measured(0, [alone]), Measured(0, [alone]), 100) == (0, 0)
+    assert task_scores.interval(Measured(0, None), good) is None
 
 
 def test_everything_in_one_table(model: KeptEmbeddings, other: KeptEmbeddings, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from gecko.config import RunConfig
 from gecko.pipeline import Pipeline
 from gecko.report import write_report
-from gecko.report.inspect import statistics, write_samples
+from gecko.report.inspect import statistics
 from gecko.store import Run
 
 ATTACKS = [
@@ -24,7 +24,7 @@ ATTACKS = [
 
 
 @pytest.fixture(scope="module")
-def pages(tiny_model: Path, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def page(tiny_model: Path, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     rows = [
         {
@@ -55,30 +55,26 @@ def pages(tiny_model: Path, words: list[str], tmp_path_factory: pytest.TempPathF
         pipeline.through("select")
         write_report(pipeline, folder / "report.html")
         found = statistics(pipeline)
-        write_samples(pipeline, found, folder / "inspect.html", 100)
     assert found["drops"]["ingest"]["too short"] > 0
     assert found["rows"] > 8
     assert len(found["variables"]["persona"]) == 2
-    return [folder / "report.html", folder / "inspect.html"]
+    return folder / "report.html"
 
 
-def test_the_source_holds_no_foreign_markup(pages: list[Path]) -> None:
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
-        for markup in ("<script", "<img", '<h1 id="taken', "\u202e", "\u2066", "\x1b", "\x07"):
-            assert markup not in text, (page.name, markup)
-    both = "".join(page.read_text(encoding="utf-8") for page in pages)
-    assert "document.title=" in both and "‹U+202E›" in both  # it is shown
+def test_the_source_holds_no_foreign_markup(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for markup in ("<script", "<img", '<h1 id="taken', "\u202e", "\u2066", "\x1b", "\x07"):
+        assert markup not in text, markup
+    assert "document.title=" in text and "‹U+202E›" in text  # it is shown
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_browser_shows_it_as_text(pages: list[Path], tmp_path: Path, index: int) -> None:
+def test_a_browser_shows_it_as_text(page: Path, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no chromium on this machine")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync"
-    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", pages[index].as_uri()]
+    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
     dom = done.stdout
     assert "<title>Gecko" in dom and "</main>" in dom
@@ -87,19 +83,19 @@ def test_a_browser_shows_it_as_text(pages: list[Path], tmp_path: Path, index: in
     assert dom.count("<style>") == 1
 
 
-def test_statistics_are_of_the_run(pages: list[Path]) -> None:
-    text = pages[1].read_text(encoding="utf-8")
-    assert "p_1 is not the seed" in text and ">ingest</th><td><bdi>too short</bdi>" in text
+def test_statistics_are_of_the_run(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "p_1 is not the seed" in text and ">ingest</th>" in text and " too short</span>" in text
     assert "<mark>" in text and "persona: <bdi>" in text
     assert "generate: prompt generate" in text and "relabel: teacher" in text
 
 
-def test_each_row_is_traced_to_its_origin(pages: list[Path]) -> None:
+def test_each_row_is_traced_to_its_origin(page: Path) -> None:
     """From the folder alone: passage, prompt by hash, model by hash, random seed."""
     from gecko.llm.load import teacher_identity
     from gecko.records import Example, Passage, Query, Score
 
-    with Run(pages[0].parent / "run") as run:
+    with Run(page.parent / "run") as run:
         passages = {passage.id: passage for passage in run.read("ingest", Passage)}
         queries = {query.id: query for query in run.read("generate", Query)}
         scores = {(score.query_id, score.passage_id): score for score in run.read("relabel", Score)}
@@ -119,15 +115,16 @@ def test_each_row_is_traced_to_its_origin(pages: list[Path]) -> None:
     assert made["generate"]["seed"] == made["select"]["seed"] == "0"
 
 
-def test_the_command_prints_the_same_numbers(pages: list[Path]) -> None:
+def test_the_command_prints_the_same_numbers(page: Path) -> None:
     from typer.testing import CliRunner
 
     from gecko.cli import app
 
-    run = pages[0].parent / "run"
-    done = CliRunner().invoke(app, ["inspect", str(run), "--rows", "3", "--json"])
+    run = page.parent / "run"
+    done = CliRunner().invoke(app, ["inspect", str(run), "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["rows"] > 8 and sum(found["kinds"].values()) == found["queries"]
-    page = (run / "inspect.html").read_text(encoding="utf-8")
-    assert page.count("<article>") == 3
+    assert f"{found['queries']} queries in {found['tasks']} wordings of a task" in page.read_text(encoding="utf-8")
+    shown = CliRunner().invoke(app, ["inspect", str(run)])
+    assert shown.exit_code == 0 and "p_1 is not the seed" in shown.stdout

@@ -11,22 +11,23 @@ import math
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko.config import TRAINING_VERSION, WITHOUT_EFFECT, RunConfig, SelectConfig, TrainConfig
+from gecko.config import TRAINING_VERSION, WITHOUT_EFFECT, SelectConfig, TrainConfig
 from gecko.errors import ConfigError, RunError, TrainingError
+from gecko.evaluation.ablation_grid import Cell, all_cells, chosen_cells, drawn, first_candidates
+from gecko.evaluation.ablation_table import AGREEMENT, arrays, macro, order_rows, table, width_rows
 from gecko.evaluation.agreement import agreement
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.cache import KeptEmbeddings, SupportsEmbedding
 from gecko.evaluation.evaluate import HEADLINE, dense_run
-from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
+from gecko.evaluation.metrics import per_query
 from gecko.evaluation.result import load_set
 from gecko.formats import InputFormat
 from gecko.fret.fuse import Label
@@ -43,124 +44,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FOLDER = "ablate"
-AGREEMENT = "agreement with the teacher"
-Draw = Literal["at random", "even over tasks", "even over passages", "few passages"]
-TEMPERATURES = (0.01, 0.02, 0.05, 0.1)
-CANDIDATES = (5, 10, 20)
-SHARES = (0.25, 0.5, 1.0)
-RATES = (1e-5, 2e-5, 5e-5)
-LEAST_RC = (None, 0.0, 1.0, 2.0)
-NEGATIVES = (1, 2, 4, 8)
-ALONE = ("all queries", "none that speaks of its passage")
-LISTWISE = (0.0, 0.5, 1.0, 2.0)
-LOSSES: dict[str, dict[str, Any]] = {
-    "no same-tower negatives": {"same_tower": False},
-    "hard negatives of all rows": {"hard_negatives": "all"},
-}
 RERANKERS = ("retriever", "ql", "rc", "rrf", "rrf+retriever")
-RESAMPLES = 10_000
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting to train with, against the run's own.
-
-    Attributes:
-        group: the question it belongs to.
-        name: the answer that it tries.
-        reference: the cell of the group that the others are held against.
-        select: changes to ``[select]``.
-        train: changes to ``[train]``.
-        loss: changes to ``[train.loss]``.
-        form: another input format; none: the ablation's.
-        candidates: only the first so many; none: all.
-        share: of the rows.
-        draw: how that share is drawn.
-    """
-
-    group: str
-    name: str
-    reference: str
-    select: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
-    loss: dict[str, Any] = field(default_factory=dict)
-    form: InputFormat | None = None
-    candidates: int | None = None
-    share: float = 1.0
-    draw: Draw = "at random"
-
-    @property
-    def label(self) -> str:
-        """``group/name``, as ``--cells`` takes it."""
-        return f"{self.group}/{self.name}"
-
-
-def all_cells(config: RunConfig, with_likelihood: bool = True) -> list[Cell]:
-    """Every cell there is, for a run with these settings.
-
-    Args:
-        config: of the run.
-        with_likelihood: whether its scores hold query likelihoods.
-    """
-    fusion, n = config.select.fusion, config.mine.n
-    temperature, rate = config.train.loss.temperature, config.train.learning_rate
-    cells = []
-    for positive in ("seed", "p1"):
-        for negative in ("none", "random", "last"):
-            name = f"{positive} + {'p_N' if negative == 'last' else negative}"
-            change = {"positive": positive, "negative": negative, "min_rc": None}
-            cells.append(Cell("selection", name, "seed + none", change))
-    filtered = {"positive": "p1", "negative": "last", "min_rc": 0.0}
-    cells.append(Cell("selection", "p1 + p_N, RC > 0", "seed + none", filtered))
-    fusions = ("rrf", "rrf+retriever", "ql", "rc") if with_likelihood else ("rc",)
-    cells += [Cell("fusion", name, fusion, {"fusion": name}) for name in fusions]
-    cells += [Cell("format", form, "native", form=form) for form in ("native", "unified")]
-    cells.append(Cell("tasks", "as written", "as written", share=0.5))
-    cells.append(Cell("tasks", "uniform", "as written", share=0.5, draw="even over tasks"))
-    cells.append(
-        Cell("passages", "many, few queries each", "many, few queries each", share=0.5, draw="even over passages")
-    )
-    cells.append(Cell("passages", "few, many queries each", "many, few queries each", share=0.5, draw="few passages"))
-    for value in sorted({*TEMPERATURES, temperature}):
-        cells.append(Cell("temperature", f"{value:g}", f"{temperature:g}", loss={"temperature": value}))
-    for count in sorted({*(c for c in CANDIDATES if c < n), n}):
-        cells.append(Cell("candidates", str(count), str(n), candidates=count))
-    least = config.select.min_rc
-    for bar in sorted({*LEAST_RC, least}, key=lambda one: -math.inf if one is None else one):
-        cells.append(Cell("filter", _filter(bar), _filter(least), {"min_rc": bar}))
-    alone = config.select.self_contained
-    cells += [Cell("self-contained", ALONE[one], ALONE[alone], {"self_contained": one}) for one in (False, True)]
-    own = config.select.negatives
-    cells += [Cell("negatives", str(n), str(own), {"negatives": n}) for n in sorted({*NEGATIVES, own})]
-    cells += [Cell("rows", f"{share:.0%}", "100%", share=share) for share in SHARES]
-    for value in sorted({*RATES, rate}):
-        cells.append(Cell("learning rate", f"{value:g}", f"{rate:g}", train={"learning_rate": value}))
-    weight = config.train.loss.distill
-    cells += [Cell("listwise", f"{w:g}", f"{weight:g}", loss={"distill": w}) for w in sorted({*LISTWISE, weight})]
-    cells.append(Cell("loss", "the run's", "the run's"))
-    cells += [Cell("loss", name, "the run's", loss=change) for name, change in LOSSES.items()]
-    return cells
-
-
-def _filter(least: float | None) -> str:
-    return "all rows" if least is None else f"RC > {least:g}"
-
-
-def chosen_cells(cells: Sequence[Cell], names: Sequence[str] | None) -> list[Cell]:
-    """The cells of the groups, or the cells, that ``names`` names; all for none.
-
-    Raises:
-        ConfigError: a name is neither.
-    """
-    if not names:
-        return list(cells)
-    groups, labels = dict.fromkeys(cell.group for cell in cells), [cell.label for cell in cells]
-    for name in names:
-        if name not in groups and name not in labels:
-            raise ConfigError(
-                f"--cells {name!r} is neither a group nor a cell; groups: {', '.join(groups)}; cells: {', '.join(labels)}"
-            )
-    return [cell for cell in cells if cell.group in names or cell.label in names]
 
 
 @dataclass(frozen=True)
@@ -314,7 +198,7 @@ class Ablation:
         return TrainConfig.model_validate(values)
 
     def _key(self, cell: Cell, seed: int, rows: Sequence[Example]) -> str:
-
+        read_beside = [self.run.finished("ingest").identity] if self.settings(cell).loss.distill else []
         return digest(
             str(VERSION),
             str(TRAINING_VERSION),
@@ -324,21 +208,11 @@ class Ablation:
             cell.form or self.form,
             str(seed),
             *(repr(row) for row in rows),
-            *self._texts_read(cell),
+            *read_beside,
         )
 
-    def _texts_read(self, cell: Cell) -> list[str]:
-        """What a training reads besides its rows."""
-        return [self.run.finished("ingest").identity] if self.settings(cell).loss.distill else []
-
-    @cached_property
-    def _start_identity(self) -> str:
-        from gecko.encoder import model_identity
-
-        return model_identity(self.run.config.backbone)
-
     @property
-    def _trained_from(self) -> str:
+    def trained_from(self) -> str:
         """What a student starts as: the run's ``student`` where it has one, else the start model."""
         return self.run.config.student or self.run.config.backbone
 
@@ -346,7 +220,7 @@ class Ablation:
     def _trained_identity(self) -> str:
         from gecko.encoder import model_identity
 
-        return model_identity(self._trained_from)
+        return model_identity(self.trained_from)
 
     def _file(self, key: str) -> Path:
         return self.folder / "cells" / f"{key}.json"
@@ -394,7 +268,8 @@ class Ablation:
             values[AGREEMENT] = agreement(self.heldout, self.labels, self.passages, model).tolist()
         return values
 
-    def _train(self, training: Training) -> dict[str, Any]:
+    def train(self, training: Training) -> dict[str, Any]:
+        """Train a cell with one seed, and measure its student, which is then thrown away."""
         from gecko.encoder import load_encoder, resolve_model
         from gecko.training import train
 
@@ -403,7 +278,7 @@ class Ablation:
         began = time.perf_counter()
         train(
             rows,
-            resolve_model(self._trained_from),
+            resolve_model(self.trained_from),
             work / "model",
             cell.form or self.form,
             self.settings(cell),
@@ -426,7 +301,12 @@ class Ablation:
         if not left:
             return Estimate(0, kept, 0.0)
         largest = max(left, key=lambda training: training.rows)
-        fixed, row, text = self._speeds(self.rows(largest.cell, largest.seed))
+        config = self.settings(self.planned[0]).model_copy(update={"epochs": 1})
+        fixed, row = _training_speed(
+            self.rows(largest.cell, largest.seed), self.trained_from, self.form, config, self.passages
+        )
+        texts = [passage for data in self.sets for passage in data.passages] or list(self.passages.values())
+        text = _embedding_speed(self.start, texts)
         measured = sum(len(data.passages) + len(data.queries) for data in self.sets)
         measured += len({label.passage_id for query in self.heldout for label in self.labels[query.id]}) + len(
             self.heldout
@@ -434,66 +314,38 @@ class Ablation:
         worked = sum(training.rows * self.epochs for training in left)
         return Estimate(len(left), kept, len(left) * (fixed + measured * text) + worked * row)
 
-    def _speeds(self, rows: Sequence[Example]) -> tuple[float, float, float]:
-        """Seconds of loading and saving, of one row in one epoch, and of embedding one text."""
-        from gecko.encoder import resolve_model
-        from gecko.training import train
-
-        config = self.settings(self.planned[0]).model_copy(update={"epochs": 1})
-        start, seconds = resolve_model(self._trained_from), []
-        sizes = (min(len(rows), config.batch), min(len(rows), 3 * config.batch))
-        with tempfile.TemporaryDirectory() as folder:
-            for size in sizes:
-                began, one = time.perf_counter(), Path(folder) / str(size)
-                train(
-                    rows[:size],
-                    start,
-                    one / "model",
-                    self.form,
-                    config,
-                    0,
-                    checkpoints=one / "checkpoints",
-                    passages=self.passages,
-                )
-                seconds.append(time.perf_counter() - began)
-        per_row = seconds[1] / sizes[1]
-        if sizes[1] > sizes[0]:  # two sizes tell the rows' share from that of loading and saving, but for noise
-            per_row = min(per_row, max(per_row / 10, (seconds[1] - seconds[0]) / (sizes[1] - sizes[0])))
-        fixed = max(0.0, seconds[1] - sizes[1] * per_row)
-        texts = [passage for data in self.sets for passage in data.passages] or list(self.passages.values())
-        sample = texts[:: max(1, len(texts) // 128)]
-        began = time.perf_counter()
-        self.start.passages(sample)
-        return fixed, per_row, (time.perf_counter() - began) / len(sample)
-
     def work(self) -> dict[str, Any]:
         """Train and measure what is not there yet, and put everything together.
 
         Returns:
             see :meth:`result`.
         """
-        left = self._left()
+        self.train_left()
+        return self.result()
+
+    def train_left(self) -> None:
+        """Train and measure what is not there yet."""
+        left, names = self._left(), [data.name for data in self.sets]
         with self.ui.bar("training the cells", len(left)) as advance:
             for number, training in enumerate(left, start=1):
-                found = self._train(training)
+                found = self.train(training)
                 write_json(self._file(training.key), found)
-                value, spent = _macro(self._headline(found["values"])), sum(found["seconds"].values())
+                value, spent = macro(arrays(found["values"], names)), sum(found["seconds"].values())
                 cell = training.cell.label
                 self.ui.say(f"{number} of {len(left)}: {cell}, seed {training.seed}: {value:.4f} ({spent:.0f} s)")
                 advance(1)
-        return self.result()
 
     @cached_property
     def start_values(self) -> dict[str, list[float]]:
         """What the start model gets; kept as the cells are."""
-        file = self._file(digest(str(VERSION), "start", self._start_identity, self._sets_identity))
+        from gecko.encoder import model_identity
+
+        identity = model_identity(self.run.config.backbone)
+        file = self._file(digest(str(VERSION), "start", identity, self._sets_identity))
         if not file.exists():
             write_json(file, {"cell": "start", "values": self.measure(self.start)})
         values: dict[str, list[float]] = read_json(file)["values"]
         return values
-
-    def _headline(self, values: Mapping[str, Sequence[float]]) -> list[Array]:
-        return _arrays(values, [data.name for data in self.sets])
 
     def values(self) -> dict[str, list[dict[str, list[float]]]]:
         """What each cell's students got, by label: one entry a seed."""
@@ -513,7 +365,7 @@ class Ablation:
         A cell's value is the mean over its seeds; intervals resample queries, after each query's values were averaged over
         the seeds; ``seeds`` holds the value of each seed, from which the spread of training is seen.
         """
-        found = _table(self.planned, self.values(), self.sizes(), self.start_values, [data.name for data in self.sets])
+        found = table(self.planned, self.values(), self.sizes(), self.start_values, [data.name for data in self.sets])
         return found | {
             "sets": {data.name: len(data.queries) for data in self.sets},
             "heldout": len(self.heldout),
@@ -535,38 +387,19 @@ class Ablation:
         scored = [query for query in self.queries if query.id in self.labels]
         if all(query.asked for query in scored):
             return []
-        qrels = self._judgements(scored)
-        order: dict[str, dict[str, list[str]]] = {}
+        orders: dict[str, dict[str, list[str]]] = {}
         for name in RERANKERS if self.with_likelihood else ("retriever", "rc"):
+            labels = self.labels if name == "retriever" else self._labels(name, None)
+            ranked = {query.id: labels[query.id] for query in scored}
             if name == "retriever":
-                found_first = {
-                    query.id: sorted((label.retriever_rank, label.passage_id) for label in self.labels[query.id])
-                    for query in scored
+                by_rank = {
+                    key: sorted((one.retriever_rank, one.passage_id) for one in row) for key, row in ranked.items()
                 }
-                order[name] = {key: [passage_id for _, passage_id in listed] for key, listed in found_first.items()}
-                continue
-            config = SelectConfig.model_validate({**self.run.config.select.model_dump(), "fusion": name})
-            labels = self._group(config)
-            order[name] = {query.id: [label.passage_id for label in labels[query.id]] for query in scored}
-        found, base = [], None
-        for name, orders in order.items():
-            ranks = np.array([orders[query.id].index(query.seed_id) + 1 for query in scored if not query.asked])
-            base = 1 / ranks if base is None else base
-            delta, low, high = macro_ci([1 / ranks - base], RESAMPLES)
-            run = {key: descending(orders[key]) for key in qrels}
-            found.append(
-                {
-                    "order": name,
-                    "queries": len(ranks),
-                    "seed_mrr": float((1 / ranks).mean()),
-                    "delta": None if name == "retriever" else delta,
-                    "ci95": None if name == "retriever" else [low, high],
-                    "seed_first": float((ranks == 1).mean()),
-                    "judged": len(qrels),
-                    HEADLINE: float(per_query(run, qrels, (HEADLINE,))[HEADLINE].mean()) if qrels else None,
-                }
-            )
-        return found
+                orders[name] = {key: [passage_id for _, passage_id in row] for key, row in by_rank.items()}
+            else:
+                orders[name] = {key: [label.passage_id for label in row] for key, row in ranked.items()}
+        known = {text: data.qrels[key] for data in self.sets for key, text in data.queries}
+        return order_rows(scored, orders, {query.id: known[query.text] for query in scored if query.text in known})
 
     def dims(self) -> list[dict[str, Any]]:
         """The run's model and the start model, cut to fewer dimensions, on the test sets; ``delta`` is at equal width.
@@ -576,16 +409,8 @@ class Ablation:
         trained = self.run.path / "model"
         if not self.sets or not trained.exists():
             return []
-        rows = []
         starts, models = self._widths(self.run.config.backbone), self._widths(str(trained))
-        for width, found in models.items():
-            row: dict[str, Any] = {"dim": width, "score": _macro(self._headline(found))}
-            if width in starts:
-                pairs = zip(self._headline(found), self._headline(starts[width]), strict=True)
-                delta, low, high = macro_ci([ours - theirs for ours, theirs in pairs], RESAMPLES)
-                row |= {"start": _macro(self._headline(starts[width])), "delta": delta, "ci95": [low, high]}
-            rows.append(row)
-        return rows
+        return width_rows(models, starts, [data.name for data in self.sets])
 
     def _widths(self, spec: str) -> dict[int, dict[str, list[float]]]:
         """What a model gets at full width and at shorter ones, by width; kept as the cells are."""
@@ -605,10 +430,6 @@ class Ablation:
             write_json(file, {"cell": f"dims of {spec}", "values": kept})
         return {int(width): values for width, values in read_json(file)["values"].items()}
 
-    def _judgements(self, queries: Sequence[Query]) -> dict[str, dict[str, int]]:
-        known = {text: data.qrels[key] for data in self.sets for key, text in data.queries}
-        return {query.id: known[query.text] for query in queries if query.text in known}
-
 
 def as_judged(released: "Released") -> tuple[list[Query], list[Candidate], list[Score]]:
     """Queries of a release, and the candidates and scores that its labels were made from, as far as labels tell."""
@@ -621,159 +442,30 @@ def as_judged(released: "Released") -> tuple[list[Query], list[Candidate], list[
     return released.queries, candidates, scores
 
 
-def first_candidates(candidates: Sequence[Candidate], n: int, queries: Sequence[Query]) -> list[Candidate]:
-    """The candidates that mining with a smaller N would have found: the nearest n, the seed at place n if not among them."""
-    seeds = {query.id: query.seed_id for query in queries}
-    by_query: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        by_query.setdefault(candidate.query_id, []).append(candidate)
-    kept = []
-    for key, row in by_query.items():
-        row.sort(key=lambda candidate: candidate.rank)
-        first = row[:n]
-        if seeds[key] and seeds[key] not in [candidate.passage_id for candidate in first]:
-            seed = next(candidate for candidate in row if candidate.passage_id == seeds[key])
-            first[-1] = replace(seed, rank=n, natural=False)
-        kept += first
-    return kept
+def _training_speed(
+    rows: Sequence[Example], spec: str, form: InputFormat, config: TrainConfig, passages: Mapping[str, Passage]
+) -> tuple[float, float]:
+    """Seconds of loading and saving a model, and of training on one row once, from two short trainings."""
+    from gecko.encoder import resolve_model
+    from gecko.training import train
+
+    start, seconds = resolve_model(spec), []
+    sizes = (min(len(rows), config.batch), min(len(rows), 3 * config.batch))
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            began, one = time.perf_counter(), Path(folder) / str(size)
+            checkpoints = one / "checkpoints"
+            train(rows[:size], start, one / "model", form, config, 0, checkpoints=checkpoints, passages=passages)
+            seconds.append(time.perf_counter() - began)
+    per_row = seconds[1] / sizes[1]
+    if sizes[1] > sizes[0]:  # two sizes tell the rows' share from that of loading and saving, but for noise
+        per_row = min(per_row, max(per_row / 10, (seconds[1] - seconds[0]) / (sizes[1] - sizes[0])))
+    return max(0.0, seconds[1] - sizes[1] * per_row), per_row
 
 
-def drawn(rows: Sequence[Example], wanted: int, generator: np.random.Generator, how: Draw) -> list[Example]:
-    """Some of the rows, drawn without replacement, in their order.
-
-    Args:
-        rows: all.
-        wanted: how many.
-        generator: draws.
-        how: ``at random``; evenly over the task texts (but for case) or the seed passages: one row of each, then the next
-            of each; or of ``few passages``: all rows of one, then of the next.
-    """
-    order = generator.permutation(len(rows)).tolist()
-    match how:
-        case "at random":
-            pass
-        case "even over tasks":
-            order = _by_turns(order, [row.task.casefold().strip() for row in rows])
-        case "even over passages":
-            order = _by_turns(order, [_written_for(row) for row in rows])
-        case "few passages":
-            seeds = dict.fromkeys(_written_for(rows[place]) for place in order)
-            first = {seed: place for place, seed in enumerate(seeds)}
-            order.sort(key=lambda place: first[_written_for(rows[place])])
-        case _:
-            assert_never(how)
-    return [rows[place] for place in sorted(order[:wanted])]
-
-
-def _written_for(row: Example) -> str:
-    """A row's seed; of a query that somebody asked the query alone."""
-    return row.seed_id or row.query_id
-
-
-def _by_turns(order: Sequence[int], kinds: Sequence[str]) -> list[int]:
-    seen: Counter[str] = Counter()
-    turn = {}
-    for place in order:
-        turn[place] = seen[kinds[place]]
-        seen[kinds[place]] += 1
-    return sorted(order, key=turn.__getitem__)
-
-
-def combined(ablations: Sequence[Ablation]) -> dict[str, Any]:
-    """One table of the same cells over several runs, each with test sets of its own: the macro mean is over all sets.
-
-    A cell's difference is then one that held on several corpora, each student against the start model on its own corpus.
-    Cells that one of the runs was too small for are left out.
-
-    Raises:
-        RunError: a run has no test set, two have one of the same name, or no cell is the same in all.
-    """
-    first = ablations[0]
-    names = [data.name for ablation in ablations for data in ablation.sets]
-    if any(not ablation.sets for ablation in ablations) or len(set(names)) < len(names):
-        raise RunError(f"each run needs test sets of its own; there are: {', '.join(names) or 'none'}")
-    if len({(ablation.form, ablation.options.seeds, ablation.options.epochs) for ablation in ablations}) > 1:
-        raise RunError("the runs differ in format, seeds or epochs, so their cells are not the same; set them for all")
-    cells = [cell for cell in first.planned if all(cell in other.planned for other in ablations)]
-    if not cells:
-        raise RunError(f"no cell is trained in all of the {len(ablations)} runs; name some that are with --cells")
-    found: list[dict[str, list[dict[str, list[float]]]]] = [ablation.values() for ablation in ablations]
-    values = {
-        label: [_merged([one[label][seed] for one in found]) for seed in range(first.options.seeds)]
-        for label in (cell.label for cell in cells)
-    }
-    sizes: Counter[str] = Counter()
-    for ablation in ablations:
-        sizes.update(ablation.sizes())
-    result = _table(cells, values, sizes, _merged([ablation.start_values for ablation in ablations]), names)
-    return result | {
-        "sets": {data.name: len(data.queries) for ablation in ablations for data in ablation.sets},
-        "heldout": 0,
-        "form": first.form,
-        "epochs": " or ".join(dict.fromkeys(str(ablation.epochs) for ablation in ablations)),
-        "seeds": first.options.seeds,
-        "rerankers": [],
-        "dims": [],
-    }
-
-
-def _merged(rows: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    return {name: values for row in rows for name, values in row.items() if name != AGREEMENT}
-
-
-def _table(
-    cells: Sequence[Cell],
-    values: Mapping[str, Sequence[Mapping[str, list[float]]]],
-    sizes: Mapping[str, int],
-    base: Mapping[str, list[float]],
-    names: Sequence[str],
-) -> dict[str, Any]:
-    """``headline``, ``start`` and ``cells`` of a result, from each query's values: of the start, of cells by seed."""
-    averaged = {label: _averaged(found) for label, found in values.items()}
-    agreed = AGREEMENT in base
-    rows = []
-    for cell in cells:
-        found, reference = averaged[cell.label], averaged.get(f"{cell.group}/{cell.reference}")
-        seeds = [_macro(_arrays(one, names)) for one in values[cell.label]]
-        row: dict[str, Any] = {
-            "group": cell.group,
-            "name": cell.name,
-            "rows": sizes[cell.label],
-            "score": float(np.mean(seeds)),
-            "seeds": seeds,
-            **_against("start", found, base, names),
-            "reference": cell.reference if reference is not None else None,
-            **(_against("reference", found, reference, names) if reference is not None else {}),
-            "sets": {name: float(np.mean(row)) for name, row in found.items() if name != AGREEMENT},
-            "agreement": None,
-        }
-        if agreed:
-            delta, low, high = macro_ci([np.array(found[AGREEMENT]) - np.array(base[AGREEMENT])], RESAMPLES)
-            mean = float(np.mean(found[AGREEMENT]))
-            row["agreement"] = {"score": mean, "delta": delta, "ci95": [low, high]}
-        rows.append(row)
-    start = {
-        "score": _macro(_arrays(base, names)),
-        "agreement": float(np.mean(base[AGREEMENT])) if agreed else None,
-    }
-    return {"headline": f"macro {HEADLINE}" if names else AGREEMENT, "start": start, "cells": rows}
-
-
-def _arrays(values: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[Array]:
-    return [np.array(values[name]) for name in names or [AGREEMENT]]
-
-
-def _against(
-    name: str, found: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]], names: Sequence[str]
-) -> dict[str, Any]:
-    pairs = zip(_arrays(found, names), _arrays(base, names), strict=True)
-    delta, low, high = macro_ci([ours - theirs for ours, theirs in pairs], RESAMPLES)
-    return {f"delta_{name}": delta, f"ci95_{name}": [low, high]}
-
-
-def _averaged(found: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    return {name: np.mean([one[name] for one in found], axis=0).tolist() for name in found[0]}
-
-
-def _macro(values: Sequence[Array]) -> float:
-    return float(np.mean([row.mean() for row in values]))
+def _embedding_speed(model: "Encoder", passages: Sequence[Passage]) -> float:
+    """Seconds of embedding one passage, from about a hundred of them."""
+    sample = passages[:: max(1, len(passages) // 128)]
+    began = time.perf_counter()
+    model.passages(sample)
+    return (time.perf_counter() - began) / len(sample)

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gecko.errors import EvaluationError
-from gecko.evaluation import tasks
+from gecko.evaluation import task_scores, tasks
 from gecko.evaluation.beir import RetrievalSet, gaps
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import eval_json, evaluate_retrieval, refuse_equal_names
 from gecko.evaluation.result import load_set
-from gecko.evaluation.tasks import Measured, Skipped, TaskSet
+from gecko.evaluation.task_scores import Measured
+from gecko.evaluation.tasks import Skipped, TaskSet
 from gecko.given import in_order, spec_of
 from gecko.progress import Silent, Ui
 
@@ -74,8 +75,8 @@ def evaluate_sets(
 
     Returns:
         what ``gecko eval --json`` prints: ``sets`` and ``macro`` as :func:`gecko.evaluation.eval_json` has them for the
-        retrieval sets; ``tasks``, if there are any, as :func:`gecko.evaluation.tasks.task_json`; ``skipped``, if any are:
-        the reason by name. A task set that mteb cannot run is among them, so that what was measured is not lost.
+        retrieval sets; ``tasks``, if there are any, as :func:`gecko.evaluation.task_scores.task_json`; ``skipped``, if any
+        are: the reason by name. A task set that mteb cannot run is among them, so that what was measured is not lost.
 
     Raises:
         EvaluationError: mteb cannot run the only set.
@@ -92,7 +93,7 @@ def evaluate_sets(
         with ui.bar("measuring task sets", len(sets.tasks)) as advance:
             for data in sets.tasks:
                 try:
-                    measured[data.name] = {label: tasks.measure(data, model) for label, model in models.items()}
+                    measured[data.name] = {label: task_scores.measure(data, model) for label, model in models.items()}
                 except EvaluationError as error:
                     if len(sets.tasks) + len(sets.retrieval) == 1:
                         raise
@@ -100,7 +101,7 @@ def evaluate_sets(
                 advance(1)
     if measured:
         done = [data for data in sets.tasks if data.name in measured]
-        result["tasks"] = tasks.task_json(done, measured, resamples=resamples)
+        result["tasks"] = task_scores.task_json(done, measured, resamples=resamples)
     if skipped:
         result["skipped"] = {data.name: data.reason for data in skipped}
     return result

@@ -2,13 +2,24 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gecko.report.plots import ACCENT, INK, SECOND, draw_svg, standalone
 from gecko.report.text import markdown_table
+from gecko.store import write_bytes, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def write_ablation(result: Mapping[str, Any], folder: Path) -> None:
+    """Write ``ablation.md``, ``ablation.json``, ``ablation.svg`` and, where widths were measured, ``dims.svg``."""
+    files = {"ablation.md": markdown(result), "ablation.svg": plot(result), "dims.svg": dims_plot(result)}
+    for name, text in files.items():
+        if text is not None:
+            write_bytes(folder / name, text.encode("utf-8"))
+    write_json(folder / "ablation.json", result)
 
 
 def cell_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

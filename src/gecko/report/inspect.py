@@ -1,4 +1,4 @@
-"""``gecko inspect RUN``: what the rows of a run are like, in numbers and as a page of samples for human eyes.
+"""What the rows of a run are like, in numbers: printed by ``gecko inspect RUN``, and a part of the report.
 
 It reads the run folder and loads no model. What was asked of a query (``generate.variables``) is drawn again from its id.
 The measures of ``fret/quality.py`` are shown for the generated queries, whether or not the run selects by them.
@@ -6,7 +6,6 @@ The measures of ``fret/quality.py`` are shown for the generated queries, whether
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +15,7 @@ from gecko.errors import CorpusError
 from gecko.fret.quality import copied, kind, leaked, near_by_words, speaks_of_itself
 from gecko.fret.variables import LANGUAGE, SAME, draw
 from gecko.paid import ASKED
-from gecko.records import Candidate, Example, Passage, Query, Text
-from gecko.report.report import render, variable_counts
-from gecko.report.text import known_words
-from gecko.store import write_bytes
+from gecko.records import Candidate, Example, Query
 from gecko.text import words
 
 if TYPE_CHECKING:
@@ -142,7 +138,6 @@ def _share(part: int, whole: int) -> float | None:
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The statistics as (name, value) for people."""
     kinds = list(found["kinds"].items())
-    quantiles = {label: found[name] for name, label in SPREADS.items() if found[name] is not None}
     return [
         ("passages, queries, rows", f"{found['passages']:,}, {found['queries']:,}, {found['rows']:,}"),
         ("passages that are a seed", f"{found['seeds']:,}"),
@@ -157,7 +152,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         *(
             (f"{label} (5, 25, 50, 75, 95 %)", "  ".join(f"{value:g}" for value in values))
-            for label, values in quantiles.items()
+            for label, values in spreads(found)
         ),
         *shares(found),
         *(
@@ -169,45 +164,28 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def spreads(found: dict[str, Any]) -> list[tuple[str, list[float]]]:
+    """The quantiles among the statistics, at ``QUANTILES`` per cent."""
+    return [(label, found[name]) for name, label in SPREADS.items() if found[name] is not None]
+
+
 def shares(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The shares among the statistics, in per cent."""
     return [(label, f"{100 * found[name]:.1f} %") for name, label in SHARES.items() if found[name] is not None]
 
 
-def write_samples(pipeline: "Pipeline", found: dict[str, Any], path: Path, count: int) -> None:
-    """Write the statistics and ``count`` rows, drawn at random by the run's seed, as one HTML file.
-
-    Raises:
-        RunError: as :func:`statistics`.
-        StorageError: the disk refuses the file.
-    """
-    rows = pipeline.run.read("select", Example)
-    own = {query.id for query in pipeline.run.read("generate", Query)} if found["variables"] else ()
-    rng = np.random.default_rng(pipeline.config.seed)
-    chosen = [rows[place] for place in sorted(rng.choice(len(rows), min(count, len(rows)), replace=False))]
-    samples = []
-    for row in chosen:
-        labels = {label.passage_id: label for label in pipeline.labels.get(row.query_id, ())}
-        seed = pipeline.by_id.get(row.seed_id)
-        same = seed is not None and row.positive.id == seed.id
-        roles: list[tuple[str, Text | Passage]] = [("positive, the seed" if same else "positive", row.positive)]
-        roles += [("seed", seed)] if seed is not None and not same else []
-        roles += [("hard negative", text) for text in row.negatives]
-        samples.append(
-            {
-                "row": row,
-                "asked": draw(pipeline.prompts["generate"], row.query_id) if row.query_id in own else {},
-                "copied": copied(row.query, seed.content) if seed is not None else None,
-                "passages": [(role, text, labels.get(text.id)) for role, text in roles],
-            }
-        )
-    page = {
-        "found": found,
-        "quantiles": QUANTILES,
-        "spreads": [(label, found[name]) for name, label in SPREADS.items() if found[name] is not None],
-        "shares": shares(found),
-        "kinds": list(found["kinds"].items())[:KINDS],
-        "samples": samples,
-        "known_words": known_words,
+def variable_counts(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, dict[str, dict[str, int]]]:
+    """By variable and value how many queries were asked to be so, and how many of them became a row."""
+    if not pipeline.config.generate.variables:
+        return {}
+    prompt, kept = pipeline.prompts["generate"], {row.query_id for row in rows}
+    counted: dict[str, dict[str, dict[str, int]]] = {
+        one.name: {value: {"queries": 0, "rows": 0} for value, _ in one.weights}
+        for one in prompt.variables
+        if one.weights
     }
-    write_bytes(path, render("inspect.html.j2", page).encode("utf-8"))
+    for query in pipeline.run.read("generate", Query):
+        for name, value in draw(prompt, query.id).items():
+            counted[name][value]["queries"] += 1
+            counted[name][value]["rows"] += query.id in kept
+    return counted

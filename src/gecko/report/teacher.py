@@ -1,13 +1,13 @@
 """What a teacher is worth, for people: tables for the terminal and for Markdown, and the verdict in sentences.
 
-Input is what ``gecko.evaluation.teacher_value.teacher_value`` returns, on 0–1; output is in points.
+Input is what ``gecko.evaluation.teacher.value.teacher_value`` returns, on 0–1; output is in points.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from gecko.evaluation.evaluate import HEADLINE
-from gecko.evaluation.teacher_value import prompt_names
+from gecko.evaluation.teacher.answers import prompt_names
 from gecko.report.text import duration, markdown_table
 
 

@@ -1,20 +1,25 @@
 """``report.html``: what a run did and what came of it, in one file that needs nothing else.
 
-It is made from the run folder alone, so no model is loaded, and equal runs give equal bytes but for the seconds. All that
-comes from the corpus or the teacher is foreign text: the template escapes everything, the page forbids itself scripts and
-outside resources, and characters that would act are written out.
+It is made from the run folder alone, so no model is loaded, and equal runs give equal bytes but for the seconds. The page
+forbids itself scripts and outside resources; ``render.py`` sees to it that foreign text on it is text.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from gecko.fret.quality import copied
+from gecko.fret.variables import draw
 from gecko.paid import ASKED, asked_queries, relabel_stages, scores_identity
 from gecko.records import Candidate, Example, Passage, Query
 from gecko.report import plots
+from gecko.report.inspect import KINDS, QUANTILES, shares, spreads, statistics
+from gecko.report.render import render
 from gecko.report.table import (
     AGREEMENT,
     AGREEMENT_ASKED,
@@ -23,19 +28,17 @@ from gecko.report.table import (
     agreement_rows,
     asked_rows,
     origins,
-    points,
     result_rows,
     verdict,
     word,
 )
-from gecko.report.text import cut, duration, shown
 from gecko.store import Manifest, Run, read_json, write_bytes
 
 if TYPE_CHECKING:
     from gecko.fret.fuse import Label
     from gecko.pipeline import Pipeline
 
-EXAMPLES = 12
+EXAMPLES = 50
 TASKS = 15
 EXCERPT = 300
 PLOT = "_plot"  # what a plot's name ends with in the page's content
@@ -74,27 +77,6 @@ def write_report(pipeline: "Pipeline", path: Path, figures: Path | None = None) 
             write_bytes(figures / f"{name.removesuffix(PLOT)}.svg", alone.encode("utf-8"))
 
 
-def render(template: str, content: Mapping[str, Any]) -> str:
-    """A page of this package from its template; everything in it is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("gecko", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_seen,
-    )
-    environment.filters.update(points=points, duration=duration, cut=cut)
-    return environment.get_template(template).render(content)
-
-
-def _seen(value: Any) -> Any:
-    """Every value on its way into the page; an SVG is markup already, and made of cleaned text."""
-    return shown(value) if type(value) is str else value
-
-
 def _content(pipeline: "Pipeline") -> dict[str, Any]:
     run, config = pipeline.run, pipeline.config
     rows = run.read("select", Example)
@@ -102,6 +84,7 @@ def _content(pipeline: "Pipeline") -> dict[str, Any]:
     result = _file(run, "evaluate", "results.json")
     seconds = sum(stages[stage].seconds for stage in TEACHER_STAGES if stage in stages)
     own, released = origins(stages["select"])
+    found = statistics(pipeline)
     return {
         "config": config,
         "passages": len(pipeline.passages),
@@ -123,7 +106,11 @@ def _content(pipeline: "Pipeline") -> dict[str, Any]:
         "time_plot": _placed(plots.times({stage: manifest.seconds for stage, manifest in stages.items()})),
         "labels": _labels(pipeline, rows),
         "tasks": _tasks(rows),
-        "variables": variable_counts(pipeline, rows),
+        "found": found,
+        "spreads": spreads(found),
+        "quantiles": QUANTILES,
+        "shares": shares(found),
+        "kinds": list(found["kinds"].items())[:KINDS],
         "examples": _examples(pipeline, rows),
         "seconds": seconds,
         "cost": [(size, seconds / own * size) for size in SIZES] if own else [],
@@ -322,30 +309,20 @@ def _tasks(rows: Sequence[Example]) -> dict[str, Any]:
     return {"different": len(counted), "first": sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:TASKS]}
 
 
-def variable_counts(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, dict[str, dict[str, int]]]:
-    """By variable and value how many queries were asked to be so, and how many of them became a row."""
-    from gecko.fret.variables import draw
-
-    if not pipeline.config.generate.variables:
-        return {}
-    prompt, kept = pipeline.prompts["generate"], {row.query_id for row in rows}
-    counted: dict[str, dict[str, dict[str, int]]] = {
-        one.name: {value: {"queries": 0, "rows": 0} for value, _ in one.weights}
-        for one in prompt.variables
-        if one.weights
-    }
-    for query in pipeline.run.read("generate", Query):
-        for name, value in draw(prompt, query.id).items():
-            counted[name][value]["queries"] += 1
-            counted[name][value]["rows"] += query.id in kept
-    return counted
-
-
 def _examples(pipeline: "Pipeline", rows: Sequence[Example]) -> list[dict[str, Any]]:
-    """Rows at even distances, from the first to the last."""
-    count = min(EXAMPLES, len(rows))
-    chosen = [rows[index * (len(rows) - 1) // max(1, count - 1)] for index in range(count)]
-    return [{"row": row, "passages": _roles(pipeline, row)} for row in chosen]
+    """Rows drawn at random by the run's seed, in their order."""
+    places = np.random.default_rng(pipeline.config.seed).permutation(len(rows))[:EXAMPLES]
+    varied = bool(pipeline.config.generate.variables)
+    own = {query.id for query in pipeline.run.read("generate", Query)} if varied else ()
+    return [
+        {
+            "row": row,
+            "asked": draw(pipeline.prompts["generate"], row.query_id) if row.query_id in own else {},
+            "copied": copied(row.query, pipeline.by_id[row.seed_id].content) if row.seed_id in pipeline.by_id else None,
+            "passages": _roles(pipeline, row),
+        }
+        for row in (rows[place] for place in sorted(places.tolist()))
+    ]
 
 
 def _roles(pipeline: "Pipeline", row: Example) -> list[Shown]:

@@ -7,31 +7,27 @@ probe that ships with the package, is the teacher's order worse than the start m
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gecko.config import CheckConfig
 from gecko.errors import TeacherError, TeacherRefused
-from gecko.evaluation.builtin import ProbeTopic, data_hash, probe
+from gecko.evaluation.builtin import ProbeTopic, probe
+from gecko.evaluation.evaluate import HEADLINE
 from gecko.evaluation.metrics import Array, bootstrap_ci, descending, per_query
+from gecko.evaluation.teacher.answers import Form, Judge
 from gecko.fret.fuse import Fusion, fuse
-from gecko.fret.relabel import REFUSED, prompt_hash, relabel
 from gecko.llm.base import LanguageModel
-from gecko.llm.weights import cache_folder, cache_room
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt
-from gecko.records import Candidate, Query, Score
-from gecko.store import digest, read_json, write_json
-from gecko.work import Counts
+from gecko.records import Candidate
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
 
-HEADLINE = "ndcg@10"
 ORDERS: tuple[Fusion, ...] = ("ql", "rc", "rrf")
-VERSION = 1
 TOLD_BY = 10  # fewer texts than these tell no share
 INSTEAD = (
     "Take a stronger teacher with --llm (in a stage's own command --set llm=SPEC), or go on all the same with --force"
@@ -47,7 +43,7 @@ class ProbeResult:
         start: the start model's order.
         ql, rc, rrf: the teacher's orders; it may have RC alone.
         delta, low, high: RRF (or RC, where it is alone) minus start, paired, with its 95 % interval.
-        seconds, tokens: what asking took; ``cached``: the teacher's answers were kept from an earlier run.
+        seconds, tokens: what asking took; ``cached``: every answer of the teacher was known from an earlier run.
     """
 
     queries: int
@@ -75,15 +71,22 @@ def run_probe(
     seed: int,
     ui: Ui | None = None,
 ) -> ProbeResult:
-    """Rerank the probe's passages with the teacher; its scores are cached by teacher, precision, prompts and probe."""
-    topics = probe()
-    scores, seconds, tokens, cached = _scores(
-        topics, teacher, likelihood, relevance, passage_tokens, precision, ui or Silent()
-    )
+    """Rerank the probe's passages with the teacher, which is asked only what it was not asked before.
+
+    Raises:
+        TeacherError: it refused a pair, or gave a score that is no number.
+        ConfigError: there is no cache for its answers.
+    """
+    topics, form = probe(), Form("probe", likelihood, relevance)
+    judge = Judge(teacher.identity, lambda: teacher, passage_tokens, ui or Silent(), precision)
+    began, before = time.perf_counter(), judge.teacher.usage.tokens  # and what this very teacher can do is noted
+    with judge.alone(wait=True):
+        asked = _ask(topics, form, judge)
+    seconds, tokens = time.perf_counter() - began, teacher.usage.tokens - before
     fusions: tuple[Fusion, ...] = ORDERS if teacher.can_score else ("rc",)
     orders = {name: [] for name in ("start", *fusions)}  # type: dict[str, list[Array]]
     for topic in topics:
-        for name, values in _orders(topic, scores, start, fusions).items():
+        for name, values in _orders(topic, form, judge, start, fusions).items():
             orders[name].append(values)
     joined = {name: np.concatenate(parts) for name, parts in orders.items()}
     delta, low, high = bootstrap_ci(joined[fusions[-1]] - joined["start"], resamples, seed)
@@ -97,63 +100,39 @@ def run_probe(
         delta=delta,
         low=low,
         high=high,
-        seconds=seconds,
+        seconds=seconds if asked else 0.0,
         tokens=tokens,
-        cached=cached,
+        cached=not asked,
     )
 
 
-def _scores(
-    topics: list[ProbeTopic],
-    teacher: LanguageModel,
-    likelihood: Prompt,
-    relevance: Prompt,
-    passage_tokens: int,
-    precision: str,
-    ui: Ui,
-) -> tuple[dict[tuple[str, str], Score], float, int, bool]:
-    prompts = prompt_hash(likelihood, relevance)
-    chosen = [] if precision == "auto" else [precision]
-    key = digest(str(VERSION), teacher.identity, prompts, data_hash("probe.jsonl"), str(passage_tokens), *chosen)
-    file = cache_folder() / "checks" / f"{key}.json"
-    if file.exists():
-        rows = [Score(**row) for row in read_json(file)]
-        return {(row.query_id, row.passage_id): row for row in rows}, 0.0, 0, True
-    cache_room("checks")  # before anything is asked whose answer could not be kept
-    began, counts, rows = time.perf_counter(), Counts(), []
-    with ui.bar("putting the teacher to the reranking probe", len(topics)) as advance:
-        for topic in topics:
-            queries = [_query(identifier, text) for identifier, text in topic.queries]
-            pairs = [(passage, queries) for passage in topic.passages]
-            rows += list(relabel(pairs, teacher, likelihood, relevance, counts))
-            advance(1)
-    if refused := counts.notes[REFUSED]:
+def _ask(topics: Sequence[ProbeTopic], form: Form, judge: Judge) -> int:
+    """Have every pair of the probe answered, and say how many answers were not known."""
+    groups = [(passage, [text for _, text in topic.queries]) for topic in topics for passage in topic.passages]
+    asked = judge.ask(form, groups, "reranking probe")
+    pairs = [(text, passage) for passage, texts in groups for text in texts]
+    if refused := sum(judge.refused(form, text, passage) for text, passage in pairs):
         raise TeacherError(
-            f"{teacher.name} refused {refused:,} of {len(rows) + refused:,} pairs of the reranking probe, texts on everyday "
+            f"{judge.known['name']} refused {refused:,} of {len(pairs):,} pairs of the reranking probe, texts on everyday "
             "subjects; take another teacher, or leave the check out with --set check.enabled=false"
         )
-    write_json(file, [asdict(row) for row in rows])
-    return {(row.query_id, row.passage_id): row for row in rows}, time.perf_counter() - began, counts.tokens, False
-
-
-def _query(identifier: str, text: str) -> Query:
-    return Query(identifier, "", text, "", "")
+    return asked
 
 
 def _orders(
-    topic: ProbeTopic, scores: dict[tuple[str, str], Score], start: "Encoder", fusions: Sequence[Fusion]
+    topic: ProbeTopic, form: Form, judge: Judge, start: "Encoder", fusions: Sequence[Fusion]
 ) -> dict[str, Array]:
     vectors = start.passages(topic.passages)
     asked = start.queries([text for _, text in topic.queries])
     runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in ("start", *fusions)}
-    for (identifier, _), vector in zip(topic.queries, asked, strict=True):
+    for (identifier, text), vector in zip(topic.queries, asked, strict=True):
         cosines = vectors @ vector
         order = np.argsort(-cosines, kind="stable")
         candidates = [
             Candidate(identifier, topic.passages[index].id, rank, float(cosines[index]))
             for rank, index in enumerate(order, start=1)
         ]
-        given = {candidate.passage_id: scores[identifier, candidate.passage_id] for candidate in candidates}
+        given = {passage.id: judge.score(form, identifier, text, passage) for passage in topic.passages}
         runs["start"][identifier] = descending([candidate.passage_id for candidate in candidates])
         for name in fusions:
             ranked = fuse(candidates, given, name)

@@ -7,6 +7,7 @@ import pytest
 
 from gecko.errors import RunError
 from gecko.report import write_report
+from gecko.report.page import EXAMPLES
 from gecko.store import read_json, write_json
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -108,7 +109,7 @@ def test_examples_show_places(make_run):
     pipeline = make_run()
     text = Page(write(pipeline)).text
     rows = pipeline.run.finished("select").rows
-    assert text.count("Task:") == min(12, rows)
+    assert text.count("Task:") == min(EXAMPLES, rows)
     assert re.search(r"retriever \d, QL \d, RC \d, fused \d\.\d{3}", text)
     assert "p_N, hard negative" in text
 

@@ -9,7 +9,7 @@ from gecko.config import CheckConfig
 from gecko.encoder import load_encoder
 from gecko.errors import TeacherError, TeacherRefused
 from gecko.evaluation.builtin import probe
-from gecko.evaluation.teacher_check import ProbeResult, refuse_by_parsing, refuse_by_probe, refuse_by_seeds, run_probe
+from gecko.evaluation.teacher.probe import ProbeResult, refuse_by_parsing, refuse_by_probe, refuse_by_seeds, run_probe
 from gecko.llm.fake import FakeLM
 from gecko.prompts import load_prompt
 
@@ -91,6 +91,24 @@ def test_answers_are_kept_by_teacher(tiny_model: Path) -> None:
     other.identity = "another"
     result_of(other, tiny_model)
     assert other.asked > 0
+
+
+def test_a_killed_probe_goes_on_where_it_was(tiny_model: Path) -> None:
+    class Dying(Knowing):
+        def score(self, prompt, groups):
+            if self.asked == 3:
+                raise KeyboardInterrupt
+            return super().score(prompt, groups)
+
+    whole = Knowing(1)
+    whole.identity = "another"
+    expected = result_of(whole, tiny_model)
+    with pytest.raises(KeyboardInterrupt):
+        result_of(Dying(1), tiny_model)
+    second = Knowing(1)
+    found = result_of(second, tiny_model)
+    assert 0 < second.asked == whole.asked - 3 and not found.cached
+    assert (found.rrf, found.delta) == (expected.rrf, expected.delta)
 
 
 def test_the_lines_are_where_the_settings_draw_them() -> None:

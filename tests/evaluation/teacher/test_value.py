@@ -13,17 +13,10 @@ import pytest
 
 from gecko.encoder import Encoder
 from gecko.errors import ConfigError, EvaluationError, RunError, TeacherError
-from gecko.evaluation import teacher_value as module
 from gecko.evaluation.beir import RetrievalSet
-from gecko.evaluation.teacher_value import (
-    Answers,
-    Judge,
-    ValueConfig,
-    load_form,
-    sample_queries,
-    spread_forms,
-    teacher_value,
-)
+from gecko.evaluation.teacher import answers as module
+from gecko.evaluation.teacher.answers import Answers, Judge, load_form, spread_forms
+from gecko.evaluation.teacher.value import ValueConfig, sample_queries, teacher_value
 from gecko.llm.base import Group, Judgement, Sampling
 from gecko.llm.fake import FakeLM
 from gecko.progress import Silent
@@ -175,13 +168,13 @@ def test_the_orders_are_those_of_one_query_at_a_time(start: Encoder) -> None:
             assert measured[data.name][order]["ndcg@10"] == pytest.approx(np.mean(values))
 
 
-def test_a_killed_check_goes_on_where_it_was(start: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_check_goes_on_where_it_was(start: Encoder, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 5)
     config = replace(CONFIG, forms=("relevance", TWO))
     whole = Teacher()
     expected = measure(whole, start, config)
     assert set(whole.asked.values()) == {1}
-    monkeypatch.setenv("GECKO_CACHE", str(Path(str(module.cache_folder())) / "second"))
+    monkeypatch.setenv("GECKO_CACHE", str(cache / "second"))
     total: Counter[tuple[str, str, str, str]] = Counter()
     kills, result = 0, None
     while result is None:

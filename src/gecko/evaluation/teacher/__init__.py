@@ -1,0 +1,1 @@
+"""Is a language model fit to teach, and what is it worth? A probe that ships, and labelled sets."""

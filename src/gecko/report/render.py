@@ -1,0 +1,32 @@
+"""A page from its template. All that comes from the corpus or the teacher is foreign text, and nothing in it may act.
+
+Everything is escaped, characters that a terminal or a browser would obey are written out, and a name that a template uses and
+is not given is an error.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gecko.report.table import points
+from gecko.report.text import cut, duration, known_words, shown
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """A page of this package from its template; everything in it is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("gecko", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_seen,
+    )
+    environment.filters.update(points=points, duration=duration, cut=cut, known_words=known_words)
+    return environment.get_template(template).render(content)
+
+
+def _seen(value: Any) -> Any:
+    """Every value on its way into the page; an SVG is markup already, and made of cleaned text."""
+    return shown(value) if type(value) is str else value
