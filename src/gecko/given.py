@@ -9,6 +9,7 @@ from typing import Any, get_args
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat
 from gecko.records import Passage, Text
+from gecko.text import HALF, half_of_pair
 
 
 def in_order(values: Any, what: str) -> list[Any]:
@@ -48,11 +49,8 @@ def strings(values: object, what: str = "text") -> list[str]:
     for place, text in enumerate(found, 1):
         if not isinstance(text, str):
             raise ConfigError(f"{what} {place} is a {type(text).__name__}, not a string: {text!r:.80}")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise ConfigError(f"{what} {place} holds half of a surrogate pair, which is no character") from error
+        if half_of_pair(text):
+            raise ConfigError(f"{what} {place} holds {HALF}")
     return found
 
 

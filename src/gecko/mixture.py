@@ -54,8 +54,8 @@ def mixture_rows(pipeline: "Pipeline") -> list[Example]:
         TrainingError: a set cannot be read or converted; the message names set and row.
         RunError: a shard on disk is damaged.
     """
+    from gecko.corpus.tables import source_identity
     from gecko.training.converters import convert
-    from gecko.training.tables import source_identity
 
     run, config = pipeline.run, pipeline.config
     sets = config.mixture.sets

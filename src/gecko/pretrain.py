@@ -30,10 +30,10 @@ def pretrain(run: Run, ui: Ui | None = None) -> Path:
     Raises:
         GeckoError: a source, a setting or the training is not usable, or the folder holds a run with other settings.
     """
+    from gecko.corpus.tables import source_identity
     from gecko.encoder import model_identity, resolve_model
     from gecko.training import Sampling, train
     from gecko.training.pairs import pair_sources
-    from gecko.training.tables import source_identity
 
     ui = ui or Silent()
     config = run.config.pretrain

@@ -51,6 +51,10 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+# What is wrong with a text that a caller or a request gives; a file's has its place besides, see :func:`half_of_pair`.
+HALF = "half of a surrogate pair, which is no character"
+
+
 def half_of_pair(text: str) -> str:
     """What makes a text unfit for UTF-8, in words, with its place and the mend; empty: nothing."""
     try:

@@ -18,9 +18,9 @@ from gecko.corpus.bounds import lines
 from gecko.corpus.delimited import Skipped, _Row
 from gecko.corpus.readers import Reader as CorpusReader
 from gecko.corpus.readers import read_placed, read_source
+from gecko.corpus.tables import read_rows
 from gecko.errors import CorpusError, TrainingError
 from gecko.fret.asked import read_asked
-from gecko.training.tables import read_rows
 from gecko.work import Counts
 
 CELL = st.text(st.one_of(st.sampled_from('\t\n", a\r'), st.characters(codec="utf-8", exclude_characters="\0")))

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from gecko.corpus.files import ending_of
 from gecko.corpus.markdown import HEADING, with_prose
+from gecko.corpus.sources import ending_of
 from gecko.errors import ConfigError
 from gecko.records import Passage
 

@@ -21,37 +21,38 @@ nothing is repaired: rows that cannot be read are an error that names the file a
 member or a line that takes more than its share (of size, time or expansion) is left out and counted.
 """
 
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from gecko.config import CorpusConfig
 from gecko.corpus.bounds import LARGE, LONG_LINE, UNREADABLE, Allowance, Dropped, decoded, lines, no_text
-from gecko.corpus.delimited import BadRow, Gap, Numbered, Skipped, read_delimited
+from gecko.corpus.delimited import BadRow, Gap, Numbered, Skipped
 from gecko.corpus.documents import Documents
-from gecko.corpus.files import (
+from gecko.corpus.markdown import HEADING, with_prose
+from gecko.corpus.sources import (
     PARSED_ENDINGS,
     SUPPORTED,
     TEXT_ENDINGS,
     SourceFile,
     files_of,
+    is_remote,
     on_disk,
     opened,
     plain_name,
 )
-from gecko.corpus.markdown import HEADING, with_prose
+from gecko.corpus.tables import SEPARATORS, cell_rows, json_rows, parquet_rows
 from gecko.errors import CorpusError
 from gecko.records import Passage
 from gecko.store import digest, file_sha256
+from gecko.text import half_of_pair
 from gecko.work import Counts
 
 __all__ = [
-    "SQL_SCHEMES",
     "SUPPORTED",
     "Reader",
     "content_id",
@@ -59,12 +60,9 @@ __all__ = [
     "parsed_documents",
     "read_placed",
     "read_source",
-    "source_files",
     "source_identity",
 ]
 
-PARQUET_ROWS = 1024
-SQL_SCHEMES = ("sqlite:", "postgresql:")
 
 Placed = tuple[str, Passage]
 
@@ -77,7 +75,6 @@ _JSON_TYPES: dict[type, str] = {
     str: "a string",
     type(None): "null",
 }
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _SETEXT = re.compile(r" {0,3}=+[ \t]*$")
 
 
@@ -128,7 +125,7 @@ def read_placed(spec: str, reader: Reader) -> Iterator[Placed]:
         for passage in read_stdlib():
             yield f"stdlib:{passage.id}", passage
         return
-    if spec.startswith(("hf:", *SQL_SCHEMES)):
+    if is_remote(spec):
         from gecko.corpus.remote import read_rows
 
         for place, row, source in read_rows(spec):
@@ -157,15 +154,6 @@ def read_placed(spec: str, reader: Reader) -> Iterator[Placed]:
         raise CorpusError(f"{no_text}; no other document of {spec} can be read either")
 
 
-def source_files(spec: str) -> list[Path]:
-    """The files that a source is read from, in order.
-
-    Raises:
-        CorpusError: as :func:`read_source`, where it does not exist.
-    """
-    return [file.path for file in files_of(spec, Counts(), for_identity=True)]
-
-
 def source_identity(spec: str) -> str:
     """A hash of what the passages of a source depend on: the content of its files.
 
@@ -177,7 +165,7 @@ def source_identity(spec: str) -> str:
         import sys
 
         return digest(sys.version, sys.platform, platform.machine())
-    if spec.startswith(("hf:", *SQL_SCHEMES)):
+    if is_remote(spec):
         from gecko.corpus.remote import rows_identity
 
         return rows_identity(spec)
@@ -228,7 +216,7 @@ def _read_file(file: SourceFile, reader: Reader) -> Iterator[Placed]:
 
 def parsed_documents(spec: str, reader: Reader) -> Iterator[tuple[Path, str]]:
     """The HTML, PDF and Word files of a source, each with its ending; what reading them would refuse is left out."""
-    if spec == "stdlib" or spec.startswith(("hf:", *SQL_SCHEMES)):
+    if spec == "stdlib" or is_remote(spec):
         return
     for file in files_of(spec, reader.counts):
         if file.ending in PARSED_ENDINGS:
@@ -237,16 +225,36 @@ def parsed_documents(spec: str, reader: Reader) -> Iterator[tuple[Path, str]]:
 
 
 def _rows(file: SourceFile, reader: Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def again() -> Numbered:
+        allowance = file.allowance and Allowance(file.path.stat().st_size)
+        with opened(replace(file, allowance=allowance)) as handle:
+            yield from _lines(handle, file, replace(reader, counts=Counts()))
+
     if file.ending == ".parquet":
-        with on_disk(file, reader.largest) as path:
-            yield from _read_parquet(path, file.place, reader.config)
+        try:
+            with on_disk(file, reader.largest) as path:
+                for number, row in parquet_rows(path, lambda names: _wanted(names, file.place, reader.config)):
+                    yield f"{file.place}: row {number}", row
+        except ValueError as error:
+            raise CorpusError(f"{file.place}: {error}") from error
         return
     with opened(file) as handle:
-        numbered = _lines(handle, file, reader)
-        if file.ending in _SEPARATORS:
-            yield from _read_delimited(numbered, file, reader)
-        else:
-            yield from _read_jsonl(numbered, file.place)
+        numbered, rows = _lines(handle, file, reader), json_rows
+        if separator := SEPARATORS.get(file.ending):
+
+            def check(columns: Sequence[str], line: int) -> None:
+                _wanted(columns, f"{file.place}:{line}", reader.config)
+
+            rows = partial(cell_rows, separator=separator, again=again, check=check)
+        try:
+            for number, row in rows(numbered):
+                place = f"{file.place}:{number}"
+                if not isinstance(row, dict):
+                    kind = _JSON_TYPES[type(row)]
+                    raise CorpusError(f'{place}: the line is {kind}; each line must be an object like {{"text": "…"}}')
+                yield place, row
+        except BadRow as error:
+            raise CorpusError(f"{file.place}:{error.line}: {error.what}") from error
 
 
 def _read_text(file: SourceFile, reader: Reader) -> Placed:
@@ -286,95 +294,27 @@ def _heading(text: str) -> str:
     return ""
 
 
-def _read_jsonl(numbered: Numbered, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in numbered:
-        if not isinstance(line, str) or not line.strip():
-            continue
-        place = f"{name}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(
-                f"{place}: not valid JSON at column {error.colno}: {error.msg}; each line must be one JSON object"
-            ) from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested too deep
-            raise CorpusError(f"{place}: not readable as JSON at column 1: {error}; mend the line") from error
-        if not isinstance(row, dict):
-            raise CorpusError(
-                f'{place}: the line is {_JSON_TYPES[type(row)]}; each line must be an object like {{"text": "…"}}'
-            )
-        yield place, row
+def _ids(config: CorpusConfig) -> list[str]:
+    """The names that the field of the id may have; the first that has a value counts."""
+    return [config.id_field] if config.id_field else ["_id", "id"]
 
 
-def _read_delimited(numbered: Numbered, file: SourceFile, reader: Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    def again() -> Iterator[tuple[int, str | Gap]]:
-        allowance = file.allowance and Allowance(file.path.stat().st_size)
-        with opened(replace(file, allowance=allowance)) as handle:
-            yield from _lines(handle, file, replace(reader, counts=Counts()))
-
-    columns: list[str] = []
-    try:
-        for number, row in read_delimited(numbered, _SEPARATORS[file.ending], again):
-            place = f"{file.place}:{number}"
-            if not columns:
-                columns = [name.strip() for name in row]
-                _check_columns(columns, place, reader.config)
-                continue
-            if len(row) != len(columns):
-                raise CorpusError(
-                    f"{place}: {len(row)} fields, but the header has {len(columns)}; "
-                    "put a field that holds the separator or a newline between double quotes"
-                )
-            yield place, dict(zip(columns, row, strict=True))
-    except BadRow as error:
-        raise CorpusError(f"{file.place}:{error.line}: {error.what}") from error
-
-
-def _read_parquet(path: Path, name: str, config: CorpusConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            _check_columns(names, name, config)
-            wanted = [column for column in _fields(config) if column in names]
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted):
-                for index in range(batch.num_rows):
-                    number += 1
-                    place = f"{name}: row {number}"
-                    try:
-                        row = {column: batch.column(column)[index].as_py() for column in wanted}
-                    except UnicodeDecodeError as error:
-                        raise CorpusError(f"{place}: not valid UTF-8 ({error.reason}); write it anew") from error
-                    yield place, row
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise CorpusError(f"{name}: not readable as Parquet after row {number}: {error}; write it anew") from error
-
-
-def _fields(config: CorpusConfig) -> list[str]:
-    """The names of the fields that are read, of which the id may have several."""
-    ids = [config.id_field] if config.id_field else ["_id", "id"]
-    return list(dict.fromkeys([*ids, config.title_field, config.text_field]))
-
-
-def _check_columns(columns: Sequence[str], place: str, config: CorpusConfig) -> None:
+def _wanted(columns: Sequence[str], place: str, config: CorpusConfig) -> list[str]:
+    """Those of a table's columns that are read."""
     if config.text_field not in columns:
         raise CorpusError(
             f"{place}: no column is named {config.text_field}; the columns are: {_listed(columns)}; "
             "rename one to text, or, for a run, give --set corpus.text_field=NAME"
         )
-    wanted = _fields(config)
-    twice = [name for name, count in Counter(columns).items() if count > 1 and name in wanted]
+    wanted = [name for name in dict.fromkeys([*_ids(config), config.title_field, config.text_field]) if name in columns]
+    twice = [name for name in wanted if columns.count(name) > 1]
     if twice:
         raise CorpusError(f"{place}: more than one column is named {twice[0]}; rename or remove one")
+    return wanted
 
 
 def _lines(handle: BinaryIO, file: SourceFile, reader: Reader) -> Iterator[tuple[int, str | Gap]]:
-    skipped = Skipped(_SEPARATORS.get(file.ending, ""))
+    skipped = Skipped(SEPARATORS.get(file.ending, ""))
     for number, line in enumerate(lines(handle, reader.largest, skipped.take), start=1):
         place = f"{file.place}:{number}"
         if line is None:
@@ -401,25 +341,19 @@ def _passage(row: Mapping[str, Any], source: str, place: str, config: CorpusConf
             f"{place}: no field is named {config.text_field}; the fields are: {_listed(row)}; "
             "rename one to text, or, for a run, give --set corpus.text_field=NAME"
         )
-    ids = [config.id_field] if config.id_field else ["_id", "id"]
     text, title = row[config.text_field], row.get(config.title_field)
     if title is None or _is_nan(title):
         title = ""
     for name, value in (("text", text), ("title", title)):
         if not isinstance(value, str):
             raise CorpusError(f"{place}: {name} is {_kind(value)}, not a string: {_short(value)}; write it as a string")
-    written = (row.get(name) for name in ids)
+    written = (row.get(name) for name in _ids(config))
     given = next((value for value in written if value not in (None, "") and not _is_nan(value)), None)
     if given is not None and (not isinstance(given, str | int) or isinstance(given, bool)):
         raise CorpusError(f"{place}: the id is {_kind(given)}: {_short(given)}; write it as a string")
     for name, value in (("id", str(given)), ("title", title), ("text", text)):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise CorpusError(
-                f"{place}: the {name} holds half a surrogate pair, {value[error.start]!r} at character "
-                f"{error.start + 1}, which no text can hold; write the file anew from its origin"
-            ) from error
+        if half := half_of_pair(value):
+            raise CorpusError(f"{place}: the {name} holds {half}")
     return Passage(content_id(title, text) if given is None else str(given), title, text, source)
 
 

@@ -6,12 +6,14 @@ that a run knows when what it reads has changed.
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gecko.errors import CorpusError
-from gecko.store import digest, digest_of, tree_sha256
+from gecko.errors import ConfigError, CorpusError, StorageError
+from gecko.llm.weights import cache_folder
+from gecko.store import digest, digest_of, read_json, tree_sha256, write_json
 
 Row = tuple[str, Mapping[str, Any], str]
 
@@ -33,7 +35,7 @@ def rows_identity(spec: str) -> str:
     """A hash of what :func:`read_rows` gives: a dataset's revision, or the rows of a query themselves."""
     if spec.startswith("hf:"):
         name = _parsed(spec)["name"] or ""
-        return digest(spec, tree_sha256(Path(name)) if Path(name).exists() else str(_revision(name)))
+        return digest(spec, tree_sha256(Path(name)) if Path(name).exists() else _revision(name))
     return digest_of(repr(sorted(row.items())) for _, row, _ in _query(spec))
 
 
@@ -44,32 +46,67 @@ def _parsed(spec: str) -> dict[str, str | None]:
     return match.groupdict()
 
 
-@cache
-def _revision(name: str) -> str | None:
+def hub_commit(name: str) -> str:
+    """The commit of a data set on the hub, or the last that was seen where it does not answer; empty for a local folder.
+
+    Raises:
+        CorpusError: it cannot be found, and was never seen.
+    """
     from huggingface_hub import HfApi
 
+    if Path(name).exists():
+        return ""
+    seen = None
+    with suppress(ConfigError):
+        seen = cache_folder() / "commits" / f"{digest(name)}.json"
     try:
-        return HfApi().dataset_info(name).sha
+        commit = HfApi().dataset_info(name, timeout=10).sha or ""
     except Exception as error:  # the hub, the network and the name each fail in their own way
+        if seen is not None and seen.exists():
+            return str(read_json(seen)["commit"])
         raise CorpusError(
             f"hf:{name}: cannot be found ({_first_line(error)}); check its name and the network"
         ) from error
+    if seen is not None:
+        with suppress(StorageError, OSError):
+            write_json(seen, {"name": name, "commit": commit})
+    return commit
+
+
+_revision = cache(hub_commit)  # a run reads the revision by which it knows the set
+
+
+def hub_rows(name: str, config: str | None, split: str, revision: str | None = None) -> Iterator[Any]:
+    """The rows of a data set on the hub, streamed.
+
+    Raises:
+        CorpusError: it cannot be loaded, or a row of it cannot.
+    """
+    from datasets import load_dataset
+
+    wanted = f"{name}{f' ({config})' if config else ''}, split {split}"
+    try:
+        rows = load_dataset(name, config, split=split, streaming=True, revision=revision)
+    except Exception as error:  # unknown name, unknown configuration or split, no network: many kinds
+        raise CorpusError(
+            f"the data set {wanted} cannot be loaded: {_first_line(error)}. Check name, config and split, or give "
+            "local files; of a data set that is still a script, those of its branch refs/convert/parquet"
+        ) from error
+    try:
+        yield from rows
+    except Exception as error:
+        raise CorpusError(f"reading the data set {wanted} failed: {_first_line(error)}") from error
 
 
 def _dataset(spec: str) -> Iterator[Row]:
-    from datasets import load_dataset
-
     parts = _parsed(spec)
-    name, split = parts["name"] or "", parts["split"] or "train"
-    revision = None if Path(name).exists() else _revision(name)
+    name = parts["name"] or ""
+    rows = hub_rows(name, parts["config"], parts["split"] or "train", _revision(name) or None)
     try:
-        rows = load_dataset(name, parts["config"], split=split, streaming=True, revision=revision)
         for number, row in enumerate(rows, start=1):
             yield f"{spec}: row {number}", row, name
-    except Exception as error:
-        raise CorpusError(
-            f"{spec}: {type(error).__name__}: {_first_line(error)}; write hf:NAME:CONFIG@SPLIT"
-        ) from error
+    except CorpusError as error:
+        raise CorpusError(f"{spec}: {error}") from error
 
 
 def _query(spec: str) -> Iterator[Row]:

@@ -7,13 +7,14 @@
     NAME/qrels/SPLIT.tsv    query, document, grade; see ``qrels.py``
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gecko.corpus.delimited import BadRow
+from gecko.corpus.tables import json_rows, numbered_lines
 from gecko.errors import EvaluationError
 from gecko.evaluation.qrels import read_qrels
 from gecko.formats import DEFAULT_TASK
@@ -108,7 +109,8 @@ def load_beir(spec: str | os.PathLike[str], split: str | None = None) -> Retriev
         raise EvaluationError(f"{folder / CORPUS} holds no passages")
     known = {passage.id for passage in passages}
     qrels = _qrels_file(folder, split)
-    judged = read_qrels(qrels, _lines(qrels), {key for key, _, _ in _rows(folder / QUERIES)}, known)
+    lines = ((line.rstrip("\r\n"), f"{qrels}:{number}") for number, line in _lines(qrels) if line.strip())
+    judged = read_qrels(qrels, lines, {key for key, _, _ in _rows(folder / QUERIES)}, known)
     queries = [(key, _text(row, "text", place)) for key, row, place in _rows(folder / QUERIES) if key in judged]
     if not queries:
         raise EvaluationError(
@@ -181,27 +183,33 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(line, ``file:number``) of each line that is not blank."""
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of a file."""
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as handle:
-            for number, line in enumerate(handle, start=1):
-                if line.strip():
-                    yield line.rstrip("\r\n"), f"{path}:{number}"
+        yield from numbered_lines(path)
     except FileNotFoundError:
         raise EvaluationError(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise EvaluationError(f"{path} cannot be read ({error}); it must be a UTF-8 text file") from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each line of a JSON-lines file.
+
+    Raises:
+        EvaluationError: it cannot be read; the message names the line.
+    """
+    try:
+        yield from json_rows(_lines(path))
+    except BadRow as error:
+        raise EvaluationError(f"{path}:{error.line}: {error.what}") from error
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(id, object, place) of each line of a JSON-lines file."""
     seen: set[str] = set()
-    for line, place in _lines(path):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise EvaluationError(f"{place}: not valid JSON ({error})") from error
+    for number, row in json_lines(path):
+        place = f"{path}:{number}"
         if not isinstance(row, dict) or "_id" not in row:
             there = f"an object with {_named(list(row)) or 'nothing'}" if isinstance(row, dict) else f"{row!r:.80}"
             raise EvaluationError(f'{place}: needs an object with an "_id", and is {there}')

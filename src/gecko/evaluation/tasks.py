@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gecko.errors import EvaluationError
-from gecko.evaluation.beir import RetrievalSet, is_beir, parse_spec
+from gecko.evaluation.beir import RetrievalSet, is_beir, json_lines, parse_spec
 from gecko.formats import DEFAULT_TASK, MTEB_TASKS
 from gecko.given import spec_of
 from gecko.records import Passage
@@ -127,20 +127,10 @@ def load_folder(spec: str | os.PathLike[str], split: str | None = None) -> TaskS
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     rows = []
-    try:
-        with file.open(encoding="utf-8-sig", newline="\n") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise EvaluationError(f"{file}:{number}: not valid JSON ({error})") from error
-                if not isinstance(row, dict):
-                    raise EvaluationError(f"{file}:{number}: needs an object, not {row!r}")
-                rows.append(row | {"": number})
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{file} cannot be read ({error}); it must be a UTF-8 text file") from error
+    for number, row in json_lines(file):
+        if not isinstance(row, dict):
+            raise EvaluationError(f"{file}:{number}: needs an object, not {row!r}")
+        rows.append(row | {"": number})
     if not rows:
         raise EvaluationError(f"{file} holds no rows")
     return rows

@@ -14,12 +14,11 @@ them begin with fewer.
 
 =====================================  =======================================================
 ``.txt``, ``.txt.gz``                  a query a line
-a table, as in ``training/tables.py``  the column ``asked.field``
+a table, as in ``corpus/tables.py``    the column ``asked.field``
 ``hf:NAME[:CONFIG][@SPLIT]``, SQL      rows, as of a corpus (``corpus/readers.py``)
 =====================================  =======================================================
 """
 
-import gzip
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from gecko.config import AskedConfig
-from gecko.corpus.readers import SQL_SCHEMES
 from gecko.corpus.remote import read_rows as read_remote
 from gecko.corpus.remote import rows_identity
+from gecko.corpus.sources import is_remote
+from gecko.corpus.tables import ENDINGS, ending_of, numbered_lines, read_rows, text_of
 from gecko.errors import CorpusError, TrainingError
 from gecko.records import Query
 from gecko.store import digest, drawn_by, file_sha256
 from gecko.text import whole_characters
-from gecko.training.tables import ENDINGS, ending_of, read_rows, text_lines, text_of
 from gecko.work import Counts
 
 LINES = (".txt", ".txt.gz")
@@ -54,7 +53,7 @@ def asked_identity(config: AskedConfig) -> str:
     Raises:
         CorpusError: one is missing, or of another kind.
     """
-    return digest(*(rows_identity(spec) if _is_remote(spec) else file_sha256(_file(spec)) for spec in config.sources))
+    return digest(*(rows_identity(spec) if is_remote(spec) else file_sha256(_file(spec)) for spec in config.sources))
 
 
 def read_asked(config: AskedConfig, heldout: float, heldout_max: int, seed: int, counts: Counts) -> list[Query]:
@@ -99,10 +98,6 @@ def read_asked(config: AskedConfig, heldout: float, heldout_max: int, seed: int,
     return queries
 
 
-def _is_remote(spec: str) -> bool:
-    return spec.startswith(("hf:", *SQL_SCHEMES))
-
-
 def _file(spec: str) -> Path:
     path = Path(spec).expanduser()
     kinds = f"{', '.join((*LINES, *ENDINGS))}, hf:NAME or a SQL query"
@@ -118,7 +113,7 @@ def _file(spec: str) -> Path:
 def _texts(config: AskedConfig) -> Iterator[str]:
     for spec in config.sources:
         rows: Iterable[tuple[str, Mapping[str, Any]]]
-        if _is_remote(spec):
+        if is_remote(spec):
             rows = ((place, row) for place, row, _ in read_remote(spec))
         elif (file := _file(spec)).name.endswith(LINES):
             yield from _lines(file)
@@ -132,11 +127,10 @@ def _texts(config: AskedConfig) -> Iterator[str]:
 def _lines(path: Path) -> Iterator[str]:
     number = 0
     try:
-        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as handle:
-            for place, line in text_lines(handle):
-                number = place
-                if text := line.strip():
-                    yield text
+        for place, line in numbered_lines(path):
+            number = place
+            if text := line.strip():
+                yield text
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise CorpusError(
             f"{NAME}.sources: line {number + 1} of {path} cannot be read ({error}); mend the file"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gecko.config import RunConfig
-from gecko.corpus.readers import SQL_SCHEMES
+from gecko.corpus.sources import SQL_SCHEMES
 from gecko.fret.release import COLUMNS
 from gecko.report.table import asked_rows, closing_rows, origins
 from gecko.report.text import shown

@@ -252,7 +252,8 @@ def default_folder(embedder: Embedder, sources: str, config: IndexConfig) -> Pat
 
 def sources_identity(sources: Sequence[str]) -> str:
     """A hash of where passages come from as it is now: of the files that are read, their names, sizes and times."""
-    from gecko.corpus.readers import source_files, source_identity
+    from gecko.corpus.readers import source_identity
+    from gecko.corpus.sources import source_files
 
     known: list[str] = []
     for source in sources:

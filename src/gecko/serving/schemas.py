@@ -16,6 +16,7 @@ from gecko import __version__
 from gecko.formats import TASKS
 from gecko.serving.config import ServeConfig
 from gecko.serving.errors import RequestError
+from gecko.text import HALF, half_of_pair
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -248,7 +249,6 @@ class _Pairs(list[tuple[str, Any]]):
 _JSON = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=float)
 # The end of a name. In a text that holds JSON a backslash stands before the mark; no field's name ends with one.
 _NAME = re.compile(rb'(?<!\\)"\s*:')
-_HALF = re.compile("[\\ud800-\\udfff]")
 
 
 def _fault(body: bytes) -> RequestError | None:
@@ -273,8 +273,8 @@ def _fault(body: bytes) -> RequestError | None:
 def _faults(value: Any, place: str) -> Iterator[tuple[str, str]]:
     """Places in a JSON document and what is wrong there."""
     if isinstance(value, str):
-        if _HALF.search(value):
-            yield place, "holds half of a surrogate pair, which is no character"
+        if half_of_pair(value):
+            yield place, f"holds {HALF}"
     elif isinstance(value, list):
         names = set()
         for number, item in enumerate(value):
@@ -282,8 +282,8 @@ def _faults(value: Any, place: str) -> Iterator[tuple[str, str]]:
             here = f"{place}.{name}" if place else name
             if name in names:
                 yield here, "stands twice in its object; give it once"
-            if _HALF.search(name):
-                yield here, "is a name with half of a surrogate pair, which is no character"
+            if half_of_pair(name):
+                yield here, f"is a name with {HALF}"
             names.add(name)
             yield from _faults(inner, here)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from gecko.config import PretrainConfig
+from gecko.corpus.tables import ending_of, files_of, read_rows, require, text_of
 from gecko.errors import ConfigError, TrainingError
 from gecko.records import Example, Text
-from gecko.training.tables import ending_of, files_of, read_rows, require, text_of
 
 KIND = "pairs"
 

@@ -23,6 +23,7 @@ ROW_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 SUPPORTED = (*ROW_ENDINGS, *DOCUMENT_ENDINGS)
 BEIR_FILE = "corpus.jsonl"
+SQL_SCHEMES = ("sqlite:", "postgresql:")
 _SET_FILES = ("queries.*", "qrels.*", "qrels/*")  # that a BEIR set has beside it
 OUTSIDE = "files skipped: link out of the folder or to nothing"
 LINKED = "folders skipped: link"
@@ -75,6 +76,20 @@ def plain_name(name: str) -> str:
     """The name without the ending of a compression."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in COMPRESSED else name
+
+
+def is_remote(spec: str) -> bool:
+    """Whether a source is a Hugging Face data set or a SQL query, and no file."""
+    return spec.startswith(("hf:", *SQL_SCHEMES))
+
+
+def source_files(spec: str) -> list[Path]:
+    """The files that a source is read from, in order.
+
+    Raises:
+        CorpusError: it does not exist, or is of another kind.
+    """
+    return [file.path for file in files_of(spec, Counts(), for_identity=True)]
 
 
 def files_of(spec: str, counts: Counts, *, for_identity: bool = False) -> Iterator[SourceFile]:
