@@ -523,7 +523,7 @@ class Pipeline:
 
     def _near(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The places of the N nearest passages to each vector, and of every passage the tokens, 0 if it is none of them."""
-        from gecko.encoder.search import top_k
+        from gecko.encoder.nearest import top_k
 
         near, _ = top_k(vectors, np.asarray(self.vectors), self.config.mine.n)
         read = np.unique(near)
@@ -775,7 +775,7 @@ class Pipeline:
         Raises:
             TeacherRefused: too few seeds are found again.
         """
-        from gecko.encoder.search import cuts
+        from gecko.encoder.nearest import cuts
         from gecko.evaluation.teacher_check import refuse_by_seeds
 
         queries = own_queries(self.run)
@@ -813,7 +813,7 @@ class Pipeline:
 
     def _seeds_found(self, queries: Sequence[Query], mined: Manifest) -> int:
         """How many seeds are among the start model's first N; a model that was trained on them finds more."""
-        from gecko.encoder.search import top_k
+        from gecko.encoder.nearest import top_k
 
         n = self.config.mine.n
         if not self.config.mine.warmup_epochs and self._miner_identity() == self.start_identity:

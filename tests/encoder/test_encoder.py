@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from gecko import formats
 from gecko.device import has_fast_bfloat16
 from gecko.encoder import Encoder, detect_form, load_encoder, model_identity, resolve_model, save_model
-from gecko.encoder import encoder as room
+from gecko.encoder import encode as room
 from gecko.errors import ConfigError
 from gecko.records import Passage, Text
 

@@ -34,7 +34,8 @@ from gecko.config import TRAINING_VERSION, WITHOUT_EFFECT, LossConfig, TrainConf
 from gecko.device import best_device, device_memory, has_fast_bfloat16
 from gecko.encoder import load_encoder, save_model
 from gecko.encoder.build import add_lora, load_backbone, merge_lora, trained_weights
-from gecko.encoder.encoder import encode_texts, most_positions
+from gecko.encoder.encode import encode_texts
+from gecko.encoder.save import most_positions
 from gecko.errors import RunError, TrainingError
 from gecko.formats import InputFormat
 from gecko.progress import quiet_libraries
