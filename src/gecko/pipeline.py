@@ -630,7 +630,7 @@ class Pipeline:
         self.start.passages(self.passages[:ESTIMATE_SAMPLE])
         text = (time.perf_counter() - began) / min(len(self.passages), ESTIMATE_SAMPLE)
         # A step forwards and backwards takes about three times an encoding; a row has a query and two passages.
-        from gecko.training.trainer import enough_steps
+        from gecko.training.schedule import enough_steps
 
         forms, epochs = len(self.config.train.formats), enough_steps(self.config.train, round(queries)).epochs
         training = 3 * 2.5 * text * queries * epochs * forms
@@ -1219,7 +1219,7 @@ class Pipeline:
             from gecko.encoder import resolve_model
             from gecko.training import train
             from gecko.training.mixture import sampling_of
-            from gecko.training.trainer import TOO_FEW
+            from gecko.training.schedule import TOO_FEW
 
             examples = self.training_rows
             self.ui.say(f"training on {len(examples)} rows, {form} format")
