@@ -49,7 +49,7 @@ def hold_out(
 def _families(rows: Sequence[Example]) -> list[list[int]]:
     """Places of the rows that hang together by a query or a positive, perhaps through others; in order of their first."""
     numbers: dict[tuple[str, ...], int] = {}
-    ends = np.array([[numbers.setdefault(key, len(numbers)) for key in _keys(row)] for row in rows])  # (rows, 2)
+    ends = np.array([[numbers.setdefault(key, len(numbers)) for key in _keys(row)] for row in rows], int).reshape(-1, 2)
     graph = coo_array((np.ones(len(ends)), ends.T), shape=(len(numbers), len(numbers)))
     labels = connected_components(graph, directed=False)[1]
     families: dict[int, list[int]] = {}
