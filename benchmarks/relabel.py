@@ -31,7 +31,7 @@ from transformers import DynamicCache
 from gecko.config import RelabelConfig
 from gecko.corpus.stdlib import read_stdlib
 from gecko.encoder import load_encoder
-from gecko.encoder.search import top_k
+from gecko.encoder.nearest import top_k
 from gecko.evaluation.builtin import stdlib_questions
 from gecko.fret.relabel import judge, relevance_logit
 from gecko.llm.base import Group

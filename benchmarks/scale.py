@@ -144,7 +144,7 @@ def _ingest(sizes: list[int], near: bool) -> None:
 def _mine(count: int, queries: int) -> None:
     import faiss
 
-    from gecko.encoder.search import top_k
+    from gecko.encoder.nearest import top_k
 
     rng = np.random.default_rng(0)
     passages = rng.standard_normal((count, 384), dtype=np.float32)

@@ -12,7 +12,7 @@ import pytest
 from gecko.cluster import Cluster, _division
 from gecko.config import RunConfig
 from gecko.corpus.readers import read_source
-from gecko.encoder import load, search
+from gecko.encoder import load, nearest
 from gecko.encoder.sent import SentEmbedder, SentEncoder
 from gecko.errors import ConfigError, RunError, TeacherError
 from gecko.jobs import SentTeacher
@@ -109,8 +109,8 @@ def test_a_run_that_loses_workers(
     cluster: Cluster, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gecko.pipeline.QUERIES_A_SHARD", 40)
-    monkeypatch.setattr(search, "PASSAGE_BLOCK", 16)
-    monkeypatch.setattr(search, "PART", 16)  # the passages' vectors are sent in four parts
+    monkeypatch.setattr(nearest, "PASSAGE_BLOCK", 16)
+    monkeypatch.setattr(nearest, "PART", 16)  # the passages' vectors are sent in four parts
     config = settings(corpus, tiny_model, "corpus.shard_passages=20")
     run_whole(tmp_path / "alone", config)
     said: list[str] = []

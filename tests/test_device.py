@@ -26,23 +26,41 @@ def test_bfloat16_needs_the_instruction_and_the_speed(monkeypatch, flag, speed, 
     assert device.fast_dtype("cpu") == (torch.bfloat16 if fast else torch.float32)
 
 
-def test_the_speed_is_that_of_products_and_is_measured_once(monkeypatch):
-    device._bfloat16_speed.cache_clear()
-    asked = []
+@pytest.fixture
+def products(monkeypatch):
+    """Seconds that a product takes, by type: as a caller would have them, on a clock of their own."""
+    seconds, now, calls = {torch.float32: 3.0, torch.bfloat16: 1.0}, [0.0], []
     linear = torch.nn.functional.linear
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-
-    def counted(states, weight):
+    def product(states, weight):
         assert torch.get_num_threads() == 1
-        asked.append(states.dtype)
+        first = states.dtype not in calls
+        calls.append(states.dtype)
+        now[0] += seconds[states.dtype] * (100 if first else 1)  # other work came between
         return linear(states, weight)
 
-    monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    first, second = device._bfloat16_speed(), device._bfloat16_speed()
-    assert torch.get_num_threads() == 3
-    torch.set_num_threads(threads)
-    assert first == second > 0
-    assert set(asked) == {torch.float32, torch.bfloat16}
-    assert len(asked) == 16
+    monkeypatch.setattr(torch.nn.functional, "linear", product)
+    monkeypatch.setattr(device.time, "thread_time", lambda: now[0])
+    monkeypatch.setattr(device.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    device._bfloat16_speed.cache_clear()
+    yield seconds
+    device._bfloat16_speed.cache_clear()
+
+
+@pytest.mark.parametrize(("seconds", "fast"), [(1.0, True), (2.9, False), (6.0, False)])
+def test_bfloat16_is_fast_where_its_products_take_clearly_less_time(products, seconds, fast):
+    products[torch.bfloat16] = seconds
+    assert device.has_fast_bfloat16("cpu") is fast
+
+
+def test_the_speed_is_measured_once_and_the_threads_stay_the_callers(products):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert device.has_fast_bfloat16("cpu")
+        assert torch.get_num_threads() == 3
+        products[torch.bfloat16] = 6.0  # the same answer for as long as the process lives
+        assert device.has_fast_bfloat16("cpu")
+    finally:
+        torch.set_num_threads(threads)

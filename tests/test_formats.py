@@ -44,26 +44,54 @@ def test_native_is_what_a_teacher_reads() -> None:
         assert render_passage(passage, "native") == passage.content
 
 
-@pytest.mark.parametrize("form", ["native", "unified"])
-def test_example_is_rendered_by_the_same_rules(form: InputFormat) -> None:
-    positive, first, second = Text("a", "Mars", "It has two."), Text("b", "", "It has one."), Text("c", "Sun", "None.")
-    row = Example("set", "fact checking", "two moons", positive, (first, second))
-    assert render_example(row, form) == (
-        render_query("two moons", "fact checking", form),
-        render_passage(positive, form),
-        [render_passage(first, form), render_passage(second, form)],
-    )
+@pytest.mark.parametrize(
+    ("form", "query", "positive", "negatives"),
+    [
+        (
+            "unified",
+            "task: fact checking | query: two moons",
+            "title: Mars | text: It has two.",
+            ["title: none | text: It has one.", "title: Sun | text: None."],
+        ),
+        ("native", "two moons", "Mars\nIt has two.", ["It has one.", "Sun\nNone."]),
+    ],
+)
+def test_example(form: InputFormat, query: str, positive: str, negatives: list[str]) -> None:
+    texts = Text("b", "", "It has one."), Text("c", "Sun", "None.")
+    row = Example("set", "fact checking", "two moons", Text("a", "Mars", "It has two."), texts)
+    assert render_example(row, form) == (query, positive, negatives)
 
 
-@pytest.mark.parametrize("form", ["native", "unified"])
-def test_both_sides_of_a_symmetric_example_are_queries(form: InputFormat) -> None:
+@pytest.mark.parametrize(
+    ("form", "sides"),
+    [
+        ("unified", ["task: clustering | query: x", "task: clustering | query: y", "task: clustering | query: z"]),
+        ("native", ["x", "y", "z"]),
+    ],
+)
+def test_both_sides_of_a_symmetric_example_are_queries(form: InputFormat, sides: list[str]) -> None:
     row = Example("set", "clustering", "x", Text("a", "a title", "y"), (Text("b", "", "z"),), symmetric=True)
-    sides = [render_query(text, "clustering", form) for text in "xyz"]
     assert render_example(row, form) == (sides[0], sides[1], sides[2:])
 
 
 def test_prompts_are_the_prefixes_of_the_rendered_texts() -> None:
     known = prompts("unified")
+    assert known == {
+        "query": "task: search result | query: ",
+        "document": "title: none | text: ",
+        "search result": "task: search result | query: ",
+        "question answering": "task: question answering | query: ",
+        "fact checking": "task: fact checking | query: ",
+        "code retrieval": "task: code retrieval | query: ",
+        "semantic similarity": "task: semantic similarity | query: ",
+        "classification": "task: classification | query: ",
+        "clustering": "task: clustering | query: ",
+        "STS": "task: semantic similarity | query: ",
+        "PairClassification": "task: semantic similarity | query: ",
+        "Classification": "task: classification | query: ",
+        "MultilabelClassification": "task: classification | query: ",
+        "Clustering": "task: search result | query: ",
+    }
     assert known["query"] + "moons" == render_query("moons", "", "unified")
     assert known["document"] + "It has two." == render_passage(Text("p", "", "It has two."), "unified")
     tasks = known.keys() - {"query", "document"} - MTEB_TASKS.keys()

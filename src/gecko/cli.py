@@ -586,7 +586,7 @@ def embed(
     from gecko.corpus import ingest as read_corpus
     from gecko.corpus.readers import Reader, read_source
     from gecko.encoder import load
-    from gecko.encoder.engine import Precision
+    from gecko.encoder.backend import Precision
     from gecko.encoder.vectors import Output
     from gecko.search import BulkConfig, embed_rows, embed_to_folder, read_lines
     from gecko.stdin import Lines, standard_input
@@ -811,7 +811,7 @@ def serve(
         raise ConfigError("no model; give a folder, hf:NAME or minilm")
     from typing import get_args
 
-    from gecko.encoder.engine import Precision
+    from gecko.encoder.backend import Precision
 
     try:
         from gecko.serving.app import Service

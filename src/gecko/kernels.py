@@ -15,7 +15,6 @@ What is notable here:
 Numba keeps the compiled code on disk, where it finds a folder that it can write, so the first process alone waits for it.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +43,6 @@ LEAST = np.float32(1e-30)
 LOWEST = np.int32(-0x80000000)
 _SIZE = np.int32(0x7FFFFFFF)  # a float without its sign
 LOG2_E = 1.4426950408889634
-_THIS = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
 
 def _has_place() -> bool:
@@ -60,8 +58,6 @@ def _has_place() -> bool:
 
 def kernel(function: Callable[..., Any]) -> Any:
     """A function, compiled, and kept on disk where that can be."""
-    # Numba compiles a kernel anew when its own file has changed. It holds parts of this one, too: so they are in its name.
-    function.__qualname__ += f"_{_THIS}"
     try:
         if not _has_place():
             return njit(**_SETTINGS)(function)
@@ -206,12 +202,6 @@ def round_rows(values: Floats, into: Bytes, scales: Floats) -> None:
     wide_vectors()
     for row in range(values.shape[0]):
         round_floats(values[row], into, scales, row)
-
-
-@inline
-def same(x: Any) -> Any:
-    """The activation that is none."""
-    return x
 
 
 @inline

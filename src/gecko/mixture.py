@@ -21,7 +21,7 @@ from gecko.store import Run, digest, schema_digest
 from gecko.work import Counts
 
 if TYPE_CHECKING:
-    from gecko.encoder.encoder import Vectors
+    from gecko.encoder.vectors import Vectors
     from gecko.pipeline import Pipeline
 
 VERSION = 1  # raised by hand when a set gives other rows for the same source and settings

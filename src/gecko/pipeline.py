@@ -516,7 +516,7 @@ class Pipeline:
 
     def _near(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The places of the N nearest passages to each vector, and of every passage the tokens, 0 if it is none of them."""
-        from gecko.encoder.search import top_k
+        from gecko.encoder.nearest import top_k
 
         near, _ = top_k(vectors, np.asarray(self.vectors), self.config.mine.n)
         read = np.unique(near)
@@ -621,7 +621,7 @@ class Pipeline:
         self.start.passages(self.passages[:ESTIMATE_SAMPLE])
         text = (time.perf_counter() - began) / min(len(self.passages), ESTIMATE_SAMPLE)
         # A step forwards and backwards takes about three times an encoding; a row has a query and two passages.
-        from gecko.training.trainer import enough_steps
+        from gecko.training.schedule import enough_steps
 
         forms, epochs = len(self.config.train.formats), enough_steps(self.config.train, round(queries)).epochs
         training = 3 * 2.5 * text * queries * epochs * forms
@@ -765,7 +765,7 @@ class Pipeline:
         Raises:
             TeacherRefused: too few seeds are found again.
         """
-        from gecko.encoder.search import cuts
+        from gecko.encoder.nearest import cuts
         from gecko.evaluation.teacher.probe import refuse_by_seeds
 
         queries = own_queries(self.run)
@@ -803,7 +803,7 @@ class Pipeline:
 
     def _seeds_found(self, queries: Sequence[Query], mined: Manifest) -> int:
         """How many seeds are among the start model's first N; a model that was trained on them finds more."""
-        from gecko.encoder.search import top_k
+        from gecko.encoder.nearest import top_k
 
         n = self.config.mine.n
         if not self.config.mine.warmup_epochs and self._miner_identity() == self.start_identity:
@@ -1182,7 +1182,7 @@ class Pipeline:
             from gecko.encoder import resolve_model
             from gecko.training import train
             from gecko.training.mixture import sampling_of
-            from gecko.training.trainer import TOO_FEW
+            from gecko.training.schedule import TOO_FEW
 
             examples = self.training_rows
             self.ui.say(f"training on {len(examples)} rows, {form} format")

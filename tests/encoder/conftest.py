@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from gecko.encoder import Encoder, load_encoder
+
 WORDS = ["the", "red", "cat", "sleeps", "in", "a", "big", "house", "zebra", "and", "fish"]
 
 
@@ -11,6 +13,11 @@ def sentences(count: int, longest: int = 70) -> list[str]:
     generator = random.Random(1)
     texts = [" ".join(generator.choices(WORDS, k=generator.randint(1, longest))) for _ in range(count)]
     return [*texts, "", texts[0]]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model: Path) -> Encoder:
+    return load_encoder(str(tiny_model), bf16=False)
 
 
 @pytest.fixture(scope="module")

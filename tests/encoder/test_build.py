@@ -15,7 +15,8 @@ import torch
 from gecko.config import BackboneConfig
 from gecko.encoder import load_encoder, save_model
 from gecko.encoder.build import add_lora, attends_both_ways, load_backbone, merge_lora, trained_weights
-from gecko.encoder.encoder import most_positions, pooled_in_float32
+from gecko.encoder.encode import pooled_in_float32
+from gecko.encoder.save import most_positions
 from gecko.errors import ConfigError
 
 WORDS = "a river stone bread light engine garden winter copper signal task query title text none search result : |"
@@ -234,7 +235,7 @@ def test_lora_trains_little_begins_as_nothing_and_is_merged(raw, tmp_path):
     pytest.importorskip("peft")
     model = load_backbone(str(raw("qwen2")))
     before, weights = vectors(model.eval(), TEXTS), sum(weight.numel() for weight in model.parameters())
-    add_lora(model, BackboneConfig(lora_rank=2), seed=1)
+    lora = add_lora(model, BackboneConfig(lora_rank=2), seed=1)
     np.testing.assert_allclose(vectors(model, TEXTS), before, atol=1e-5)
     trained = trained_weights(model)
     assert 0 < sum(weight.numel() for weight in trained.values()) < weights / 3
@@ -245,7 +246,7 @@ def test_lora_trains_little_begins_as_nothing_and_is_merged(raw, tmp_path):
                 weight.normal_(generator=torch.Generator().manual_seed(0), std=0.1)
     changed = vectors(model, TEXTS)
     assert np.abs(changed - before).max() > 1e-2
-    merge_lora(model)
+    merge_lora(lora)
     assert not any("lora" in name for name, _ in model.named_parameters())
     np.testing.assert_allclose(vectors(model, TEXTS), changed, atol=1e-4)
     save_model(model, tmp_path / "merged", "unified")

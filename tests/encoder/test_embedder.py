@@ -48,7 +48,7 @@ def unified(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Embed
 def test_equals_sentence_transformers(
     plain: Embedder, tiny_model: Path, budget: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain._engine, "batch_tokens", budget)
+    monkeypatch.setattr(plain._backend, "batch_tokens", budget)
     monkeypatch.setattr(embedder, "WINDOW", window)
     texts = sentences(30)
     expected = SentenceTransformer(str(tiny_model), device="cpu").encode(texts, normalize_embeddings=True)

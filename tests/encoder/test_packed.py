@@ -7,8 +7,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import gecko
-from gecko.encoder.engine import TorchEngine, is_faster, torch_engine
-from gecko.encoder.packed import BertEngine, Int8Linear, can_pack, equal_runs, int8_works
+from gecko.encoder.backend import TorchBackend, is_faster, torch_backend
+from gecko.encoder.packed import BertBackend, Int8Linear, can_pack, equal_runs, int8_works
 from gecko.errors import ConfigError
 from gecko.int8 import weight_levels
 
@@ -16,8 +16,8 @@ needs_int8 = pytest.mark.skipif(not int8_works(), reason="this processor does no
 
 
 def test_float32_equals_the_padded_model(model: SentenceTransformer, rows: list[list[int]]) -> None:
-    expected = TorchEngine(model, "float32")(rows)
-    np.testing.assert_allclose(BertEngine(model, "float32")(rows), expected, atol=2e-6)
+    expected = TorchBackend(model, "float32")(rows)
+    np.testing.assert_allclose(BertBackend(model, "float32")(rows), expected, atol=2e-6)
     assert np.abs(expected[0] - expected[1]).max() > 1e-2
 
 
@@ -26,7 +26,7 @@ def test_every_pooling(model: SentenceTransformer, rows: list[list[int]], mode) 
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     other = SentenceTransformer(modules=[model[0], Pooling(32, pooling_mode=mode)], device="cpu")
-    np.testing.assert_allclose(BertEngine(other, "float32")(rows), TorchEngine(other, "float32")(rows), atol=2e-6)
+    np.testing.assert_allclose(BertBackend(other, "float32")(rows), TorchBackend(other, "float32")(rows), atol=2e-6)
 
 
 @pytest.mark.parametrize("act", ["relu", "gelu_new"])
@@ -39,14 +39,14 @@ def test_activations(model: SentenceTransformer, rows: list[list[int]], act: str
     other.transformers_model.config.hidden_act = act
     for layer in other.transformers_model.encoder.layer:
         layer.intermediate.intermediate_act_fn = ACT2FN[act]
-    got = BertEngine(other, "float32")(rows)
-    np.testing.assert_allclose(got, TorchEngine(other, "float32")(rows), atol=2e-6)
-    assert np.abs(got - BertEngine(model, "float32")(rows)).max() > 1e-5
+    got = BertBackend(other, "float32")(rows)
+    np.testing.assert_allclose(got, TorchBackend(other, "float32")(rows), atol=2e-6)
+    assert np.abs(got - BertBackend(model, "float32")(rows)).max() > 1e-5
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", pytest.param("int8", marks=needs_int8)])
 def test_low_precision_is_close(model: SentenceTransformer, rows: list[list[int]], precision: str) -> None:
-    expected, got = BertEngine(model, "float32")(rows), BertEngine(model, precision)(rows)
+    expected, got = BertBackend(model, "float32")(rows), BertBackend(model, precision)(rows)
     assert (got * expected).sum(axis=1).min() > {"bfloat16": 0.999, "int8": 0.99}[precision]
     assert np.abs(got - expected).max() > 1e-6
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
@@ -58,9 +58,9 @@ def test_low_precision_is_close(model: SentenceTransformer, rows: list[list[int]
 def test_neighbours_do_not_matter(
     model: SentenceTransformer, rows: list[list[int]], precision: str, tolerance: float
 ) -> None:
-    engine = BertEngine(model, precision)
-    together = engine(rows)
-    alone = np.concatenate([engine([row]) for row in rows])
+    backend = BertBackend(model, precision)
+    together = backend(rows)
+    alone = np.concatenate([backend([row]) for row in rows])
     np.testing.assert_allclose(together, alone, atol=tolerance)
     assert (together * alone).sum(axis=1).min() > 0.9999
 
@@ -89,14 +89,14 @@ def test_runs_of_equal_lengths() -> None:
 def test_the_faster_of_two_engines() -> None:
     asked: list[int] = []
 
-    def engine(seconds: float):
+    def backend(seconds: float):
         def run(rows: list[list[int]]) -> None:
             asked.append(sum(map(len, rows)))
             time.sleep(seconds)
 
         return run
 
-    slow, fast, rows = engine(0.02), engine(0.001), [[1] * 100, [2] * 50]
+    slow, fast, rows = backend(0.02), backend(0.001), [[1] * 100, [2] * 50]
     assert is_faster(fast, slow, rows)
     assert not is_faster(slow, fast, rows)
     assert not is_faster(slow, slow, rows)  # no better is not enough
@@ -106,19 +106,19 @@ def test_the_faster_of_two_engines() -> None:
 def test_choice(model: SentenceTransformer, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_pack(model)
     for faster in (True, False):
-        monkeypatch.setattr("gecko.encoder.engine.has_fast_bfloat16", lambda _: True)
-        monkeypatch.setattr("gecko.encoder.engine.is_faster", lambda *_, faster=faster: faster)
-        assert torch_engine(model, "auto").precision == ("int8" if faster and int8_works() else "bfloat16")
-    monkeypatch.setattr("gecko.encoder.engine.has_fast_bfloat16", lambda _: False)
-    assert torch_engine(model, "auto").precision == "int8" or not int8_works()
-    assert gecko.load(str(tiny_model)).precision == torch_engine(model, "auto").precision
-    monkeypatch.setattr("gecko.encoder.engine.INT8_COSINE", 1.1)  # as if int8 moved the vectors
-    assert torch_engine(model, "auto").precision == "float32"
+        monkeypatch.setattr("gecko.encoder.backend.has_fast_bfloat16", lambda _: True)
+        monkeypatch.setattr("gecko.encoder.backend.is_faster", lambda *_, faster=faster: faster)
+        assert torch_backend(model, "auto").precision == ("int8" if faster and int8_works() else "bfloat16")
+    monkeypatch.setattr("gecko.encoder.backend.has_fast_bfloat16", lambda _: False)
+    assert torch_backend(model, "auto").precision == "int8" or not int8_works()
+    assert gecko.load(str(tiny_model)).precision == torch_backend(model, "auto").precision
+    monkeypatch.setattr("gecko.encoder.backend.INT8_COSINE", 1.1)  # as if int8 moved the vectors
+    assert torch_backend(model, "auto").precision == "float32"
     monkeypatch.setattr("gecko.encoder.packed.int8_works", lambda: False)
-    assert torch_engine(model, "auto").precision == "float32"
+    assert torch_backend(model, "auto").precision == "float32"
     with pytest.raises(ConfigError, match="does not multiply"):
-        torch_engine(model, "int8")
+        torch_backend(model, "int8")
     monkeypatch.setattr("gecko.encoder.packed.can_pack", lambda _: False)
-    assert isinstance(torch_engine(model, "float32"), TorchEngine)
+    assert isinstance(torch_backend(model, "float32"), TorchBackend)
     with pytest.raises(ConfigError, match="BERT models on a CPU"):
-        torch_engine(model, "int8")
+        torch_backend(model, "int8")

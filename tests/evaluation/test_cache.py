@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gecko.encoder import Encoder, load_encoder, search
+from gecko.encoder import Encoder, load_encoder, nearest
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.records import Passage
 
@@ -88,16 +88,16 @@ def test_a_damaged_file_is_made_again(encoder: Encoder, tmp_path: Path) -> None:
 
 def test_the_memory_of_the_search_does_not_grow_with_the_corpus() -> None:
     generator = np.random.default_rng(0)
-    queries = generator.normal(size=(2 * search.QUERY_BLOCK, 16)).astype(np.float32)
+    queries = generator.normal(size=(2 * nearest.QUERY_BLOCK, 16)).astype(np.float32)
     peaks = []
     for rows in (4, 16):
-        passages = generator.normal(size=(rows * search.PASSAGE_BLOCK, 16)).astype(np.float32)
+        passages = generator.normal(size=(rows * nearest.PASSAGE_BLOCK, 16)).astype(np.float32)
         tracemalloc.start()
         try:
-            search.top_k(queries, passages, 100)
+            nearest.top_k(queries, passages, 100)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
-    block = search.QUERY_BLOCK * search.PASSAGE_BLOCK
+    block = nearest.QUERY_BLOCK * nearest.PASSAGE_BLOCK
     assert block * 4 < peaks[0] < block * 64
     assert peaks[1] < 1.05 * peaks[0]

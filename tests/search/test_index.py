@@ -8,7 +8,7 @@ import pytest
 
 import gecko
 from gecko.encoder import Embedder
-from gecko.encoder.search import top_k
+from gecko.encoder.nearest import top_k
 from gecko.errors import ConfigError, CorpusError, RunError
 from gecko.records import Passage
 from gecko.search import BulkConfig, IndexConfig, build_index, open_index

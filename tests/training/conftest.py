@@ -1,13 +1,30 @@
-"""A random BERT of 2 layers and 32 numbers, and rows to train it on."""
+"""A random BERT of 2 layers and 32 numbers, rows to train it on, and trainings of it."""
 
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from gecko.config import TrainConfig
 from gecko.records import Example, Text
+from gecko.training import train
+from gecko.training.loss import GeckoLoss
 
 TEXT = "red green blue cat dog bird river stone cloud fast slow old new small large north south paper wood iron"
 WORDS = TEXT.split()
+
+CONFIG = TrainConfig(
+    epochs=3, batch=8, learning_rate=1e-3, max_tokens=16, checkpoint_steps=2, bf16=False
+)  # 3 steps an epoch
+
+
+class Stop(Exception):
+    """Ends a training from inside, as a kill would, but without a process of its own."""
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +83,55 @@ def examples() -> list[Example]:
             )
         )
     return rows
+
+
+@pytest.fixture(scope="session")
+def run_in(tiny_bert, examples):
+    """Train in a folder; gives the report, the weights and what was said."""
+
+    def go(folder, config=CONFIG, rows=examples, seed=3, start=tiny_bert, sampling=None):
+        said: list[str] = []
+        report = train(
+            rows,
+            str(start),
+            folder / "model",
+            "native",
+            config,
+            seed,
+            checkpoints=folder / "checkpoints",
+            say=said.append,
+            sampling=sampling,
+        )
+        return report, load_file(folder / "model" / "model.safetensors"), said
+
+    return go
+
+
+@pytest.fixture
+def run(run_in, tmp_path):
+    """The same in ``tmp_path / name``."""
+    return lambda name="run", **kwargs: run_in(tmp_path / name, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def whole(run_in, tmp_path_factory):
+    """A training that nothing disturbed."""
+    return run_in(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def stop_before(monkeypatch):
+    """Make the loss raise ``Stop`` at its n-th call from now, once."""
+    plain = GeckoLoss.forward
+
+    def arm(call):
+        calls = iter(range(1, 1000))
+
+        def forward(self, *args):
+            if next(calls) == call:
+                raise Stop
+            return plain(self, *args)
+
+        monkeypatch.setattr(GeckoLoss, "forward", forward)
+
+    return arm

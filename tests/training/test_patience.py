@@ -4,13 +4,13 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from gecko.config import TrainConfig
 from gecko.errors import TrainingError
-from gecko.training import train
 from gecko.training.heldout import hold_out
 from gecko.training.loss import GeckoLoss
+
+from .conftest import Stop, equal
 
 CONFIG = TrainConfig(
     epochs=40,
@@ -25,32 +25,9 @@ CONFIG = TrainConfig(
 )
 
 
-class Stop(Exception):
-    """Ends a training from inside."""
-
-
 @pytest.fixture
-def run(tiny_bert, examples, tmp_path):
-    def go(name="run", config=CONFIG, start=tiny_bert):
-        said: list[str] = []
-        folder = tmp_path / name
-        report = train(
-            examples,
-            str(start),
-            folder / "model",
-            "native",
-            config,
-            3,
-            checkpoints=folder / "checkpoints",
-            say=said.append,
-        )
-        return report, load_file(folder / "model" / "model.safetensors"), said
-
-    return go
-
-
-def equal(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
+def run(run_in, tmp_path):
+    return lambda name="run", config=CONFIG: run_in(tmp_path / name, config)
 
 
 def test_it_stops_keeps_the_best_and_never_trains_on_what_is_held_out(run, examples, monkeypatch):

@@ -1,87 +1,23 @@
 """Training end to end on a tiny random BERT: what is learned, resumed, refused and left alone."""
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from gecko.config import BackboneConfig, PretrainConfig, TrainConfig
+from gecko.config import BackboneConfig, PretrainConfig
 from gecko.encoder import load_encoder
 from gecko.errors import TrainingError
 from gecko.training import Sampling, train, trainer
+from gecko.training.checkpoints import FILES
 from gecko.training.loss import GeckoLoss
-from gecko.training.trainer import enough_steps
 
-CONFIG = TrainConfig(
-    epochs=3, batch=8, learning_rate=1e-3, max_tokens=16, checkpoint_steps=2, bf16=False
-)  # 3 steps an epoch
-
-
-class Stop(Exception):
-    """Ends a training from inside, as a kill would, but without a process of its own."""
-
-
-@pytest.fixture(scope="module")
-def run_in(tiny_bert, examples):
-    """Train in a folder; gives the report, the weights and what was said."""
-
-    def go(folder, config=CONFIG, rows=examples, seed=3, start=tiny_bert, sampling=None):
-        said: list[str] = []
-        report = train(
-            rows,
-            str(start),
-            folder / "model",
-            "native",
-            config,
-            seed,
-            checkpoints=folder / "checkpoints",
-            say=said.append,
-            sampling=sampling,
-        )
-        return report, load_file(folder / "model" / "model.safetensors"), said
-
-    return go
-
-
-@pytest.fixture
-def run(run_in, tmp_path):
-    """The same in ``tmp_path / name``."""
-    return lambda name="run", **kwargs: run_in(tmp_path / name, **kwargs)
-
-
-@pytest.fixture(scope="module")
-def whole(run_in, tmp_path_factory):
-    """A training that nothing disturbed."""
-    return run_in(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def stop_before(monkeypatch):
-    """Make the loss raise ``Stop`` at its n-th call from now, once."""
-    plain = GeckoLoss.forward
-
-    def arm(call):
-        calls = iter(range(1, 1000))
-
-        def forward(self, *args):
-            if next(calls) == call:
-                raise Stop
-            return plain(self, *args)
-
-        monkeypatch.setattr(GeckoLoss, "forward", forward)
-
-    return arm
+from .conftest import CONFIG, Stop, equal
 
 
 def quiet(model, folder):
@@ -101,10 +37,6 @@ def assert_moved_alike(start, one, other):
     first, second = (torch.cat([(after[name] - before[name]).flatten() for name in names]) for after in (one, other))
     assert first.norm() > 0.01
     assert (first - second).norm() < 0.02 * first.norm()
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_training_learns_and_reports(whole, tiny_bert):
@@ -136,38 +68,14 @@ def test_the_seed_alone_decides(run, whole):
     assert not equal(whole[1], other)
 
 
-# 9 steps, a checkpoint after each second: stopped in the first epoch after a checkpoint, at an epoch's border (the
-# checkpoint after step 6), and in the middle of the last one.
-@pytest.mark.parametrize("call", [4, 7, 9])
-def test_resumed_equals_uninterrupted(run, whole, stop_before, call):
-    stop_before(call)
-    with pytest.raises(Stop):
-        run("cut")
-    resumed = run("cut")
-    assert resumed[2] == [f"training continues after step {(call - 1) // 2 * 2}"]
-    assert equal(resumed[1], whole[1])
-    assert resumed[0].losses == whole[0].losses
-
-
-def test_a_resumed_training_keeps_the_precision_that_it_began_in(run, whole, stop_before, monkeypatch):
-    config = CONFIG.model_copy(update={"bf16": None})
-    monkeypatch.setattr(trainer, "has_fast_bfloat16", lambda _: False)
-    stop_before(4)
-    with pytest.raises(Stop):
-        run("cut", config=config)
-    monkeypatch.setattr(trainer, "has_fast_bfloat16", lambda _: True)  # measured anew, beside other work
-    assert equal(run("cut", config=config)[1], whole[1])
-
-
 def test_a_batch_is_encoded_once_where_it_fits(run, whole, tiny_bert, monkeypatch):
     calls = []
     plain = GeckoLoss.forward_cached
     monkeypatch.setattr(GeckoLoss, "forward_cached", lambda self, *args: calls.append(1) or plain(self, *args))
     model = load_encoder(str(tiny_bert)).model
-    shape = model.transformers_model.config
     monkeypatch.setattr(trainer, "device_memory", lambda _: 24 << 30)
-    found = trainer._part_tokens(model, CONFIG)
-    assert found == int((24 << 30) / 3 / (trainer.KEPT * shape.num_hidden_layers * shape.hidden_size))
+    # a third, 8,589,934,592 bytes, in tokens of 12,800: 200 for each of 32 numbers in 2 layers
+    assert trainer._part_tokens(model, CONFIG) == 671_088
     assert trainer._part_tokens(model, CONFIG.model_copy(update={"part_tokens": 99})) == 99
     assert trainer._part_tokens(model, CONFIG.model_copy(update={"devices": 2})) is None
     assert equal(run("fits")[1], whole[1])
@@ -176,62 +84,6 @@ def test_a_batch_is_encoded_once_where_it_fits(run, whole, tiny_bert, monkeypatc
     monkeypatch.setattr(trainer, "device_memory", lambda _: 1)
     assert run("small")[0].steps == 9
     assert len(calls) == 9
-
-
-def test_a_finished_training_is_not_repeated(run, stop_before):
-    first = run()
-    stop_before(1)
-    again = run()
-    assert equal(first[1], again[1])
-    assert again[2] == ["training continues after step 9"]
-    assert again[0].losses == first[0].losses
-
-
-@pytest.mark.parametrize("damage", ["no list", "cut short", "missing file"])
-def test_a_checkpoint_that_is_not_whole_is_passed_over(run, whole, stop_before, tmp_path, damage):
-    stop_before(6)
-    with pytest.raises(Stop):
-        run("cut")
-    (newest,) = (tmp_path / "cut" / "checkpoints").glob("*/checkpoint-4")
-    match damage:
-        case "no list":
-            (newest / trainer.FILES).unlink()
-        case "cut short":
-            os.truncate(newest / "optimizer.pt", (newest / "optimizer.pt").stat().st_size - 1)
-        case "missing file":
-            (newest / "rng_state.pth").unlink()
-    resumed = run("cut")
-    assert resumed[2] == [f"{newest} is not whole; it is removed", "training continues after step 2"]
-    assert equal(resumed[1], whole[1])
-
-
-@pytest.mark.parametrize("change", ["rows", "settings", "seed"])
-def test_checkpoints_of_another_training_are_neither_resumed_nor_lost(run, whole, stop_before, examples, change):
-    other = {
-        "rows": {"rows": examples[:-1]},
-        "settings": {"config": CONFIG.model_copy(update={"learning_rate": 5e-4})},
-        "seed": {"seed": 8},
-    }[change]
-    expected = run("fresh", **other)
-    stop_before(6)
-    with pytest.raises(Stop):
-        run("used")
-    afresh = run("used", **other)
-    assert len(afresh[2]) == 1
-    assert f"checkpoint-4 is of another training ({change} differ) and is kept" in afresh[2][0]
-    assert equal(afresh[1], expected[1])
-    back = run("used")
-    assert back[2] == ["training continues after step 4"]
-    assert equal(back[1], whole[1])
-
-
-def test_how_often_checkpoints_are_written_is_no_other_training(run, whole, stop_before):
-    stop_before(6)
-    with pytest.raises(Stop):
-        run("cut")
-    resumed = run("cut", config=CONFIG.model_copy(update={"checkpoint_steps": 3}))
-    assert resumed[2] == ["training continues after step 4"]
-    assert equal(resumed[1], whole[1])
 
 
 def test_fewer_rows_than_a_batch_and_no_negatives(run, examples):
@@ -312,7 +164,7 @@ def test_collapsed_embeddings_are_refused(run, monkeypatch, tmp_path):
     with pytest.raises(TrainingError, match=r"collapsed.*checkpoint-\d"):
         run(config=CONFIG.model_copy(update={"epochs": 30, "learning_rate": 3e-3}))
     assert not (tmp_path / "run" / "model").exists()
-    assert len(list((tmp_path / "run" / "checkpoints").glob(f"*/checkpoint-*/{trainer.FILES}"))) > 0
+    assert len(list((tmp_path / "run" / "checkpoints").glob(f"*/checkpoint-*/{FILES}"))) > 0
 
 
 @pytest.mark.parametrize(
@@ -451,99 +303,3 @@ def test_two_processes_train_what_one_does(run, tiny_bert, examples, tmp_path):
 def test_what_goes_wrong_in_a_process_is_told(run):
     with pytest.raises(TrainingError, match="train.batch = 9 cannot be shared by 2 devices"):
         run(config=CONFIG.model_copy(update={"devices": 2, "batch": 9}))
-
-
-CHILD = """
-    import os, signal, sys
-    from pathlib import Path
-    import torch
-    from gecko.config import TrainConfig
-    from gecko.records import Example, Text
-    from gecko.training import Sampling, train
-    from gecko.training.loss import GeckoLoss
-
-    torch.set_num_threads(1)
-    start, folder, rows, sampling = sys.argv[1], Path(sys.argv[2]), eval(sys.argv[3]), eval(sys.argv[5])
-    config = TrainConfig.model_validate_json(sys.argv[4])
-    plain, calls = GeckoLoss.forward, iter(range(1, 100))
-
-    def forward(self, *args):
-        if next(calls) == int(sys.argv[6]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return plain(self, *args)
-
-    GeckoLoss.forward = forward
-    checkpoints = folder / "checkpoints"
-    train(rows, start, folder / "model", "native", config, 3, checkpoints=checkpoints, sampling=sampling)
-"""
-
-
-@pytest.fixture
-def kill_at(tiny_bert, tmp_path):
-    """Train in a process of its own, in ``tmp_path / "cut"``, that kills itself at the n-th call of the loss."""
-
-    def go(call, rows, config, sampling=None):
-        arguments = [str(tiny_bert), str(tmp_path / "cut"), repr(rows), config.model_dump_json(), repr(sampling)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(trainer.__file__).parents[2])}
-        command = [sys.executable, "-c", textwrap.dedent(CHILD), *arguments, str(call)]
-        child = subprocess.run(command, env=environment, timeout=300, check=False)
-        assert child.returncode == -signal.SIGKILL
-
-    return go
-
-
-def test_killed_and_started_again_equals_uninterrupted(run, whole, kill_at, examples):
-    kill_at(6, examples, CONFIG)
-    resumed = run("cut")
-    assert resumed[2] == ["training continues after step 4"]
-    assert equal(resumed[1], whole[1])
-
-
-# What carries a state of its own from step to step: gradients that are added up, the best measurement so far, weights that
-# are not the model's, dropout that is drawn twice, and the sets' order.
-STATEFUL = {
-    "accumulation": {"accumulate": 2, "batch": 4},
-    "patience": {"patience": 3, "measure_steps": 2, "heldout": 0.3},
-    "low rank": {"backbone": BackboneConfig(lora_rank=2, lora_dropout=0.2, projection=40)},
-    "GradCache": {"part_tokens": 32},
-    "sets": {"batch": 4},
-}
-
-
-@pytest.mark.parametrize("option", [*STATEFUL, "all of them"])
-def test_killed_with_an_option_that_carries_state(run, stop_before, kill_at, examples, option):
-    if option in ("low rank", "all of them"):
-        pytest.importorskip("peft")
-    chosen = STATEFUL if option == "all of them" else {option: STATEFUL[option]}
-    config = CONFIG.model_copy(update={name: value for update in chosen.values() for name, value in update.items()})
-    rows = [replace(row, dataset="one" if place < 13 else "two") for place, row in enumerate(examples)]
-    sampling = Sampling({"two": 2.0}, bucket=2) if "sets" in chosen else None
-    whole = run("whole", rows=rows, config=config, sampling=sampling)
-    if option == "all of them":
-        kill_at(9, rows, config, sampling)
-    else:
-        stop_before(6)
-        with pytest.raises(Stop):
-            run("cut", rows=rows, config=config, sampling=sampling)
-    resumed = run("cut", rows=rows, config=config, sampling=sampling)
-    assert any(line.startswith("training continues after step ") for line in resumed[2])
-    assert equal(resumed[1], whole[1])
-    assert resumed[0].losses == whole[0].losses
-    assert resumed[0].heldout == whole[0].heldout
-
-
-def test_few_rows_are_gone_through_more_often() -> None:
-    config = TrainConfig(epochs=3, batch=64, min_steps=30)
-    small = enough_steps(config, 46)
-    assert (small.batch, small.epochs) == (16, 10)
-    assert small.epochs * -(-46 // small.batch) >= 30
-    assert enough_steps(config, 640) is config
-    assert enough_steps(config.model_copy(update={"min_steps": 0}), 2).epochs == 3
-    assert enough_steps(config, 600).epochs == 3  # small batches alone are enough
-    assert enough_steps(small, 46) == small
-    few = enough_steps(config, 20)
-    assert (few.batch, few.epochs) == (16, 10)  # thirty passes through few rows do harm
-    assert enough_steps(few, 20) == few
-    assert enough_steps(config, 19) is config  # and so do ten through fewer
-    assert enough_steps(config.model_copy(update={"epochs": 12}), 20).epochs == 12
-    assert enough_steps(config.model_copy(update={"batch": 96, "devices": 3}), 46).batch == 18  # six rows a device

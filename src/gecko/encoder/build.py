@@ -18,6 +18,7 @@ from gecko.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from peft import LoraModel
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Transformer
 
@@ -48,7 +49,7 @@ def load_backbone(target: str, config: BackboneConfig | None = None, seed: int =
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util.file_io import is_sentence_transformer_model
 
-    from gecko.encoder.encoder import hub_commit
+    from gecko.encoder.spec import hub_commit
 
     config = config or BackboneConfig()
     loading: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
@@ -182,8 +183,8 @@ def _project(model: "SentenceTransformer", config: BackboneConfig, target: str, 
         model._modules[str(index)] = module
 
 
-def add_lora(model: "SentenceTransformer", config: BackboneConfig, seed: int) -> None:
-    """Freeze the transformer's weights and put low-rank updates beside its linear layers.
+def add_lora(model: "SentenceTransformer", config: BackboneConfig, seed: int) -> "LoraModel":
+    """Freeze the transformer's weights and put low-rank updates beside its linear layers; what is returned merges them.
 
     Raises:
         ConfigError: peft is not installed.
@@ -191,7 +192,7 @@ def add_lora(model: "SentenceTransformer", config: BackboneConfig, seed: int) ->
     import torch
 
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import LoraConfig, LoraModel
     except ImportError as error:
         raise ConfigError(f"{config.SECTION}.lora_rank needs peft: pip install 'gecko-embed[lora]'") from error
     lora = LoraConfig(
@@ -204,7 +205,7 @@ def add_lora(model: "SentenceTransformer", config: BackboneConfig, seed: int) ->
     transformer: Any = model.transformers_model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(lora, transformer)
+        return LoraModel(transformer, lora, "default")
 
 
 def _linear_layers(model: "SentenceTransformer") -> list[str]:
@@ -218,20 +219,9 @@ def _linear_layers(model: "SentenceTransformer") -> list[str]:
     )
 
 
-def merge_lora(model: "SentenceTransformer") -> None:
+def merge_lora(lora: "LoraModel") -> None:
     """Add the low-rank updates to the weights beside which they stand, and take them away."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    transformer: Any = model.transformers_model
-    for name, module in list(transformer.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(transformer.get_submodule(parent), child, module.get_base_layer())
-    for parameter in transformer.parameters():
-        parameter.requires_grad_(True)
-    for leftover in ("peft_config", "_hf_peft_config_loaded"):
-        transformer.__dict__.pop(leftover, None)
+    lora.merge_and_unload().requires_grad_(True)
 
 
 def trained_weights(model: "SentenceTransformer") -> "dict[str, torch.Tensor]":

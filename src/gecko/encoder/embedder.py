@@ -17,21 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 
 from gecko import formats
-from gecko.encoder.encoder import (
-    Encoder,
-    Vectors,
-    encode_texts,
-    load_encoder,
-    running_bar,
-    token_batches,
-    window_of,
-)
-from gecko.encoder.engine import Engine, Precision, is_plain, saved_prompts, torch_engine
-from gecko.encoder.export import CARD
+from gecko.encoder.backend import Backend, Precision, is_plain, saved_prompts, torch_backend
+from gecko.encoder.encode import encode_texts, running_bar, token_batches
+from gecko.encoder.encoder import Encoder, load_encoder
 from gecko.encoder.forked import Lock, survives_fork
+from gecko.encoder.save import window_of
 from gecko.encoder.sent import anywhere
+from gecko.encoder.spec import CARD
 from gecko.encoder.tokens import own_tokenizer, written_tokenizer
-from gecko.encoder.vectors import Output, Packed, encode_output, refuse_not_finite, shorten
+from gecko.encoder.vectors import Output, Packed, Vectors, encode_output, refuse_not_finite, shorten
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat, Task, find_task
 from gecko.given import dim_of, folder_of, form_of, in_order, one_of, passages_of, spec_of, strings, strings_for
@@ -98,10 +92,10 @@ class Embedder:
         self._encoder: Encoder | None = encoder
         self._lock = Lock()
         self._made: _Made | None = None
-        self._engine: Engine | None = None
+        self._backend: Backend | None = None
         self._tokenizer: Tokenizer | None = None
         if is_plain(model):
-            self._engine = torch_engine(model, precision)
+            self._backend = torch_backend(model, precision)
             self._tokenizer = own_tokenizer(written_tokenizer(model, self.max_tokens, "right"), self.max_tokens)
         elif precision not in ("auto", "float32"):
             raise ConfigError(f"precision {precision!r}: model {self.spec!r} is no plain transformer; give float32")
@@ -113,7 +107,7 @@ class Embedder:
         Raises:
             ConfigError: the folder is damaged, or a package that it needs is missing.
         """
-        from gecko.encoder.export import graph_engine, read_card
+        from gecko.encoder.export import graph_backend, read_card
 
         folder = folder_of(folder)
         card = read_card(folder)
@@ -123,7 +117,7 @@ class Embedder:
         self._prompts, self._default_prompt = card.prompts, card.default_prompt
         self._encoder, self._lock = None, Lock()
         self._made = _Made(anywhere(str(folder)), self.identity)
-        self._engine = graph_engine(folder, card)
+        self._backend = graph_backend(folder, card)
         self._tokenizer = own_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), card.max_tokens)
         return self
 
@@ -144,7 +138,7 @@ class Embedder:
     @property
     def precision(self) -> str:
         """How the transformer computes: ``float32``, ``bfloat16`` or ``int8``."""
-        return self._engine.precision if self._engine is not None else "float32"
+        return self._backend.precision if self._backend is not None else "float32"
 
     def embed(
         self,
@@ -225,13 +219,13 @@ class Embedder:
     @survives_fork
     def _run(self, items: Sequence[Prepared]) -> Vectors:
         result = np.empty((len(items), self.dim), dtype=np.float32)
-        if self._engine is None:
+        if self._backend is None:
             self._run_generic(items, result)
             return result
         order = sorted(range(len(items)), key=lambda row: -items[row].tokens)
-        for rows in token_batches([items[row].tokens for row in order], self._engine.batch_tokens):
+        for rows in token_batches([items[row].tokens for row in order], self._backend.batch_tokens):
             chosen = order[rows]
-            result[chosen] = shorten(self._engine([items[row].ids or () for row in chosen]), self.dim)
+            result[chosen] = shorten(self._backend([items[row].ids or () for row in chosen]), self.dim)
         return result
 
     def finish(self, vectors: Vectors, dim: int | None = None, output: Output = "float32") -> Packed:
@@ -257,7 +251,7 @@ class Embedder:
                     [texts[row] for row in window],
                     [titles[row] for row in window],
                     [tasks[row] for row in window],
-                    count=self._engine is not None,  # without one nobody asks
+                    count=self._backend is not None,  # without one nobody asks
                 )
                 vectors = self._run(items)
                 refuse_not_finite(vectors, [texts[row] for row in window], window, self.spec)

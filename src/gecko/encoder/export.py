@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never, get_args
 
 import numpy as np
 
-from gecko.encoder.encoder import Encoder, load_encoder, window_of
-from gecko.encoder.engine import CPU_BATCH_TOKENS, TorchEngine, is_plain, pad, saved_prompts
+from gecko.encoder.backend import CPU_BATCH_TOKENS, TorchBackend, is_plain, pad, saved_prompts
+from gecko.encoder.encoder import Encoder, load_encoder
 from gecko.encoder.forked import survives_fork
+from gecko.encoder.save import window_of
+from gecko.encoder.spec import CARD
 from gecko.encoder.tokens import written_tokenizer
 from gecko.encoder.vectors import Vectors
 from gecko.errors import ConfigError
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 Target = Literal["onnx", "openvino"]
 
 LAYOUT = 1
-CARD = "gecko_export.json"
 BLOCK = 32  # columns of a weight matrix that share a scale, in ONNX
 CHECKED = (  # short, of one token, of several scripts
     "how do I open a file for reading",
@@ -167,23 +168,23 @@ def require(target: Target, int8: bool) -> None:
         raise ConfigError(f"{target} needs {', '.join(missing)}; install with: pip install 'gecko-embed[openvino]'")
 
 
-def graph_engine(folder: Path, card: ExportCard) -> "GraphEngine":
-    """The engine of an exported folder.
+def graph_backend(folder: Path, card: ExportCard) -> "GraphBackend":
+    """The backend of an exported folder.
 
     Raises:
         ConfigError: a package that it needs is missing.
     """
     match card.target:
         case "onnx":
-            return OnnxEngine(folder, card)
+            return OnnxBackend(folder, card)
         case "openvino":
-            return OpenvinoEngine(folder, card)
+            return OpenvinoBackend(folder, card)
         case _:
             assert_never(card.target)
 
 
-class GraphEngine(ABC):
-    """What the two engines share: padded batches in, unit vectors out."""
+class GraphBackend(ABC):
+    """What the two backends share: padded batches in, unit vectors out."""
 
     def __init__(self, card: ExportCard) -> None:
         self.precision = "int8" if card.int8 else "float32"
@@ -191,7 +192,7 @@ class GraphEngine(ABC):
         self._padding = card.padding
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """See :class:`gecko.encoder.engine.Engine`."""
+        """See :class:`gecko.encoder.backend.Backend`."""
         return self.run(*pad(rows, self._padding))
 
     @abstractmethod
@@ -199,7 +200,7 @@ class GraphEngine(ABC):
         """The graph's vectors, float32 (B, D), of padded rows (B, T) and their mask."""
 
 
-class OnnxEngine(GraphEngine):
+class OnnxBackend(GraphBackend):
     """An exported graph in onnxruntime."""
 
     def __init__(self, folder: Path, card: ExportCard) -> None:
@@ -215,12 +216,12 @@ class OnnxEngine(GraphEngine):
         )
 
     def run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
-        """See :class:`GraphEngine`."""
+        """See :class:`GraphBackend`."""
         vectors: Vectors = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
         return vectors
 
 
-class OpenvinoEngine(GraphEngine):
+class OpenvinoBackend(GraphBackend):
     """An exported graph in OpenVINO; a request of its own for every call, so that threads do not meet."""
 
     def __init__(self, folder: Path, card: ExportCard) -> None:
@@ -242,7 +243,7 @@ class OpenvinoEngine(GraphEngine):
         self._model = openvino.Core().compile_model(str(folder / "model.xml"), "CPU", settings)
 
     def run(self, ids: np.ndarray, mask: np.ndarray) -> Vectors:
-        """See :class:`GraphEngine`."""
+        """See :class:`GraphBackend`."""
         result = self._model.create_infer_request().infer({"input_ids": ids, "attention_mask": mask})
         vectors: Vectors = np.array(result[0], dtype=np.float32)
         return vectors
@@ -346,8 +347,8 @@ def _check(encoder: Encoder, folder: Path, card: ExportCard) -> None:
     together = tokenizer.encode_batch([texts[place] for place in chosen])
     ids, _ = pad([row.ids for row in together], card.padding)
     mask, _ = pad([row.attention_mask for row in together], 0)
-    expected = TorchEngine(encoder.model, "float32")([rows[place] for place in chosen])
-    got = graph_engine(folder, card).run(ids, mask)
+    expected = TorchBackend(encoder.model, "float32")([rows[place] for place in chosen])
+    got = graph_backend(folder, card).run(ids, mask)
     cosine = float((expected * got).sum(axis=1).min())
     if not cosine >= MIN_COSINE[card.int8]:
         raise ConfigError(

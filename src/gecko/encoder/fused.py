@@ -6,9 +6,7 @@ The data flow of a layer, for the tokens of some texts (N, D), states in float32
           → product → + states, norm → bytes                                      its output
           → product → activation → bytes → product → + states, norm → bytes       the inner layer
 
-Attention is in :mod:`gecko.attention` where the processor has what that takes, else its products are torch's, of floats.
-
-Rejected: torch's own operators between the products (:class:`gecko.encoder.packed.BertEngine`), each of which passes over
+Rejected: torch's own operators between the products (:class:`gecko.encoder.packed.BertBackend`), each of which passes over
 memory on its own: 1.9 times slower.
 
 A matrix product on many threads waits for the slowest of them, some thirty times a batch. So a batch is cut into pieces of
@@ -24,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko import attention, kernels
+from gecko import kernels
 from gecko.device import rounds_to_bfloat16
 from gecko.encoder.forked import Lock
-from gecko.encoder.packed import BertEngine, Int8Linear
+from gecko.encoder.packed import BertBackend, Int8Linear
 from gecko.encoder.vectors import Vectors
 from gecko.int8 import padded
 
@@ -39,10 +37,10 @@ PIECE_TOKENS = 1024  # of a piece
 BATCH_PIECES = 32  # for each thread: the last ones leave some idle
 ALONE = 128  # tokens that are not worth a thread
 SCORES = 1 << 18  # attention scores at once
-_MAKING = Lock()  # for all engines: making workers changes the process's thread count for a moment
+_MAKING = Lock()  # for all backends: making workers changes the process's thread count for a moment
 
 
-class FusedEngine(BertEngine):
+class FusedBackend(BertBackend):
     """A BERT in 8 bits, with sentence-transformers' own pooling, on the CPU.
 
     Args:
@@ -56,7 +54,6 @@ class FusedEngine(BertEngine):
         width = self._words.shape[1]
         for layer in self._layers:  # a softmax takes powers of two of the scores here
             layer["qkv"].stretch(slice(width), kernels.LOG2_E / math.sqrt(width / self._heads))
-        self._attends_in_bytes = attention.works() and width // self._heads % attention.LANES == 0
         self._kept = torch.bfloat16 if rounds_to_bfloat16() else torch.float32
         self._threads = torch.get_num_threads()
         self.batch_tokens = BATCH_PIECES * PIECE_TOKENS * self._threads
@@ -86,8 +83,7 @@ class FusedEngine(BertEngine):
         states = x.numpy()
         flow = _Rows(padded(tokens), width)
         inner = _Rows(padded(tokens), len(self._layers[0]["up"].bias))
-        kind = _ByteAttention if self._attends_in_bytes else _FloatAttention
-        attend = kind(groups, self._heads, width)
+        attend = _Attention(groups, self._heads, width)
         kernels.round_rows(states, flow.bytes, flow.scales)
         for layer in self._layers:
             attend(self._product(layer["qkv"], flow), layer["qkv"].bias.numpy(), flow)
@@ -125,22 +121,8 @@ class _Rows:
         return found
 
 
-class _ByteAttention:
-    """Self-attention of each text with itself, with products of bytes."""
-
-    def __init__(self, groups: list[tuple[int, int, int]], heads: int, width: int) -> None:
-        self._heads = heads
-        self._groups = [np.array(part, np.int64) for part in zip(*groups, strict=True)]
-
-    def __call__(self, product: kernels.Product, bias: kernels.Floats, rows: _Rows) -> None:
-        """Of the (N, 3 D) product with ``rows``, whose bytes and scales become the result's."""
-        parts = product.reshape(len(product), 3, self._heads, -1)
-        shift = bias.reshape(parts.shape[1:])
-        attention.attend(parts, rows.scales, shift, *self._groups, rows.bytes, rows.scales)
-
-
-class _FloatAttention:
-    """The same with products of floats by torch, for texts of one length at a time; its memory serves all layers."""
+class _Attention:
+    """Self-attention of each text with itself, for texts of one length at a time; its memory serves all layers."""
 
     def __init__(self, groups: list[tuple[int, int, int]], heads: int, width: int) -> None:
         self._heads, self._width = heads, width

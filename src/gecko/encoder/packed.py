@@ -54,10 +54,10 @@ def int8_works() -> bool:
     return bool(torch.allclose(found, values @ weight.T + 1, atol=0.3))
 
 
-class BertEngine:
+class BertBackend:
     """A BERT with sentence-transformers' own pooling, on the CPU.
 
-    In 8 bits this is the plain form of :class:`gecko.encoder.fused.FusedEngine`, for where numba is not.
+    In 8 bits this is the plain form of :class:`gecko.encoder.fused.FusedBackend`, for where numba is not.
 
     Args:
         model: the model, for which :func:`can_pack` holds; its weights are copied.

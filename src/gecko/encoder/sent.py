@@ -9,9 +9,9 @@ from gecko.errors import ConfigError
 from gecko.work import another_model
 
 if TYPE_CHECKING:
+    from gecko.encoder.backend import Precision
     from gecko.encoder.embedder import Embedder
     from gecko.encoder.encoder import Encoder
-    from gecko.encoder.engine import Precision
 
 
 class _Identified(Protocol):

@@ -184,7 +184,7 @@ class Ablation:
     @cached_property
     def _train_config(self) -> TrainConfig:
         """What all cells share. How often and in which batches follows from the run's rows, also for a cell with fewer."""
-        from gecko.training.trainer import enough_steps
+        from gecko.training.schedule import enough_steps
 
         config, epochs = self.run.config.train, self.options.epochs
         if epochs is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gecko.encoder.search import largest, pack, unpack
+from gecko.encoder.nearest import largest, pack, unpack
 from gecko.records import Passage
 from gecko.text import CHARACTER, MARKS, spaced
 

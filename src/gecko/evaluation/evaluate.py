@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gecko.encoder.search import top_k
+from gecko.encoder.nearest import top_k
 from gecko.errors import EvaluationError
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.bm25 import bm25_run

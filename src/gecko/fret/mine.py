@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from gecko.encoder.search import top_k_parts
+from gecko.encoder.nearest import top_k_parts
 from gecko.records import Candidate, Query
 
 

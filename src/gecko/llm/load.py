@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gecko.config import RelabelConfig
-from gecko.encoder.encoder import hub_commit
+from gecko.encoder.spec import hub_commit
 from gecko.errors import ConfigError, GeckoError, TeacherError
 from gecko.llm import weights
 from gecko.llm.base import LanguageModel

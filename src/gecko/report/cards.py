@@ -75,7 +75,7 @@ def model_card(pipeline: "Pipeline", result: Mapping[str, Any] | None) -> str:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    from gecko.training.trainer import enough_steps
+    from gecko.training.schedule import enough_steps
 
     config = pipeline.config
     start = _trained_from(config)

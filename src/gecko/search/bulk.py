@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gecko.encoder import Embedder
-from gecko.encoder.engine import Precision
-from gecko.encoder.export import CARD
+from gecko.encoder.backend import Precision
 from gecko.encoder.sent import SentEmbedder
+from gecko.encoder.spec import CARD
 from gecko.encoder.vectors import Output, Packed, not_finite
 from gecko.errors import ConfigError, CorpusError, NonFiniteError, RunError
 from gecko.formats import find_task

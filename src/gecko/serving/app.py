@@ -42,7 +42,7 @@ from gecko.serving.schemas import (
 from gecko.serving.search import PassageSearch
 
 if TYPE_CHECKING:
-    from gecko.encoder.encoder import Vectors
+    from gecko.encoder.vectors import Vectors
 
 log = logging.getLogger("gecko.serving")
 

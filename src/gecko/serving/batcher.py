@@ -22,7 +22,7 @@ import numpy as np
 from gecko.errors import NonFiniteError
 
 if TYPE_CHECKING:
-    from gecko.encoder.encoder import Vectors
+    from gecko.encoder.vectors import Vectors
 
 TURN = 32  # texts of one request that go into a batch before the next request has its turn
 _CHARS_PER_TOKEN = 4  # of English text, for the estimate by which work is queued

@@ -4,7 +4,7 @@ import re
 from pathlib import PurePath
 
 from gecko.encoder import Embedder, load
-from gecko.encoder.engine import Precision
+from gecko.encoder.backend import Precision
 from gecko.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from gecko.encoder import Embedder
-    from gecko.encoder.encoder import Vectors
+    from gecko.encoder.vectors import Vectors
     from gecko.progress import Ui
     from gecko.records import Passage
 

@@ -183,15 +183,8 @@ def _nq_parts(row: Row, place: str) -> tuple[str, str, str, list[str], list[tupl
             title, identifier, question = row["document"]["title"], str(row["id"]), row["question"]["text"]
         found = _columns(row["long_answer_candidates"])
         candidates = list(zip(found["start_token"], found["end_token"], found["top_level"], strict=True))
-        answers = _columns(row["annotations"])["long_answer"]
-        return (
-            identifier,
-            question.strip(),
-            title,
-            words,
-            candidates,
-            [(a["start_token"], a["end_token"]) for a in answers],
-        )
+        answers = [(a["start_token"], a["end_token"]) for a in _columns(row["annotations"])["long_answer"]]
+        return identifier, question.strip(), title, words, candidates, answers
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TrainingError(
             f"{place}: {error!r}; the kind 'natural_questions' needs document, question, long_answer_candidates and "
@@ -375,13 +368,9 @@ def _rows(config: MixtureSet, rows: Rows, rng: np.random.Generator, drops: Drops
         except (pa.ArrowException, TypeError) as error:
             raise TrainingError(f"{place}: it is no training row ({error})") from error
         (example,) = from_table(Example, table)
-        yield _renamed(example, config)
-
-
-def _renamed(row: Example, config: MixtureSet) -> Example:
-    task = row.task if config.task is None else config.task
-    # The passages of the candidates are in the run that made the rows, not here.
-    return replace(row, dataset=config.name, task=task, candidates=(), fused=())
+        task = example.task if config.task is None else config.task
+        # The passages of the candidates are in the run that made the rows, not here.
+        yield replace(example, dataset=config.name, task=task, candidates=(), fused=())
 
 
 # --- symmetric sets

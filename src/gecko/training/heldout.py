@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from gecko.config import FRET
 from gecko.errors import TrainingError
@@ -29,25 +31,7 @@ def hold_out(
         TrainingError: a part would have fewer than 2 rows.
     """
     fret = [place for place, row in enumerate(examples) if row.dataset == FRET] or list(range(len(examples)))
-    parent: dict[tuple[str, ...], tuple[str, ...]] = {}
-
-    def root(key: tuple[str, ...]) -> tuple[str, ...]:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    def positive(row: Example) -> tuple[str, ...]:
-        return ("positive", row.dataset, row.positive.id or f"{row.positive.title}\n{row.positive.text}")
-
-    for place in fret:
-        row = examples[place]
-        parent[root(("query", row.query))] = root(positive(row))
-    families: dict[tuple[str, ...], list[int]] = {}
-    for place in fret:
-        families.setdefault(root(positive(examples[place])), []).append(place)
-    ordered = list(families.values())
+    ordered = [[fret[place] for place in family] for family in _families([examples[place] for place in fret])]
     wanted = max(LEAST, round(share * len(fret)))
     held: set[int] = set()
     for family in np.random.default_rng(seed).permutation(len(ordered)):
@@ -60,3 +44,20 @@ def hold_out(
             f"trained on; both must be 2 or more. Give more rows, change {section}.heldout, or unset {section}.patience"
         )
     return kept, sorted(held)
+
+
+def _families(rows: Sequence[Example]) -> list[list[int]]:
+    """Places of the rows that hang together by a query or a positive, perhaps through others; in order of their first."""
+    numbers: dict[tuple[str, ...], int] = {}
+    ends = np.array([[numbers.setdefault(key, len(numbers)) for key in _keys(row)] for row in rows], int).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends)), ends.T), shape=(len(numbers), len(numbers)))
+    labels = connected_components(graph, directed=False)[1]
+    families: dict[int, list[int]] = {}
+    for place, label in enumerate(labels[ends[:, 0]].tolist()):
+        families.setdefault(label, []).append(place)
+    return list(families.values())
+
+
+def _keys(row: Example) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    text = row.positive.id or f"{row.positive.title}\n{row.positive.text}"
+    return ("query", row.query), ("positive", row.dataset, text)

@@ -9,7 +9,7 @@ import torch
 
 from gecko.errors import GeckoError
 from gecko.training.devices import Job, TrainReport
-from gecko.training.trainer import train
+from gecko.training.trainer import train_here
 
 
 def main(task: Path, answer: Path) -> None:
@@ -17,18 +17,7 @@ def main(task: Path, answer: Path) -> None:
     job: Job = pickle.loads(task.read_bytes())  # noqa: S301 - written by the process that started this one
     result: TrainReport | GeckoError
     try:
-        result = train(
-            job.examples,
-            job.start,
-            job.folder,
-            job.form,
-            job.config,
-            job.seed,
-            checkpoints=job.checkpoints,
-            say=lambda text: print(text, flush=True),
-            sampling=job.sampling,
-            passages=job.passages,
-        )
+        result = train_here(job, lambda text: print(text, flush=True))
     except GeckoError as error:
         result = error
     if os.environ["RANK"] == "0":

@@ -3,77 +3,61 @@
 Notable here:
 
 - weights and optimizer are float32 (half-precision weights under AdamW collapse); bfloat16 is for the computing only;
-- a checkpoint counts only once its file list with checksums, written last, agrees with what is there; the order of the
-  rows depends on seed and epoch alone: so a killed run, started again, ends with the weights of one never killed;
-- the checkpoints lie in a folder named after start weights, rows, format, seed and settings: those of another training
-  are neither resumed nor lost;
+- the order of the rows depends on seed and epoch alone: so a killed run, started again, ends with the weights of one
+  never killed (:mod:`gecko.training.checkpoints`);
 - a loss or a weight that is not a number, and embeddings that have become all alike, are errors.
 """
 
 import contextlib
-import hashlib
 import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch.utils.data import BatchSampler
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from gecko.config import TRAINING_VERSION, WITHOUT_EFFECT, TrainConfig
-from gecko.device import best_device, device_memory, has_fast_bfloat16
+from gecko.device import device_memory
 from gecko.encoder import save_model
 from gecko.encoder.build import add_lora, load_backbone, merge_lora, trained_weights
-from gecko.encoder.encoder import encode_texts, most_positions
-from gecko.errors import RunError, TrainingError
+from gecko.encoder.encode import encode_texts
+from gecko.encoder.save import most_positions
+from gecko.errors import TrainingError
 from gecko.formats import InputFormat
 from gecko.progress import quiet_libraries
 from gecko.records import Example, Passage, Text
-from gecko.store import digest, file_sha256, read_json, write_json
+from gecko.store import digest
 from gecko.training.batches import Sampling, SetBatches
+from gecko.training.callbacks import Bar, Epochs, Patience, tensorboard
+from gecko.training.checkpoints import (
+    last_checkpoint,
+    mark_whole,
+    rows_digest,
+    weights_digest,
+    whole_checkpoints,
+)
 from gecko.training.collate import CALL_TOKENS, CALL_TOKENS_ELSEWHERE, Collator
 from gecko.training.devices import Job, TrainReport, on_devices
 from gecko.training.heldout import hold_out
 from gecko.training.loss import ABSENT, GeckoLoss, RowIds
 from gecko.training.rows import to_dataset
+from gecko.training.schedule import arguments, enough_steps
 
-FILES = "files.json"
-FINGERPRINT = "fingerprint.json"
 LORA = "lora.safetensors"
 COLLAPSED = 0.98
 KEPT = 200  # bytes a token takes in a layer until its gradient is there, by width: of MiniLM, in texts of 256 tokens
 LEAST_PART = 2048
 SAMPLE = 64
-LOGGED = 1000
-
-
-SMALL_BATCH = 16  # rows of a batch where there are too few for config.min_steps
-MOST_EPOCHS = 10  # for its sake: 39 and 46 rows gain by ten passes
-# Fewer are not gone through more often for its sake: 17 rows lost 1.1 points of nDCG@10 by ten passes, 6 lost 2.6 by thirty.
-TOO_FEW = 20
-
-
-def enough_steps(config: TrainConfig, rows: int) -> TrainConfig:
-    """The settings with which ``rows`` make ``config.min_steps`` batches, or as many as :data:`MOST_EPOCHS` give.
-
-    They are as they were where the rows make so many anyway, and where they are fewer than :data:`TOO_FEW`.
-    """
-    if rows < TOO_FEW or config.epochs * -(-rows // config.batch) >= config.min_steps:
-        return config
-    batch = min(config.batch, -(-SMALL_BATCH // config.devices) * config.devices)  # each device has as many
-    wanted = -(-config.min_steps // -(-rows // batch))
-    epochs = max(config.epochs, min(wanted, MOST_EPOCHS))
-    return config.model_copy(update={"batch": batch, "epochs": epochs})
 
 
 def train(
@@ -113,44 +97,45 @@ def train(
             that is not a number, or embeddings that collapsed. Whole checkpoints stay where they are.
     """
     config = enough_steps(config, len(examples))
-    if config.devices > 1 and "RANK" not in os.environ:
-        used = {key for example in examples for key in example.candidates} if config.loss.distill else set()
-        texts = {key: passages[key] for key in used if key in passages} if passages else None
-        return on_devices(Job(list(examples), start, folder, form, config, seed, checkpoints, sampling, texts), say)
+    job = Job(list(examples), start, folder, form, config, seed, checkpoints, sampling, passages)
+    if config.devices == 1 or "RANK" in os.environ:
+        return train_here(job, say)
+    used = {key for example in examples for key in example.candidates} if config.loss.distill else set()
+    texts = {key: passages[key] for key in used if key in passages} if passages else None
+    return on_devices(replace(job, passages=texts), say)
+
+
+def train_here(job: Job, say: Callable[[str], None]) -> TrainReport:
+    """Train in this process alone, or as one of those that share each batch.
+
+    Raises:
+        TrainingError: as :func:`train`.
+    """
+    config = job.config
     first = int(os.environ.get("RANK", "0")) == 0
     say = say if first else lambda _: None
     began = time.perf_counter()
     with quiet_libraries(), _random_state_kept():
-        model = _load(start, config, seed, say)
-        rows = to_dataset(examples, form, config.loss, passages, model.prompts)
+        model = _load(job.start, config, job.seed, say)
+        rows = to_dataset(job.examples, job.form, config.loss, job.passages, model.prompts)
         dims = _dims(model, config)
-        parts = {
-            "version": str(TRAINING_VERSION),
-            "start weights": _weights_digest(model),
-            "rows": _rows_digest(rows),
-            "format": form,
-            "seed": str(seed),
-            "settings": config.model_dump_json(exclude=WITHOUT_EFFECT),
-            "widths": str(dims),
-            **({"sampling": repr(sampling), "sets": digest(*(row.dataset for row in examples))} if sampling else {}),
-        }
         if config.accumulate > 1:
             say(
                 f"{config.accumulate} batches a step; that adds no negatives: a row sees those of its {config.batch} rows"
             )
-        kept, held = _parts(examples, config, seed)
+        parts = _identity(job, model, rows, dims)
+        kept, held = _parts(job.examples, config, job.seed)
         trained = rows.select(kept) if held else rows
-        batches = _batches([examples[place] for place in kept], trained, config, sampling, seed)
-        own = checkpoints / digest(*parts, *parts.values())
-        args = _arguments(config, len(batches) // batches.processes, seed, own)
-        checkpoint = _last_checkpoint(own, parts, args.bf16, say) if first else None
+        batches = _batches([job.examples[place] for place in kept], trained, config, job.sampling, job.seed)
+        own = job.checkpoints / digest(*parts, *parts.values())
+        args = arguments(config, len(batches) // batches.processes, job.seed, own)
+        checkpoint = last_checkpoint(own, parts, args.bf16, say) if first else None
         args.distributed_state.wait_for_everyone()
         if not first:
-            checkpoint = max(_whole_checkpoints(own), key=_step, default=None)
+            checkpoint = next(reversed(whole_checkpoints(own)), None)
         sample = list(dict.fromkeys(rows["positive"]))[:SAMPLE]
         alike_before = _mean_cosine(model, sample)
-        if config.backbone.lora_rank:
-            add_lora(model, config.backbone, seed)
+        lora = add_lora(model, config.backbone, job.seed) if config.backbone.lora_rank else None
         part_tokens = _part_tokens(model, config)
         trainer = _Trainer(
             model=model,
@@ -160,38 +145,56 @@ def train(
             data_collator=_collator(model, part_tokens),
             loss=GeckoLoss(model, config.loss, dims, config.dim_weights, part_tokens=part_tokens),
         )
-        trainer.prepare(batches, config, [example.dataset for example in examples], sample, alike_before)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_Epochs(batches))
-        if config.patience is not None:
-            trainer.add_callback(_Patience(config.patience))
-        if config.tensorboard and first:
-            trainer.add_callback(_tensorboard(checkpoints.parent / "tensorboard", config))
-        with _Bar(shown=first) as bar:
+        trainer.prepare(batches, config, [example.dataset for example in job.examples], sample, alike_before)
+        trainer.call_back(job.checkpoints.parent / "tensorboard", first=first)
+        with Bar(shown=first) as bar:
             trainer.add_callback(bar)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.refuse_collapse()
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # from here on without autocast
         model.eval()
-        if config.backbone.lora_rank:
-            merge_lora(model)
+        if lora is not None:
+            merge_lora(lora)
         if first:
-            save_model(model, folder, form, dims)
-            _refuse_changed(model, folder, sample)
+            save_model(model, job.folder, job.form, dims)
+            _refuse_changed(model, job.folder, sample)
         args.distributed_state.wait_for_everyone()
-    measured = [(int(entry["step"]), entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry]
+    return _report(trainer, len(trained), time.perf_counter() - began, dims, job.form, say)
+
+
+def _report(
+    trainer: "_Trainer", rows: int, seconds: float, dims: list[int], form: InputFormat, say: Callable[[str], None]
+) -> TrainReport:
+    log = trainer.state.log_history
+    measured = [(int(entry["step"]), entry["eval_loss"]) for entry in log if "eval_loss" in entry]
     if measured:
         step, best = min(measured, key=lambda entry: (entry[1], entry[0]))
         say(f"kept the model after step {step} of {trainer.state.global_step}: held-out loss {best:.4f}")
     return TrainReport(
-        rows=len(trained),
+        rows=rows,
         steps=trainer.state.global_step,
-        seconds=time.perf_counter() - began,
-        losses=[(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
+        seconds=seconds,
+        losses=[(int(entry["step"]), entry["loss"]) for entry in log if "loss" in entry],
         dims=dims,
         form=form,
         heldout=measured,
     )
+
+
+def _identity(job: Job, model: SentenceTransformer, rows: datasets.Dataset, dims: list[int]) -> dict[str, str]:
+    """What makes a training this one and no other, by its name."""
+    parts = {
+        "version": str(TRAINING_VERSION),
+        "start weights": weights_digest(model),
+        "rows": rows_digest(rows),
+        "format": job.form,
+        "seed": str(job.seed),
+        "settings": job.config.model_dump_json(exclude=WITHOUT_EFFECT),
+        "widths": str(dims),
+    }
+    if job.sampling:
+        parts |= {"sampling": repr(job.sampling), "sets": digest(*(row.dataset for row in job.examples))}
+    return parts
 
 
 def _parts(examples: Sequence[Example], config: TrainConfig, seed: int) -> tuple[list[int], list[int]]:
@@ -204,18 +207,6 @@ def _parts(examples: Sequence[Example], config: TrainConfig, seed: int) -> tuple
             "are measured on one device only; unset one of the two"
         )
     return hold_out(examples, config.heldout, seed, config.SECTION)
-
-
-def _tensorboard(folder: Path, config: TrainConfig) -> TrainerCallback:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise TrainingError(
-            f"{config.SECTION}.tensorboard needs the package tensorboard ({error}); install it with: pip install tensorboard"
-        ) from error
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))  # type: ignore[no-untyped-call]
 
 
 def _load(start: str, config: TrainConfig, seed: int, say: Callable[[str], None]) -> SentenceTransformer:
@@ -269,56 +260,6 @@ def _batches(
     return SetBatches(sets, lengths, config.batch // processes, sampling or Sampling(), seed, processes)
 
 
-def _bf16(config: TrainConfig, checkpoints: Path) -> bool:
-    """Whether to train in bfloat16: as it is set, as this training began, or where that is fast."""
-    if config.bf16 is not None:
-        return config.bf16
-    with contextlib.suppress(RunError):
-        if (checkpoints / FINGERPRINT).exists() and "bf16" in (known := read_json(checkpoints / FINGERPRINT)):
-            return bool(known["bf16"])
-    return has_fast_bfloat16(best_device())
-
-
-def _arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -> SentenceTransformerTrainingArguments:
-    steps = config.epochs * -(-a_pass // config.accumulate)
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    args = SentenceTransformerTrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch,  # what makes the batches is given to the trainer ready-made
-        gradient_accumulation_steps=config.accumulate,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="linear",
-        # Below 1, it is a share of all steps, rounded up; one step alone would be taken at a rate of 0.
-        warmup_steps=config.warmup_ratio if steps > 1 else 0,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bf16=_bf16(config, checkpoints),
-        use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
-        seed=seed,
-        save_strategy="steps",
-        save_steps=config.checkpoint_steps if config.patience is None else config.measure_steps,
-        eval_strategy="no" if config.patience is None else "steps",
-        eval_steps=config.measure_steps,
-        per_device_eval_batch_size=config.batch,
-        prediction_loss_only=True,
-        load_best_model_at_end=config.patience is not None,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=config.patience is not None,
-        save_total_limit=2,  # while the newest is being written, the one before must stand
-        logging_strategy="steps",
-        logging_steps=-(-steps // LOGGED),
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # several in one process would be DataParallel's; train.devices is for them
-    return args
-
-
 def _part_tokens(model: SentenceTransformer, config: TrainConfig) -> int | None:
     """Tokens that are encoded at once: as set, else as many as a third of the memory holds; none: all.
 
@@ -350,6 +291,15 @@ class _Trainer(SentenceTransformerTrainer):
         self.sets = sets
         self.sample = sample
         self.alike = alike
+
+    def call_back(self, logs: Path, *, first: bool) -> None:
+        """Set what is called between steps, but the bar; ``logs`` is where tensorboard's go."""
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Epochs(self.batches))
+        if self.config.patience is not None:
+            self.add_callback(Patience(self.config.patience))
+        if self.config.tensorboard and first:
+            self.add_callback(tensorboard(logs, self.config))
 
     def get_batch_sampler(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         held: Any = self.eval_dataset
@@ -395,8 +345,7 @@ class _Trainer(SentenceTransformerTrainer):
         super()._save_checkpoint(*args, **kwargs)
         self.accelerator.wait_for_everyone()  # each process has written its random state
         if self.args.should_save:
-            folder = self._folder / f"checkpoint-{self.state.global_step}"
-            write_json(folder / FILES, _files(folder))
+            mark_whole(self._folder / f"checkpoint-{self.state.global_step}")
 
     def refuse_collapse(self) -> None:
         """Stop if the embeddings are nearly all alike, and at least half of the distance that there was is lost.
@@ -439,7 +388,7 @@ class _Trainer(SentenceTransformerTrainer):
         return Path(str(self.args.output_dir))
 
     def _refuse(self, what: str) -> None:
-        whole = _whole_checkpoints(self._folder)
+        whole = whole_checkpoints(self._folder)
         kept = f"the last good checkpoint is {whole[-1]}" if whole else "no checkpoint had been written"
         raise TrainingError(
             f"{what} after step {self.state.global_step}; {kept}. "
@@ -465,127 +414,6 @@ class _Shares:
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
-
-
-class _Patience(EarlyStoppingCallback):
-    """Stops when the held-out loss has not fallen for so many measurements; that a resumed training has ended, too."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
-        if self.early_stopping_patience_counter >= self.early_stopping_patience:
-            control.should_training_stop = True
-
-
-class _Epochs(TrainerCallback):
-    """Tells the batches their epoch, which is not passed on to them where several processes continue a training."""
-
-    def __init__(self, batches: SetBatches) -> None:
-        self.batches = batches
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.batches.set_epoch(int(state.epoch + 1e-6))
-
-
-class _Bar(TrainerCallback):
-    """A progress bar on standard error, where that is a terminal. A context manager."""
-
-    def __init__(self, *, shown: bool = True) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("train"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (shown and console.is_terminal),
-        )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._task = self._progress.add_task("train", total=state.max_steps, completed=state.global_step, loss="–")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if self._task is not None and logs and "loss" in logs:
-            self._progress.update(self._task, loss=f"{logs['loss']:.3f}")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, completed=state.global_step)
-
-
-def _last_checkpoint(folder: Path, parts: dict[str, str], bf16: bool, say: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint of this very training; what is not whole is removed.
-
-    Beside ``folder`` may lie those of trainings with other rows or settings. They stay, so that a setting that is changed
-    and changed back loses nothing.
-    """
-    if not (folder / FINGERPRINT).exists():
-        for other in sorted(folder.parent.glob(f"*/{FINGERPRINT}")):
-            if whole := _whole_checkpoints(other.parent):
-                known: dict[str, str] = {}
-                with contextlib.suppress(RunError):  # what cannot be read differs in all parts
-                    known = read_json(other)
-                changed = ", ".join(key for key in parts if parts[key] != known.get(key))
-                say(f"{whole[-1]} is of another training ({changed} differ) and is kept; this one starts afresh")
-        write_json(folder / FINGERPRINT, {**parts, "bf16": bf16})
-        return None
-    whole = _whole_checkpoints(folder)
-    for path in _checkpoints(folder):
-        if path not in whole:
-            say(f"{path} is not whole; it is removed")
-            shutil.rmtree(path)
-    if not whole:
-        return None
-    say(f"training continues after step {_step(whole[-1])}")
-    return whole[-1]
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name.split("-")[-1].isdigit()]
-    return sorted(found, key=_step)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[-1])
-
-
-def _whole_checkpoints(folder: Path) -> list[Path]:
-    return [path for path in _checkpoints(folder) if _is_whole(path)]
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        return bool(read_json(checkpoint / FILES) == _files(checkpoint))
-    except RunError:
-        return False
-
-
-def _files(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): file_sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != FILES
-    }
-
-
-def _weights_digest(model: SentenceTransformer) -> str:
-    hashed = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return hashed.hexdigest()[:16]
-
-
-def _rows_digest(rows: datasets.Dataset) -> str:
-    return digest(*(repr(rows[name][:]) for name in rows.column_names), *rows.column_names)
 
 
 def _mean_cosine(model: SentenceTransformer, texts: Sequence[str]) -> float:

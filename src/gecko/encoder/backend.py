@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 import numpy as np
 
 from gecko.device import FASTER, has_fast_bfloat16
-from gecko.encoder.encoder import pooled_in_float32
+from gecko.encoder.encode import pooled_in_float32
 from gecko.encoder.vectors import Vectors
 from gecko.errors import ConfigError
 from gecko.given import one_of
@@ -34,7 +34,7 @@ SAMPLE = (
 )
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     """Computes vectors. Must be safe to call from several threads.
 
     Attributes:
@@ -67,8 +67,8 @@ def is_plain(model: "SentenceTransformer") -> bool:
     )
 
 
-def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
-    """The engine of a plain model on the device where it is.
+def torch_backend(model: "SentenceTransformer", precision: Precision) -> Backend:
+    """The backend of a plain model on the device where it is.
 
     ``auto`` is int8 for a BERT on a CPU that multiplies 8-bit integers, if that leaves the vectors of :data:`SAMPLE` where
     they are, and, where bfloat16 is fast, is faster than that still, which is tried; else bfloat16 where it is fast; else
@@ -77,7 +77,7 @@ def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
     Raises:
         ConfigError: the model or the device has no such precision.
     """
-    from gecko.encoder.packed import BertEngine, can_pack, int8_works
+    from gecko.encoder.packed import BertBackend, can_pack, int8_works
 
     one_of("precision", precision, get_args(Precision))
     device = model.device.type
@@ -85,11 +85,11 @@ def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
     if precision == "auto":
         precision = "bfloat16" if device in ("cpu", "cuda") and has_fast_bfloat16(device) else "float32"
         if packs and int8_works():
-            engine = int8_engine(model)
-            if sample_cosine(model, engine) >= INT8_COSINE and (
-                precision == "float32" or is_faster(engine, BertEngine(model, precision), sample_rows(model))
+            backend = int8_backend(model)
+            if sample_cosine(model, backend) >= INT8_COSINE and (
+                precision == "float32" or is_faster(backend, BertBackend(model, precision), sample_rows(model))
             ):
-                return engine
+                return backend
     if precision == "bfloat16" and device == "cuda" and not has_fast_bfloat16("cuda"):
         raise ConfigError("precision 'bfloat16': this GPU has none; give float32")
     if precision == "int8":
@@ -97,22 +97,22 @@ def torch_engine(model: "SentenceTransformer", precision: Precision) -> Engine:
             raise ConfigError("precision 'int8' is for BERT models on a CPU; give bfloat16, or export with --int8")
         if not int8_works():
             raise ConfigError("precision 'int8': this processor does not multiply 8-bit integers; give float32")
-        return int8_engine(model)
-    return BertEngine(model, precision) if packs else TorchEngine(model, precision)
+        return int8_backend(model)
+    return BertBackend(model, precision) if packs else TorchBackend(model, precision)
 
 
-def int8_engine(model: "SentenceTransformer") -> Engine:
+def int8_backend(model: "SentenceTransformer") -> Backend:
     """A BERT in 8 bits: compiled by numba where that is installed and can keep what it compiles, else by torch alone."""
-    from gecko.encoder.packed import BertEngine
+    from gecko.encoder.packed import BertBackend
 
     try:
-        from gecko.encoder.fused import FusedEngine
+        from gecko.encoder.fused import FusedBackend
 
-        engine = FusedEngine(model)
-        engine([[0]])  # compiles
+        backend = FusedBackend(model)
+        backend([[0]])  # compiles
     except (ImportError, OSError):  # not installed, or told to compile nothing; a full disk
-        return BertEngine(model, "int8")
-    return engine
+        return BertBackend(model, "int8")
+    return backend
 
 
 def sample_rows(model: "SentenceTransformer") -> list[list[int]]:
@@ -120,20 +120,20 @@ def sample_rows(model: "SentenceTransformer") -> list[list[int]]:
     return [model.tokenizer(text, truncation=True)["input_ids"] for text in SAMPLE]
 
 
-def sample_cosine(model: "SentenceTransformer", engine: Engine) -> float:
-    """The least cosine between the vectors of an engine and those in float32, over :data:`SAMPLE`."""
+def sample_cosine(model: "SentenceTransformer", backend: Backend) -> float:
+    """The least cosine between the vectors of an backend and those in float32, over :data:`SAMPLE`."""
     rows = sample_rows(model)
-    return float((engine(rows) * TorchEngine(model, "float32")(rows)).sum(axis=1).min())
+    return float((backend(rows) * TorchBackend(model, "float32")(rows)).sum(axis=1).min())
 
 
-def is_faster(one: Engine, other: Engine, rows: Sequence[Sequence[int]]) -> bool:
+def is_faster(one: Backend, other: Backend, rows: Sequence[Sequence[int]]) -> bool:
     """Whether ``one`` takes clearly less time for some rows, repeated to :data:`TIMED` tokens; best of three, by turns."""
     rows = [*rows] * -(-TIMED // sum(map(len, rows)))
     best = [math.inf, math.inf]
     for _ in range(3):
-        for place, engine in enumerate((one, other)):
+        for place, backend in enumerate((one, other)):
             began = time.perf_counter()
-            engine(rows)
+            backend(rows)
             best[place] = min(best[place], time.perf_counter() - began)
     return best[1] > FASTER * best[0]
 
@@ -144,7 +144,7 @@ def saved_prompts(model: "SentenceTransformer") -> tuple[dict[str, str], str]:
     return prompts, prompts.get(model.default_prompt_name or "", "")
 
 
-class TorchEngine:
+class TorchBackend:
     """Any plain model, run by sentence-transformers' own modules on padded batches; pooling is in float32."""
 
     def __init__(self, model: "SentenceTransformer", precision: str) -> None:
@@ -156,7 +156,7 @@ class TorchEngine:
         self._padding = model.tokenizer.pad_token_id or 0
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """See :class:`Engine`."""
+        """See :class:`Backend`."""
         import torch
         from torch.nn.functional import normalize
 

@@ -2,7 +2,7 @@ import faiss
 import numpy as np
 import pytest
 
-from gecko.encoder import search
+from gecko.encoder import nearest
 from gecko.errors import EvaluationError
 from gecko.evaluation.bm25 import bm25_run
 from gecko.records import Passage
@@ -14,12 +14,12 @@ def slow(queries: np.ndarray, passages: np.ndarray, k: int) -> np.ndarray:
 
 @pytest.mark.parametrize("k", [1, 7, 50, 200])
 def test_equals_sorting(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "QUERY_BLOCK", 4)
-    monkeypatch.setattr(search, "PASSAGE_BLOCK", 13)
+    monkeypatch.setattr(nearest, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(nearest, "PASSAGE_BLOCK", 13)
     generator = np.random.default_rng(0)
     # small whole numbers: inner products are exact, and many are equal
     queries, passages = (generator.integers(-2, 3, (rows, 5)).astype(np.float32) for rows in (9, 60))
-    places, scores = search.top_k(queries, passages, k)
+    places, scores = nearest.top_k(queries, passages, k)
     assert places.dtype == np.int64
     assert scores.dtype == np.float32
     np.testing.assert_array_equal(places, slow(queries, passages, k))
@@ -28,22 +28,22 @@ def test_equals_sorting(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_keys_keep_scores() -> None:
     scores = np.array([[-0.0, 0.0, 1.5, -2.25, 1e-30, -1e30]], dtype=np.float32)
-    places, back = search.unpack(search.pack(scores, np.arange(3, 9)))
+    places, back = nearest.unpack(nearest.pack(scores, np.arange(3, 9)))
     assert places.tolist() == [[3, 4, 5, 6, 7, 8]]
     np.testing.assert_array_equal(back, scores)
-    assert search.unpack(search.largest(search.pack(scores, np.arange(6)), 6))[0].tolist() == [[2, 4, 0, 1, 3, 5]]
+    assert nearest.unpack(nearest.largest(nearest.pack(scores, np.arange(6)), 6))[0].tolist() == [[2, 4, 0, 1, 3, 5]]
 
 
 def test_refusals() -> None:
     good = np.ones((2, 3), dtype=np.float32)
     with pytest.raises(EvaluationError, match="do not match"):
-        search.top_k(good, np.ones((2, 4), dtype=np.float32), 1)
+        nearest.top_k(good, np.ones((2, 4), dtype=np.float32), 1)
     with pytest.raises(EvaluationError, match="k = 0"):
-        search.top_k(good, good, 0)
+        nearest.top_k(good, good, 0)
     with pytest.raises(EvaluationError, match="passages hold NaN"):
-        search.top_k(good, good * np.float32("nan"), 1)
-    assert search.top_k(good[:0], good, 5)[0].shape == (0, 2)
-    assert search.top_k(good, good[:0], 5)[0].shape == (2, 0)
+        nearest.top_k(good, good * np.float32("nan"), 1)
+    assert nearest.top_k(good[:0], good, 5)[0].shape == (0, 2)
+    assert nearest.top_k(good, good[:0], 5)[0].shape == (2, 0)
 
 
 def test_bm25(capfd: pytest.CaptureFixture[str]) -> None:
@@ -76,8 +76,8 @@ def test_parts_merge_to_one_search_ties_included(k: int, borders: list[int]) -> 
     generator = np.random.default_rng(1)
     queries, passages = (generator.integers(-2, 3, (rows, 4)).astype(np.float32) for rows in (9, 60))
     parts = np.split(passages, borders)
-    places, scores = search.top_k_parts(queries, [lambda part=part: part for part in parts], k)
-    whole = search.top_k(queries, passages, k)
+    places, scores = nearest.top_k_parts(queries, [lambda part=part: part for part in parts], k)
+    whole = nearest.top_k(queries, passages, k)
     np.testing.assert_array_equal(places, whole[0])
     np.testing.assert_array_equal(scores, whole[1])
     ties = sum(len(row) - len(set(row)) for row in whole[1].tolist())
@@ -87,11 +87,11 @@ def test_parts_merge_to_one_search_ties_included(k: int, borders: list[int]) -> 
 def test_parts_of_whole_blocks_are_equal_to_the_bit() -> None:
     generator = np.random.default_rng(2)
     queries = generator.normal(size=(40, 33)).astype(np.float32)
-    passages = generator.normal(size=(3 * search.PASSAGE_BLOCK + 77, 33)).astype(np.float32)
-    parts = [passages[cut] for cut in search.cuts(len(passages), search.PASSAGE_BLOCK)]
-    assert [len(part) for part in parts] == [search.PASSAGE_BLOCK] * 3 + [77]
-    places, scores = search.top_k_parts(queries, [lambda part=part: part for part in parts], 20)
-    whole = search.top_k(queries, passages, 20)
+    passages = generator.normal(size=(3 * nearest.PASSAGE_BLOCK + 77, 33)).astype(np.float32)
+    parts = [passages[cut] for cut in nearest.cuts(len(passages), nearest.PASSAGE_BLOCK)]
+    assert [len(part) for part in parts] == [nearest.PASSAGE_BLOCK] * 3 + [77]
+    places, scores = nearest.top_k_parts(queries, [lambda part=part: part for part in parts], 20)
+    whole = nearest.top_k(queries, passages, 20)
     np.testing.assert_array_equal(places, whole[0])
     np.testing.assert_array_equal(scores, whole[1])
 
@@ -99,7 +99,9 @@ def test_parts_of_whole_blocks_are_equal_to_the_bit() -> None:
 def test_parts_are_faiss_s_flat_index_over_all() -> None:
     generator = np.random.default_rng(3)
     queries, passages = (generator.normal(size=(rows, 24)).astype(np.float32) for rows in (50, 5000))
-    places, scores = search.top_k_parts(queries, [lambda cut=cut: passages[cut] for cut in search.cuts(5000, 4096)], 20)
+    places, scores = nearest.top_k_parts(
+        queries, [lambda cut=cut: passages[cut] for cut in nearest.cuts(5000, 4096)], 20
+    )
     index = faiss.IndexFlatIP(24)
     index.add(passages)
     theirs, ids = index.search(queries, 20)
@@ -108,6 +110,6 @@ def test_parts_are_faiss_s_flat_index_over_all() -> None:
 
 
 def test_no_parts() -> None:
-    places, scores = search.top_k_parts(np.ones((2, 3), np.float32), [], 5)
+    places, scores = nearest.top_k_parts(np.ones((2, 3), np.float32), [], 5)
     assert places.shape == scores.shape == (2, 0)
-    assert search.cuts(0) == []
+    assert nearest.cuts(0) == []

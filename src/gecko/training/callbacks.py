@@ -1,0 +1,88 @@
+"""What happens beside the steps of a training: when to stop, what the batches are told, what is shown and logged."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from gecko.config import TrainConfig
+from gecko.errors import TrainingError
+from gecko.training.batches import SetBatches
+
+
+class Patience(EarlyStoppingCallback):
+    """Stops when the held-out loss has not fallen for so many measurements; that a resumed training has ended, too."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Also ends a training that had ended."""
+        super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
+class Epochs(TrainerCallback):
+    """Tells the batches their epoch, which is not passed on to them where several processes continue a training."""
+
+    def __init__(self, batches: SetBatches) -> None:
+        self.batches = batches
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the batches which epoch begins."""
+        self.batches.set_epoch(int(state.epoch + 1e-6))
+
+
+class Bar(TrainerCallback):
+    """A progress bar on standard error, where that is a terminal. A context manager."""
+
+    def __init__(self, *, shown: bool = True) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (shown and console.is_terminal),
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begins the bar, where the training continues."""
+        self._task = self._progress.add_task("train", total=state.max_steps, completed=state.global_step, loss="–")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Shows the loss."""
+        if self._task is not None and logs and "loss" in logs:
+            self._progress.update(self._task, loss=f"{logs['loss']:.3f}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Moves the bar."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=state.global_step)
+
+
+def tensorboard(folder: Path, config: TrainConfig) -> TrainerCallback:
+    """Logs for tensorboard, in a folder.
+
+    Raises:
+        TrainingError: its package is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError(
+            f"{config.SECTION}.tensorboard needs the package tensorboard ({error}); install it with: pip install tensorboard"
+        ) from error
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))  # type: ignore[no-untyped-call]
