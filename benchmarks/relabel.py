@@ -35,7 +35,7 @@ from gecko.encoder.search import top_k
 from gecko.evaluation.builtin import stdlib_questions
 from gecko.fret.relabel import judge, relevance_logit
 from gecko.llm.base import Group
-from gecko.llm.load import load_teacher
+from gecko.llm.registry import load_teacher
 from gecko.llm.transformers import TransformersLM
 from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt

@@ -10,7 +10,8 @@ from gecko.errors import TeacherError
 from gecko.int8 import ZERO, PackedWeights, round_rows, row_step, weight_levels
 from gecko.llm.base import Group
 from gecko.llm.int8 import Int8Linear, _Rounder, pieces, to_int8
-from gecko.llm.load import _wants_int8, load_teacher
+from gecko.llm.local import _wants_int8
+from gecko.llm.registry import load_teacher
 from gecko.progress import Silent
 from gecko.prompts import load_prompt
 

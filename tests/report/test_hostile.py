@@ -97,7 +97,7 @@ def test_statistics_are_of_the_run(pages: list[Path]) -> None:
 
 def test_each_row_is_traced_to_its_origin(pages: list[Path]) -> None:
     """From the folder alone: passage, prompt by hash, model by hash, random seed."""
-    from gecko.llm.load import teacher_identity
+    from gecko.llm.registry import teacher_identity
     from gecko.records import Example, Passage, Query, Score
 
     with Run(pages[0].parent / "run") as run:

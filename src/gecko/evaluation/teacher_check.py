@@ -19,11 +19,11 @@ from gecko.evaluation.metrics import Array, bootstrap_ci, descending, per_query
 from gecko.fret.fuse import Fusion, fuse
 from gecko.fret.relabel import REFUSED, prompt_hash, relabel
 from gecko.llm.base import LanguageModel
-from gecko.llm.weights import cache_folder, cache_room
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt
 from gecko.records import Candidate, Query, Score
 from gecko.store import digest, read_json, write_json
+from gecko.weights.cache import cache_folder, cache_room
 from gecko.work import Counts
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,11 +28,11 @@ from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
 from gecko.fret.fuse import Fusion, fuse
 from gecko.fret.relabel import prompt_hash, read_both, read_labels, relevance_logit, shielded_groups
 from gecko.llm.base import Group, LanguageModel, Sampling
-from gecko.llm.weights import cache_folder, cache_room
 from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Candidate, Passage, Score
 from gecko.store import digest, read_json, write_json
+from gecko.weights.cache import cache_folder, cache_room
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
@@ -275,7 +274,7 @@ class Judge:
             if not missing:
                 continue
             teacher = self.teacher
-            at_once = max(BATCH, getattr(teacher, "pack_tokens", 0) // PACKED)
+            at_once = max(BATCH, teacher.pack_tokens // PACKED)
             with self.ui.bar(f"{title}: {_READ[reading]} under {prompt.name!r}", len(missing)) as advance:
                 for start in range(0, len(missing), at_once):
                     self._batch(teacher, reading, prompt, missing[start : start + at_once])
@@ -349,10 +348,10 @@ class Judge:
         path = self.folder / f"writing-{key}.json"
         if not path.exists():
             self.ui.say("measuring how fast the teacher writes queries")
-            sample = GPU_TEXTS if getattr(self.teacher, "by_tree", False) else WRITING_SAMPLE
+            sample = GPU_TEXTS if self.teacher.needs_many else WRITING_SAMPLE
             texts = [passage.content for passage in passages[:sample]]
             began, before = time.perf_counter(), self.teacher.usage.tokens
-            with getattr(self.teacher, "asked_anew", nullcontext)():
+            with self.teacher.asked_anew():
                 self.teacher.generate(prompt, texts, Sampling(0.5, 0.95, max_new_tokens, tuple(range(len(texts)))))
             tokens, seconds = self.teacher.usage.tokens - before, time.perf_counter() - began
             write_json(path, {"tokens": tokens / len(texts), "seconds": seconds / len(texts)})
@@ -635,7 +634,7 @@ def connect(
     """What measuring needs: a judge that loads the teacher when it must, the start model's loader and its identity."""
     from gecko.config import RelabelConfig
     from gecko.encoder import load_encoder, model_identity
-    from gecko.llm.load import load_teacher, teacher_identity
+    from gecko.llm.registry import load_teacher, teacher_identity
 
     shown = ui or Silent()
 

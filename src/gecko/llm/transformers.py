@@ -36,7 +36,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from gecko.device import device_memory
 from gecko.errors import TeacherError
-from gecko.llm.base import NOTHING, Group, Judgement, Sampling, Usage, cut_at_stop
+from gecko.llm.base import NOTHING, Group, Judgement, LanguageModel, Sampling, Usage, cut_at_stop
 from gecko.llm.tree import NAME, Kernel, KeysAndValues, Pack, Slots, Tree, kernel_for, offer_tree, placed
 from gecko.prompts import Prompt
 
@@ -79,7 +79,7 @@ class _Branches:
         return len(self.passage) + sum(map(len, self.tails))
 
 
-class TransformersLM:
+class TransformersLM(LanguageModel):
     """A causal language model from transformers as a teacher.
 
     Args:
@@ -99,8 +99,6 @@ class TransformersLM:
     Raises:
         TeacherError: some layers are not attention, or the model gives other scores in a pack than alone.
     """
-
-    can_score = True
 
     def __init__(
         self,
@@ -143,6 +141,7 @@ class TransformersLM:
                 self._kernel = None
         if self._kernel is None:
             self._refuse_unlike()
+        self.needs_many = self.by_tree
 
     @property
     def by_tree(self) -> bool:

@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 from gecko.corpus.bounds import decoded, lines
 from gecko.corpus.delimited import BadRow, read_delimited
 from gecko.errors import ConfigError, StorageError, TrainingError
-from gecko.llm.weights import cache_folder
 from gecko.store import digest, file_sha256, read_json, write_json
 from gecko.text import half_of_pair
+from gecko.weights.cache import cache_folder
 
 Row = dict[str, Any]
 
