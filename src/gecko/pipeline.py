@@ -1046,7 +1046,9 @@ class Pipeline:
     @cached_property
     def _alone(self) -> tuple[int, int] | None:
         """About the tokens of the prompts that write and that judge, for a teacher that reads each call in full."""
-        if not self.config.llm.startswith(("openai:", "vllm:")):
+        from gecko.llm.registry import row
+
+        if row(self.config.llm).reads_once:
             return None
 
         def tokens(role: str) -> int:

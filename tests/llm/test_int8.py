@@ -129,8 +129,8 @@ def test_rounded_logits_touch_the_normaliser_alone(tiny_qwen):
     states, targets = torch.randn(6, lm.model.config.hidden_size), torch.tensor([[1, 2], [3, 4], [5, 6]] * 2)
     with torch.inference_mode():
         exact = torch.log_softmax(lm.model.get_output_embeddings()(states), dim=-1).gather(1, targets)
-        found = lm._token_logprobs(states, targets)
-        sure = lm._token_logprobs(100 * lm.model.get_output_embeddings().weight[:3], torch.arange(3))
+        found = lm.output.logprobs(states, targets)
+        sure = lm.output.logprobs(100 * lm.model.get_output_embeddings().weight[:3], torch.arange(3))
     assert not torch.equal(found, exact)
     assert torch.allclose(found, exact, atol=0.05)
     assert torch.allclose(found[:, 0] - found[:, 1], exact[:, 0] - exact[:, 1], atol=1e-5)

@@ -4,6 +4,7 @@ A backend is a module with ``identity`` and ``load`` (:class:`gecko.llm.base.Bac
 SPECs is named.
 """
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
@@ -12,31 +13,51 @@ from gecko.errors import ConfigError, TeacherError
 from gecko.llm.base import Backend, LanguageModel
 from gecko.progress import Ui
 
-# What a SPEC begins with: how it is written, with a colon where a name follows; and the module.
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of SPEC.
+
+    Attributes:
+        form: how it is written, with a colon where a name follows.
+        module: where its backend is.
+        reads_once: whether the text that calls share is read once; else each call is paid for in full.
+    """
+
+    form: str
+    module: str
+    reads_once: bool = True
+
+
+# By what a SPEC begins with, up to its colon.
 BACKENDS = {
-    "default": ("default", "gecko.llm.local"),
-    "default-small": ("default-small", "gecko.llm.local"),
-    "smollm2": ("smollm2", "gecko.llm.local"),
-    "hf": ("hf:NAME", "gecko.llm.local"),
-    "gguf": ("gguf:PATH", "gecko.llm.local"),
-    "openai": ("openai:URL#MODEL", "gecko.llm.openai"),
-    "fake": ("fake", "gecko.llm.fake"),
+    "default": Row("default", "gecko.llm.local"),
+    "default-small": Row("default-small", "gecko.llm.local"),
+    "smollm2": Row("smollm2", "gecko.llm.local"),
+    "hf": Row("hf:NAME", "gecko.llm.local"),
+    "gguf": Row("gguf:PATH", "gecko.llm.local"),
+    "openai": Row("openai:URL#MODEL", "gecko.llm.openai", reads_once=False),
+    "fake": Row("fake", "gecko.llm.fake"),
 }
-RETIRED = {"vllm": ("vllm:NAME", "gecko.llm.vllm")}  # runs that were made with it are still read
+RETIRED = {"vllm": Row("vllm:NAME", "gecko.llm.vllm", reads_once=False)}  # runs that were made with it are still read
 
 
-def backend(spec: str) -> Backend:
-    """The module that makes a teacher.
+def row(spec: str) -> Row:
+    """What is known of the backend of an LLM SPEC.
 
     Raises:
         ConfigError: the SPEC is of no known form.
     """
     kind, colon, name = spec.partition(":")
-    form, module = (BACKENDS | RETIRED).get(kind, ("", ""))
-    if not module or (":" in form) != bool(colon and name):
-        forms = [form for form, _ in BACKENDS.values()]
+    found = (BACKENDS | RETIRED).get(kind)
+    if found is None or (":" in found.form) != bool(colon and name):
+        forms = [row.form for row in BACKENDS.values()]
         raise ConfigError(f"--llm {spec!r} is of no known form; use {', '.join(forms[:-1])} or {forms[-1]}")
-    return cast("Backend", import_module(module))
+    return found
+
+
+def _backend(spec: str) -> Backend:
+    return cast("Backend", import_module(row(spec).module))
 
 
 def teacher_identity(spec: str) -> str:
@@ -45,7 +66,7 @@ def teacher_identity(spec: str) -> str:
     Raises:
         ConfigError: the SPEC is of no known form, or its file does not exist.
     """
-    return backend(spec).identity(spec)
+    return _backend(spec).identity(spec)
 
 
 def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
@@ -60,7 +81,7 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
         ConfigError: the SPEC is of no known form.
         TeacherError: it cannot be fetched or loaded.
     """
-    return backend(spec).load(spec, teacher_identity(spec), config, ui)
+    return _backend(spec).load(spec, teacher_identity(spec), config, ui)
 
 
 def check_scores(teacher: LanguageModel) -> None:
