@@ -88,7 +88,9 @@ def main() -> None:
     exact = _measured(full, prompt, groups)
     found = {"torch, full precision": exact, "gecko, 8 bits": ours}
     full.output.head = head
-    inputs = [_inputs(full, prompt, pack) for pack in full.tokens.packs(prompt, groups, full.pack_tokens, with_end=True)]
+    inputs = [
+        _inputs(full, prompt, pack) for pack in full.tokens.packs(prompt, groups, full.pack_tokens, with_end=True)
+    ]
     nncf.set_log_level(logging.ERROR)
     full.model.float()
     hints = {
