@@ -24,7 +24,8 @@ from gecko.config import RelabelConfig
 from gecko.errors import ConfigError, TeacherError
 from gecko.llm.base import Group, Judgement, LanguageModel, Sampling, cut_at_stop
 from gecko.llm.openai_address import Address, key_for, parse_address
-from gecko.llm.openai_http import KNOWN, LEAST_ANSWERS, Requests
+from gecko.llm.openai_http import KNOWN, Requests
+from gecko.llm.openai_refusals import LEAST_ANSWERS
 from gecko.llm.openai_replies import (
     SHOWN,
     DamagedError,
