@@ -17,7 +17,9 @@ from gecko.weights import embedded
 from gecko.weights import gguf as gguf_files
 
 
-@pytest.mark.parametrize("spec", ["", "defualt", "hf:", "hf", "gguf:", "gguf", "vlm:name", "Qwen/Qwen2.5", ":x"])
+@pytest.mark.parametrize(
+    "spec", ["", "defualt", "hf:", "hf", "gguf:", "gguf", "vlm:name", "Qwen/Qwen2.5", ":x", "fake:"]
+)
 def test_an_unknown_spec_lists_the_forms(spec: str) -> None:
     for call in (lambda: teacher_identity(spec), lambda: load_teacher(spec, RelabelConfig(), Silent())):
         with pytest.raises(ConfigError) as caught:

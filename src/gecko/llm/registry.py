@@ -50,7 +50,7 @@ def row(spec: str) -> Row:
     """
     kind, colon, name = spec.partition(":")
     found = (BACKENDS | RETIRED).get(kind)
-    if found is None or (":" in found.form) != bool(colon and name):
+    if found is None or not (":" in found.form) == bool(colon) == bool(name):
         forms = [row.form for row in BACKENDS.values()]
         raise ConfigError(f"--llm {spec!r} is of no known form; use {', '.join(forms[:-1])} or {forms[-1]}")
     return found
