@@ -1046,9 +1046,9 @@ class Pipeline:
     @cached_property
     def _alone(self) -> tuple[int, int] | None:
         """About the tokens of the prompts that write and that judge, for a teacher that reads each call in full."""
-        from gecko.llm.registry import row
+        from gecko.llm.registry import reads_once
 
-        if row(self.config.llm).reads_once:
+        if reads_once(self.config.llm):
             return None
 
         def tokens(role: str) -> int:

@@ -56,6 +56,12 @@ def row(spec: str) -> Row:
     return found
 
 
+def reads_once(spec: str) -> bool:
+    """See :class:`Row`; what has no row is taken to."""
+    found = (BACKENDS | RETIRED).get(spec.partition(":")[0])
+    return found is None or found.reads_once
+
+
 def _backend(spec: str) -> Backend:
     return cast("Backend", import_module(row(spec).module))
 
