@@ -33,6 +33,7 @@ from gecko.device import has_fast_bfloat16
 from gecko.evaluation.builtin import probe
 from gecko.fret.relabel import relevance_logit
 from gecko.llm.base import Group
+from gecko.llm.prompt_tokens import masked
 from gecko.llm.transformers import TransformersLM
 from gecko.prompts import Prompt, load_prompt
 
@@ -80,14 +81,16 @@ def main() -> None:
     groups = [Group(passage.content, queries) for passage in topic.passages[: given.passages]]
     fast = teacher(given.llm, "int8")
     ours, weights = _measured(fast, prompt, groups), linear_weights(fast)[0]
-    head = fast._head
+    head = fast.output.head
     del fast  # two more copies of the weights, in float32, are on their way
     full = teacher(given.llm, "full")
     peaks = matmul_peaks(full.model.dtype)
     exact = _measured(full, prompt, groups)
     found = {"torch, full precision": exact, "gecko, 8 bits": ours}
-    full._head = head
-    inputs = [_inputs(full, prompt, pack) for pack in full._packs(prompt, groups, with_end=True)]
+    full.output.head = head
+    inputs = [
+        _inputs(full, prompt, pack) for pack in full.tokens.packs(prompt, groups, full.pack_tokens, with_end=True)
+    ]
     nncf.set_log_level(logging.ERROR)
     full.model.float()
     hints = {
@@ -135,7 +138,7 @@ def _forms(inputs: Sequence[tuple[torch.Tensor, ...]]) -> dict[str, Callable[[An
 def _inputs(lm: TransformersLM, prompt: Prompt, pack: Any) -> tuple[torch.Tensor, ...]:
     preamble = lm._preamble(prompt)
     past = torch.cat([tensor for layer in preamble for tensor in layer]).float().clone()
-    return (*lm._tree(pack, past.shape[-2]), past)
+    return (*masked(pack, past.shape[-2], lm.model.device), past)
 
 
 def _by(model: Any, lm: TransformersLM) -> Callable[[Prompt, Any], torch.Tensor]:

@@ -39,7 +39,6 @@ from gecko.evaluation.result import load_set
 from gecko.evaluation.sets import Sets, evaluate_sets, load_sets
 from gecko.evaluation.teacher.answers import load_form
 from gecko.evaluation.teacher.value import Measured, ValueConfig, connect, measure_orders
-from gecko.llm.weights import cache_folder
 from gecko.pipeline import Pipeline, distill
 from gecko.progress import Terminal
 from gecko.records import Example, Passage, Text
@@ -47,6 +46,7 @@ from gecko.report.plots import Plot, gains, growth, standalone
 from gecko.report.table import ResultRow
 from gecko.report.text import markdown_table
 from gecko.store import Run, digest, read_json, write_bytes, write_json
+from gecko.weights.cache import cache_folder
 
 START, STUDENT = "start", "student"
 OWN, SECOND, JOINT = "one model a corpus", "second round", "joint"

@@ -86,8 +86,8 @@ def _ours(lm: TransformersLM, prompt: Prompt, passages: list[str], batch: int, l
 
 @torch.inference_mode()
 def _generate(lm: TransformersLM, prompt: Prompt, passages: list[str], batch: int, limit: int) -> list[str]:
-    cut = lm._cut(prompt)
-    prompts = [cut.preamble + ids + cut.middle for ids in lm._passage_ids(cut, passages)]
+    cut = lm.tokens.cut(prompt)
+    prompts = [cut.preamble + ids + cut.middle for ids in lm.tokens.passages(cut, passages)]
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     pad = lm.tokenizer.pad_token_id or 0
     texts = [""] * len(prompts)

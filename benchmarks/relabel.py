@@ -35,7 +35,7 @@ from gecko.encoder.nearest import top_k
 from gecko.evaluation.builtin import stdlib_questions
 from gecko.fret.relabel import judge, relevance_logit
 from gecko.llm.base import Group
-from gecko.llm.load import load_teacher
+from gecko.llm.registry import load_teacher
 from gecko.llm.transformers import TransformersLM
 from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
@@ -197,9 +197,11 @@ def _rows(
 ) -> Iterator[tuple[tuple[int, int], list[int], int, int]]:
     """A pair's key, its tokens after the preamble, where its query begins and how long that is."""
     with_end = bool(prompt.labels)
-    end = len(lm._cut(prompt).end) if with_end else 0
+    end = len(lm.tokens.cut(prompt).end) if with_end else 0
     branches = [
-        branch for pack in lm._packs(prompt, [group for _, group in pairs], with_end=with_end) for branch in pack
+        branch
+        for pack in lm.tokens.packs(prompt, [group for _, group in pairs], lm.pack_tokens, with_end=with_end)
+        for branch in pack
     ]
     for (key, _), branch in zip(pairs, sorted(branches, key=lambda branch: branch.index), strict=True):
         (tail,) = branch.tails
@@ -210,7 +212,7 @@ def _loop_tokens(
     lm: TransformersLM, prompts: Sequence[Prompt], pairs: Sequence[tuple[tuple[int, int], Group]], *, shared: bool
 ) -> float:
     total = sum(
-        len(ids) + (0 if shared else len(lm._cut(prompt).preamble))
+        len(ids) + (0 if shared else len(lm.tokens.cut(prompt).preamble))
         for prompt in prompts
         for _, ids, _, _ in _rows(lm, prompt, pairs)
     )
@@ -230,9 +232,9 @@ def _loop(
     rc: dict[tuple[int, int], float] = {}
     for prompt in prompts:
         rows = sorted(_rows(lm, prompt, pairs), key=lambda row: -len(row[1]))
-        head = [] if shared else lm._cut(prompt).preamble
+        head = [] if shared else lm.tokens.cut(prompt).preamble
         past = lm._preamble(prompt) if shared else None
-        labels = lm._label_ids(prompt) if prompt.labels else []
+        labels = lm.tokens.labels(prompt) if prompt.labels else []
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
             width = max(len(ids) for _, ids, _, _ in batch)
@@ -252,10 +254,10 @@ def _loop(
                 at = len(head) + first
                 if prompt is prompts[0]:
                     targets = torch.tensor(tokens[first : first + length], device=device)
-                    ql[key] = float(lm._token_logprobs(hidden[at - 1 : at + length - 1], targets).mean())
+                    ql[key] = float(lm.output.logprobs(hidden[at - 1 : at + length - 1], targets).mean())
                 if labels:
                     last = hidden[len(head) + len(tokens) - 1][None]
-                    read = lm._token_logprobs(last, torch.tensor([labels], device=device))
+                    read = lm.output.logprobs(last, torch.tensor([labels], device=device))
                     rc[key] = relevance_logit(prompt, read[0].tolist())
     return {key: (ql[key], rc[key]) for key in ql}
 
@@ -317,9 +319,9 @@ def _needed_seconds(
     seconds = 0.0
     for index, prompt in enumerate(prompts):
         with_end = bool(prompt.labels)
-        past, end = len(lm._cut(prompt).preamble), len(lm._cut(prompt).end) if with_end else 0
+        past, end = len(lm.tokens.cut(prompt).preamble), len(lm.tokens.cut(prompt).end) if with_end else 0
         tokens = keys = reads = 0
-        for pack in lm._packs(prompt, groups, with_end=with_end):
+        for pack in lm.tokens.packs(prompt, groups, lm.pack_tokens, with_end=with_end):
             for branch in pack:
                 body = len(branch.passage)
                 tokens += len(branch)
@@ -348,7 +350,7 @@ def _growth(lm: TransformersLM, prompts: Sequence[Prompt]) -> None:
     for count in (100, 300, 1000, 3000, 10_000):
         asked = [int(order[index % len(order)]) for index in range(count)]
         read = {int(place) for seed in asked for place in places[seed]}
-        tail = sum(len(lm._cut(prompt).end) + 12 for prompt in prompts)
+        tail = sum(len(lm.tokens.cut(prompt).end) + 12 for prompt in prompts)
         tokens = len(prompts) * sum(bodies[place] for place in read) + count * 20 * tail
         alone = len(prompts) * sum(bodies[int(place)] for seed in asked for place in places[seed]) + count * 20 * tail
         print(

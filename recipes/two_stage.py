@@ -266,8 +266,8 @@ def measured(
     from gecko.encoder import load_encoder, model_identity
     from gecko.evaluation.cache import KeptEmbeddings
     from gecko.evaluation.sets import evaluate_sets
-    from gecko.llm.weights import cache_folder
     from gecko.progress import Terminal
+    from gecko.weights.cache import cache_folder
 
     def kept(spec: str, dim: int | None) -> KeptEmbeddings:
         encoder = load_encoder(spec, pad_token=config.pretrain.backbone.pad_token)

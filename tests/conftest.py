@@ -88,3 +88,12 @@ def rewrite_shards(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None
         pq.write_table(change(pq.read_table(folder / shard["file"])), folder / shard["file"])
         shard["sha256"] = file_sha256(folder / shard["file"])
     path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder for this test alone, and no model hub."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("GECKO_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return cache

@@ -22,7 +22,7 @@ FORKS = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import gecko.corpus.ingest, gecko.encoder, gecko.evaluation.teacher.probe, gecko.fret.generate, gecko.fret.mine
-import gecko.fret.relabel, gecko.fret.select, gecko.llm.fake, gecko.llm.load, sentence_transformers
+import gecko.fret.relabel, gecko.fret.select, gecko.llm.fake, gecko.llm.registry, sentence_transformers
 from gecko.config import make_config
 from gecko.pipeline import Pipeline
 from gecko.store import Run

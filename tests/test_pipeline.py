@@ -110,7 +110,7 @@ def test_a_second_run_loads_no_model(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("gecko.llm.load.load_teacher", refuse)
+    monkeypatch.setattr("gecko.llm.registry.load_teacher", refuse)
     monkeypatch.setattr("gecko.encoder.load_encoder", refuse)
     with Run(whole, settings(corpus, tiny_model)) as run:
         distill(run)
@@ -172,7 +172,7 @@ def test_another_selection_costs_no_teacher(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr("gecko.llm.load.load_teacher", refuse)
+    monkeypatch.setattr("gecko.llm.registry.load_teacher", refuse)
     with Run(folder, settings(corpus, tiny_model, "select.positive=seed"), force=True) as run:
         pipeline = Pipeline(run)
         pipeline.ingest()

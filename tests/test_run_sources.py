@@ -90,7 +90,7 @@ def test_the_same_command_from_another_folder_pays_for_nothing(home: Path, monke
         before = selected(run)
     (home / "below").mkdir()
     monkeypatch.chdir(home / "below")
-    monkeypatch.setattr("gecko.llm.load.load_teacher", None)
+    monkeypatch.setattr("gecko.llm.registry.load_teacher", None)
     again = settings(corpus=".././corpus.jsonl", model="../model", prompt="../mine.toml")
     with Run(Path("../run"), again) as run:
         assert not run.changed and selected(run) == before
@@ -225,7 +225,7 @@ def test_a_project_folder_that_was_moved(home: Path, monkeypatch: pytest.MonkeyP
         before = selected(run)
     home.rename(home.with_name("elsewhere"))
     monkeypatch.chdir(home.with_name("elsewhere"))
-    monkeypatch.setattr("gecko.llm.load.load_teacher", None)
+    monkeypatch.setattr("gecko.llm.registry.load_teacher", None)
     with Run(Path("run"), settings()) as run:
         assert not run.changed and selected(run, asks=False) == before
         assert run.config.corpus.sources == [str(home.with_name("elsewhere") / "corpus.jsonl")]

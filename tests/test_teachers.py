@@ -8,7 +8,7 @@ import pytest
 
 from gecko.config import RelabelConfig, load_config
 from gecko.errors import TeacherError
-from gecko.llm import load
+from gecko.llm import registry
 from gecko.llm.base import Group
 from gecko.llm.fake import FakeLM
 from gecko.paid import all_scores
@@ -54,8 +54,8 @@ def teachers(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> FakeLM:
         return known[spec]()
 
-    monkeypatch.setattr(load, "load_teacher", load_teacher)
-    monkeypatch.setattr(load, "teacher_identity", lambda spec: known[spec].identity)
+    monkeypatch.setattr(registry, "load_teacher", load_teacher)
+    monkeypatch.setattr(registry, "teacher_identity", lambda spec: known[spec].identity)
     monkeypatch.setattr(Second, "asked", 0)
     monkeypatch.setattr(Third, "asked", 0)
 

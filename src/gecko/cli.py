@@ -447,8 +447,8 @@ def evaluate_model(
     from gecko.encoder import load_encoder
     from gecko.evaluation.cache import KeptEmbeddings
     from gecko.evaluation.sets import eval_notes, eval_table, evaluate_sets, load_sets
-    from gecko.llm.weights import cache_folder
     from gecko.report.text import markdown_table
+    from gecko.weights.cache import cache_folder
 
     ui = Terminal()
     loaded = load_sets(sets, split, tasks or ())
@@ -642,11 +642,11 @@ def search(
     from gecko.config import CorpusConfig
     from gecko.corpus import ingest as read_corpus
     from gecko.encoder import load
-    from gecko.llm.weights import cache_folder
     from gecko.search import IndexConfig, build_index
     from gecko.search.index import Kind, Method, Store, default_folder, sources_identity
     from gecko.stdin import standard_input, typed_queries
     from gecko.text import half_of_pair
+    from gecko.weights.cache import cache_folder
     from gecko.work import Counts
 
     ui = Terminal()

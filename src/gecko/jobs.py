@@ -52,7 +52,7 @@ class SentTeacher:
             TeacherError: it cannot be loaded, or is another one here.
         """
         if self._loaded is None:
-            from gecko.llm.load import check_scores, load_teacher
+            from gecko.llm.registry import check_scores, load_teacher
 
             began = time.perf_counter()
             loaded = load_teacher(self.spec, self.config, Silent())

@@ -14,7 +14,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -189,7 +188,7 @@ class Pipeline:
     @cached_property
     def teacher_identity(self) -> str:
         """Hash of the teacher's weights."""
-        from gecko.llm.load import teacher_identity
+        from gecko.llm.registry import teacher_identity
 
         return teacher_identity(self.config.llm)
 
@@ -197,7 +196,7 @@ class Pipeline:
     def teacher(self) -> "LanguageModel":
         """The teacher, loaded on first use."""
         if self._teacher is None:
-            from gecko.llm.load import check_scores, load_teacher
+            from gecko.llm.registry import check_scores, load_teacher
 
             self._may_ask()
             began = time.perf_counter()
@@ -541,7 +540,7 @@ class Pipeline:
 
     def _measure(self) -> tuple[float, float, float]:
         """(tokens read a second, tokens written a second, seconds that measuring took)."""
-        with getattr(self.teacher, "asked_anew", nullcontext)():
+        with self.teacher.asked_anew():
             return self._measured()
 
     def _measured(self) -> tuple[float, float, float]:
@@ -552,7 +551,7 @@ class Pipeline:
         self.ui.say("measuring the teacher's speed")
         teacher, began = self.teacher, time.perf_counter()
         # A GPU is fast with many texts at a time, and has read and written them in a moment.
-        topics, most = (probe(), None) if getattr(teacher, "by_tree", False) else (probe()[:2], 8)
+        topics, most = (probe(), None) if teacher.needs_many else (probe()[:2], 8)
         groups = [
             Group(passage.content, tuple(text for _, text in topic.queries))
             for topic in topics
@@ -902,7 +901,7 @@ class Pipeline:
 
     def relabel(self) -> Manifest:
         """Score every pair with the teacher, passage by passage, and then with each further one."""
-        from gecko.llm.load import teacher_identity
+        from gecko.llm.registry import teacher_identity
 
         queries = {query.id: query for query in own_queries(self.run)}
         candidates = self.run.read("mine", Candidate)
@@ -919,7 +918,7 @@ class Pipeline:
 
     def _other_teacher(self, spec: str) -> TeacherLoader:
         """A further teacher, loaded on first use in the place of the one before."""
-        from gecko.llm.load import load_teacher, teacher_identity
+        from gecko.llm.registry import load_teacher, teacher_identity
 
         if self.engine.remote:
             return SentTeacher(spec, teacher_identity(spec), self.config.relabel, scores=False)
@@ -1018,7 +1017,9 @@ class Pipeline:
     @cached_property
     def _alone(self) -> tuple[int, int] | None:
         """About the tokens of the prompts that write and that judge, for a teacher that reads each call in full."""
-        if not self.config.llm.startswith(("openai:", "vllm:")):
+        from gecko.llm.registry import reads_once
+
+        if reads_once(self.config.llm):
             return None
 
         def tokens(role: str) -> int:

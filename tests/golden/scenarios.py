@@ -10,7 +10,7 @@ import pytest
 from gecko.config import RelabelConfig, RunConfig, load_config
 from gecko.encoder import model_identity
 from gecko.fret.release import release_identity
-from gecko.llm import load
+from gecko.llm import registry
 from gecko.llm.base import Group
 from gecko.llm.fake import FakeLM
 from gecko.progress import Ui
@@ -72,8 +72,8 @@ def use_teachers(patch: pytest.MonkeyPatch, made: Callable[[str], FakeLM] | None
     def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> FakeLM:
         return made(spec) if made else TEACHERS[spec]()
 
-    patch.setattr(load, "load_teacher", load_teacher)
-    patch.setattr(load, "teacher_identity", lambda spec: TEACHERS[spec].identity)
+    patch.setattr(registry, "load_teacher", load_teacher)
+    patch.setattr(registry, "teacher_identity", lambda spec: TEACHERS[spec].identity)
 
 
 def write_sources(folder: Path) -> None:

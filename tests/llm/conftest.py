@@ -111,9 +111,5 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder for this test alone, and no model hub."""
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("GECKO_CACHE", str(cache))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return cache
+def _apart(own_cache: Path) -> None:
+    """Nothing here may touch the user's cache."""

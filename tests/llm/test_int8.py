@@ -10,7 +10,8 @@ from gecko.errors import TeacherError
 from gecko.int8 import ZERO, PackedWeights, round_rows, row_step, weight_levels
 from gecko.llm.base import Group
 from gecko.llm.int8 import Int8Linear, _Rounder, pieces, to_int8
-from gecko.llm.load import _wants_int8, load_teacher
+from gecko.llm.local import _wants_int8
+from gecko.llm.registry import load_teacher
 from gecko.progress import Silent
 from gecko.prompts import load_prompt
 
@@ -128,8 +129,8 @@ def test_rounded_logits_touch_the_normaliser_alone(tiny_qwen):
     states, targets = torch.randn(6, lm.model.config.hidden_size), torch.tensor([[1, 2], [3, 4], [5, 6]] * 2)
     with torch.inference_mode():
         exact = torch.log_softmax(lm.model.get_output_embeddings()(states), dim=-1).gather(1, targets)
-        found = lm._token_logprobs(states, targets)
-        sure = lm._token_logprobs(100 * lm.model.get_output_embeddings().weight[:3], torch.arange(3))
+        found = lm.output.logprobs(states, targets)
+        sure = lm.output.logprobs(100 * lm.model.get_output_embeddings().weight[:3], torch.arange(3))
     assert not torch.equal(found, exact)
     assert torch.allclose(found, exact, atol=0.05)
     assert torch.allclose(found[:, 0] - found[:, 1], exact[:, 0] - exact[:, 1], atol=1e-5)

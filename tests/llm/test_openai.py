@@ -22,11 +22,11 @@ import pytest
 from gecko.config import RelabelConfig
 from gecko.errors import ConfigError, TeacherError
 from gecko.llm.base import Group, Sampling
-from gecko.llm.load import load_teacher, teacher_identity
 from gecko.llm.openai import OpenAILM, defused
 from gecko.llm.openai_address import Address, key_for, parse_address
 from gecko.llm.openai_http import KNOWN, Patience
 from gecko.llm.openai_replies import label_logprob, written
+from gecko.llm.registry import load_teacher, teacher_identity
 from gecko.llm.transformers import TransformersLM
 from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt

@@ -154,14 +154,14 @@ def test_texts_that_are_longer_than_a_window_are_written_as_alone(
     lm = TransformersLM(model, tokenizer, name="tiny", identity="t", kernel=kernel)
     assert lm.by_tree == (kernel is not None)
     passages = ["a bird " * 30, "river", "the red river runs " * 9]
-    cut = lm._cut(WRITE)
+    cut = lm.tokens.cut(WRITE)
     for passage, text in zip(passages, lm.generate(WRITE, passages, greedy(8)), strict=True):
-        ids = cut.preamble + lm._data_ids([" " + passage])[0] + cut.middle
+        ids = cut.preamble + lm.tokens.data([" " + passage])[0] + cut.middle
         alone: list[int] = []
         for _ in range(8):
             with torch.inference_mode():
                 alone.append(int(model(torch.tensor([ids + alone]), use_cache=False).logits[0, -1].argmax()))
-        assert text == lm._cut_at_stop(alone, ())[0]
+        assert text == lm.writer.cut_at_stop(alone, ())[0]
 
 
 def test_padded_bodies_are_read_by_few(tiny_qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:

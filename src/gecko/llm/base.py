@@ -5,10 +5,14 @@ all of them, so a backend may read it once; that is where nearly all of the cost
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gecko.config import RelabelConfig
+from gecko.progress import Ui
 from gecko.prompts import Prompt
 
 
@@ -94,18 +98,25 @@ class Usage:
 class LanguageModel(Protocol):
     """A teacher. What it refuses to answer (``usage.refused``) is an empty text, or a pair whose scores are NaN.
 
+    A backend inherits from it; what it does not say of itself is as it stands here.
+
     Attributes:
         name: what to call it before people.
         identity: hash of its weights or address: a part of the fingerprint of what it makes.
-        can_score: whether it can return the log-probabilities of a given text.
         usage: tokens so far.
+        can_score: whether it can return the log-probabilities of a given text.
+        needs_many: whether it is at its speed with many texts at a time alone, as a GPU is.
+        pack_tokens: tokens that it reads in one pass; 0: it is not for the caller to know.
     """
 
     name: str
     identity: str
-    can_score: bool
     usage: Usage
+    can_score: bool = True
+    needs_many: bool = False
+    pack_tokens: int = 0
 
+    @abstractmethod
     def generate(
         self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()
     ) -> list[str]:
@@ -115,10 +126,12 @@ class LanguageModel(Protocol):
         """
         ...
 
+    @abstractmethod
     def score(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, int]]]:
         """For each group and query: (sum of the log-probabilities of the query's tokens, their number)."""
         ...
 
+    @abstractmethod
     def label_logprobs(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
         """For each group and query: the natural logarithms of the probabilities of the prompt's labels' first tokens.
 
@@ -128,9 +141,38 @@ class LanguageModel(Protocol):
         ...
 
     def judge(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[Judgement]]:
-        """``score`` and ``label_logprobs`` under one prompt, in one pass."""
-        ...
+        """``score`` and ``label_logprobs`` under one prompt, in one pass where a backend can."""
+        scores, labels = self.score(prompt, groups), self.label_logprobs(prompt, groups)
+        return [
+            [Judgement(total, count, values) for (total, count), values in zip(row, answers, strict=True)]
+            for row, answers in zip(scores, labels, strict=True)
+        ]
 
+    @abstractmethod
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, as data, before any truncation."""
+        ...
+
+    def asked_anew(self) -> AbstractContextManager[None]:
+        """While it lasts no answer that was kept is given, and none is kept: so that speeds can be measured."""
+        return nullcontext()
+
+
+class Backend(Protocol):
+    """A module that makes teachers: what :mod:`gecko.llm.registry` has a row for. Both functions are given the whole SPEC."""
+
+    def identity(self, spec: str) -> str:
+        """What the answers of a teacher depend on, as a hash, without loading it.
+
+        Raises:
+            ConfigError: the SPEC is incomplete, or its file does not exist.
+        """
+        ...
+
+    def load(self, spec: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
+        """Fetch, convert and load a teacher.
+
+        Raises:
+            TeacherError: it cannot be fetched or loaded.
+        """
         ...

@@ -7,7 +7,9 @@ import math
 import re
 from collections.abc import Sequence
 
-from gecko.llm.base import Group, Judgement, Sampling, Usage
+from gecko.config import RelabelConfig
+from gecko.llm.base import Group, LanguageModel, Sampling, Usage
+from gecko.progress import Ui
 from gecko.prompts import Prompt
 from gecko.store import digest
 
@@ -17,7 +19,7 @@ def words(text: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"[a-z]{3,}", text.lower())))
 
 
-class FakeLM:
+class FakeLM(LanguageModel):
     """Deterministic stand-in for a teacher.
 
     - ``score``: every query word costs log 2 nats if the passage has it, log 16 if not; a word is one token.
@@ -29,7 +31,6 @@ class FakeLM:
 
     name = "fake"
     identity = "fake-1"
-    can_score = True
 
     def __init__(self) -> None:
         self.usage = Usage()
@@ -75,17 +76,19 @@ class FakeLM:
             results.append(row)
         return results
 
-    def judge(self, prompt: Prompt, groups: Sequence[Group]) -> list[list[Judgement]]:
-        """See :class:`gecko.llm.base.LanguageModel`."""
-        scores, labels = self.score(prompt, groups), self.label_logprobs(prompt, groups)
-        return [
-            [Judgement(total, count, values) for (total, count), values in zip(row, answers, strict=True)]
-            for row, answers in zip(scores, labels, strict=True)
-        ]
-
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See :class:`gecko.llm.base.LanguageModel`."""
         return [len(words(text)) for text in texts]
+
+
+def identity(spec: str) -> str:
+    """See :class:`gecko.llm.base.Backend`."""
+    return FakeLM.identity
+
+
+def load(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
+    """See :class:`gecko.llm.base.Backend`."""
+    return FakeLM()
 
 
 def _grades(values: Sequence[float], yes: float) -> tuple[float, ...]:

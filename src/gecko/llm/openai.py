@@ -20,10 +20,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from gecko.errors import TeacherError
-from gecko.llm.base import Group, Judgement, Sampling, cut_at_stop
-from gecko.llm.openai_address import Address
-from gecko.llm.openai_http import KNOWN, LEAST_ANSWERS, Requests
+from gecko.config import RelabelConfig
+from gecko.errors import ConfigError, TeacherError
+from gecko.llm.base import Group, Judgement, LanguageModel, Sampling, cut_at_stop
+from gecko.llm.openai_address import Address, key_for, parse_address
+from gecko.llm.openai_http import KNOWN, Requests
+from gecko.llm.openai_refusals import LEAST_ANSWERS
 from gecko.llm.openai_replies import (
     SHOWN,
     DamagedError,
@@ -40,7 +42,10 @@ from gecko.llm.openai_replies import (
     wanted,
     written,
 )
+from gecko.progress import Ui
 from gecko.prompts import Prompt, fill
+from gecko.store import digest
+from gecko.weights.cache import cache_folder
 
 T = TypeVar("T")
 
@@ -64,7 +69,7 @@ def defused(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0] + " ", text)
 
 
-class OpenAILM(Requests):
+class OpenAILM(Requests, LanguageModel):
     """A model behind an OpenAI-compatible server. Call :meth:`probe` before anything else.
 
     Args:
@@ -346,3 +351,32 @@ class OpenAILM(Requests):
         elif len(tokens) not in (read, read + written):
             raise DamagedError(f"{len(tokens)} tokens for a prompt of {read}")
         return given(tokens[:read], values[:read])
+
+
+def identity(spec: str) -> str:
+    """See :class:`gecko.llm.base.Backend`."""
+    address = parse_address(spec)
+    return digest("openai", address.url, address.model)
+
+
+def load(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
+    """See :class:`gecko.llm.base.Backend`."""
+    address = parse_address(spec)
+    try:
+        kept = cache_folder() / "answers" / f"{identity}.json"
+    except ConfigError as error:
+        ui.say(f"answers of work that is stopped are not kept for the next run: {error}")
+        kept = None
+    teacher = OpenAILM(
+        address,
+        identity=identity,
+        key=key_for(address),
+        passage_tokens=config.passage_tokens,
+        requests=config.requests,
+        kept=kept,
+        say=ui.say,
+    )
+    teacher.probe()
+    if not teacher.can_score:
+        ui.say(f"{teacher.name} cannot score a given text ({teacher.reason}): it serves for relevance alone")
+    return teacher

@@ -26,9 +26,10 @@ from urllib.parse import urljoin, urlsplit
 import httpx2
 
 from gecko.errors import TeacherError
-from gecko.llm.base import Refusal, Usage
+from gecko.llm.base import Usage
 from gecko.llm.openai_address import Address
 from gecko.llm.openai_kept import KeptReplies
+from gecko.llm.openai_refusals import Refusals
 from gecko.llm.openai_replies import (
     DamagedError,
     RefusedError,
@@ -55,8 +56,6 @@ KNOWN = (
     "The quick brown fox jumps over the lazy dog, and the dog goes on sleeping in the sun. By noon the shade has reached "
     "the old gate; a cart comes down the road, stops at the well, and two women draw water without a word."
 )
-LEAST_ANSWERS = 8  # after so many without any label the prompt is given up, after so many refusals the server may be
-LEAST_REFUSED = 3  # texts after whose refusal a server that has answered nothing is given up
 KEPT = "what was finished before is kept, run the same command again"
 
 
@@ -136,8 +135,7 @@ class Requests:
         self._transport = transport
         self._random = random.Random(identity)
         self._lock, self._asking_known = threading.Lock(), threading.Lock()
-        self._answered = 0
-        self._refused: set[tuple[Any, ...]] = set()
+        self._refusals = Refusals(self.usage, self._where, self._say)
         self._worked = False  # whether the server has answered anything, so that the key is a good one
         self._not_before = 0.0
         self._replies = KeptReplies(kept)
@@ -196,7 +194,7 @@ class Requests:
                     error, _StoppedError
                 ):  # the one that ended the call comes as well
                     raise error
-            self._check_answers()
+            self._refusals.check()
         except BaseException as error:
             stop.set()  # those that wait for another attempt give up
             self._leave(workers, GRACE if isinstance(error, KeyboardInterrupt) else LONG_GRACE)
@@ -220,46 +218,10 @@ class Requests:
         try:
             found = ask(item, stop)
         except RefusedError as refusal:
-            self._give_up(refusal, item, place)
+            self._refusals.refused(refusal.kind, self._clean(str(refusal)), item, place)
             return None
-        with self._lock:
-            self._answered += 1
+        self._refusals.answered()
         return found
-
-    def _give_up(self, refusal: RefusedError, item: R, place: int) -> None:
-        """Count what was refused.
-
-        Raises:
-            TeacherError: more was refused than answered, of several texts, so it is not the text that is at fault.
-        """
-        said = self._clean(str(refusal))
-        with self._lock:
-            self.usage.refused += 1
-            self.usage.refusals.append(Refusal(place, f"refused by the teacher ({refusal.kind})", said))
-            first = not self._refused
-            self._refused.add(item if len(item) == 2 else (item[0], ""))
-            refused, asked = self.usage.refused, self.usage.refused + self._answered
-        if first:
-            self._say(f"{self._where} does not answer one text ({said}); such texts are left out and counted")
-        if self._texts_refused() >= LEAST_ANSWERS and 2 * refused > asked:
-            raise TeacherError(self._refuses(refused, asked, said))
-
-    def _texts_refused(self) -> int:
-        """How many texts at least must be at fault: a passage may be so under each query, and a query under each passage."""
-        with self._lock:
-            columns = [set(column) for column in zip(*self._refused, strict=True)]
-        return min((len(column) for column in columns if column != {""}), default=0)
-
-    def _check_answers(self) -> None:
-        if not self._answered and self._texts_refused() >= LEAST_REFUSED:
-            refused = self.usage.refused
-            raise TeacherError(self._refuses(refused, refused, self.usage.refusals[-1].said))
-
-    def _refuses(self, refused: int, asked: int, said: str) -> str:
-        return (
-            f"{self._where} refused {refused:,} of {asked:,} texts, the last with {said}; mend what it complains of, "
-            "or take another server. What was finished before is kept, run the same command again"
-        )
 
     # --- one
 

@@ -243,7 +243,7 @@ def default_folder(embedder: Embedder, sources: str, config: IndexConfig) -> Pat
         ConfigError: the index is not there, and the cache cannot be written.
     """
     from gecko import __version__
-    from gecko.llm.weights import cache_folder, cache_room
+    from gecko.weights.cache import cache_folder, cache_room
 
     known = [embedder.identity, embedder.form, __version__, str(config), sources]
     folder = cache_folder() / "index" / digest(*known)

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,11 @@ from gecko.device import GPU_TEXTS
 from gecko.errors import ConfigError, EvaluationError, RunError, TeacherError
 from gecko.fret.relabel import prompt_hash, read_both, read_labels, relevance_logit, shielded_groups
 from gecko.llm.base import Group, LanguageModel, Sampling
-from gecko.llm.weights import cache_room
 from gecko.progress import Ui
 from gecko.prompts import Prompt, load_prompt
 from gecko.records import Passage, Score
 from gecko.store import digest, read_json, write_json
+from gecko.weights.cache import cache_room
 
 VERSION = 1
 BATCH = 16  # passages that are asked about between two writes to the cache, at least
@@ -255,7 +255,7 @@ class Judge:
                 continue
             asked += sum(len(new) for _, new in missing)
             teacher = self.teacher
-            at_once = max(BATCH, getattr(teacher, "pack_tokens", 0) // PACKED)
+            at_once = max(BATCH, teacher.pack_tokens // PACKED)
             with self.ui.bar(f"{title}: {_READ[reading]} under {prompt.name!r}", len(missing)) as advance:
                 for start in range(0, len(missing), at_once):
                     self._batch(teacher, reading, prompt, missing[start : start + at_once])
@@ -330,10 +330,10 @@ class Judge:
         path = self.folder / f"writing-{key}.json"
         if not path.exists():
             self.ui.say("measuring how fast the teacher writes queries")
-            sample = GPU_TEXTS if getattr(self.teacher, "by_tree", False) else WRITING_SAMPLE
+            sample = GPU_TEXTS if self.teacher.needs_many else WRITING_SAMPLE
             texts = [passage.content for passage in passages[:sample]]
             began, before = time.perf_counter(), self.teacher.usage.tokens
-            with getattr(self.teacher, "asked_anew", nullcontext)():
+            with self.teacher.asked_anew():
                 self.teacher.generate(prompt, texts, Sampling(0.5, 0.95, max_new_tokens, tuple(range(len(texts)))))
             tokens, seconds = self.teacher.usage.tokens - before, time.perf_counter() - began
             write_json(path, {"tokens": tokens / len(texts), "seconds": seconds / len(texts)})

@@ -17,11 +17,11 @@ from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
 from gecko.evaluation.teacher.answers import VERSION, Form, Judge, load_form, spread_forms
 from gecko.fret.fuse import Fusion, fuse
 from gecko.llm.base import LanguageModel
-from gecko.llm.weights import cache_folder
 from gecko.progress import Silent, Ui
 from gecko.prompts import load_prompt
 from gecko.records import Candidate, Passage
 from gecko.store import digest, read_json, write_json
+from gecko.weights.cache import cache_folder
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
@@ -319,7 +319,7 @@ def connect(
     """What measuring needs: a judge that loads the teacher when it must, the start model's loader and its identity."""
     from gecko.config import RelabelConfig
     from gecko.encoder import load_encoder, model_identity
-    from gecko.llm.load import load_teacher, teacher_identity
+    from gecko.llm.registry import load_teacher, teacher_identity
 
     shown = ui or Silent()
 

