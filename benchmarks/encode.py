@@ -42,8 +42,8 @@ def main() -> None:
     from sentence_transformers import SentenceTransformer
 
     import gecko
+    from gecko.compute.device import has_fast_bfloat16
     from gecko.corpus.stdlib import read_stdlib
-    from gecko.device import has_fast_bfloat16
     from gecko.encoder import resolve_model
     from gecko.encoder.packed import can_pack, int8_works
 
@@ -135,8 +135,8 @@ def one_line(folder: str):
 def export(spec: str, folder: Path):
     """The model as an OpenVINO graph in int8; none where OpenVINO is not installed."""
     import gecko
+    from gecko.core.errors import ConfigError
     from gecko.encoder.export import export_model
-    from gecko.errors import ConfigError
 
     try:
         export_model(spec, folder, "openvino", int8=True)
@@ -158,8 +158,8 @@ def peak(precision: str, size: int = 2048, seconds: float = 1.0) -> float:
     """GFLOP/s of a product of large square matrices."""
     import torch
 
-    from gecko.device import fast_dtype
-    from gecko.int8 import PackedWeights
+    from gecko.compute.device import fast_dtype
+    from gecko.compute.int8 import PackedWeights
 
     left, right = torch.randn(size, size), torch.randn(size, size)
     if precision == "int8":

@@ -29,7 +29,7 @@ import torch
 from relabel import linear_weights, matmul_peaks, teacher
 from transformers.cache_utils import Cache, DynamicLayer
 
-from gecko.device import has_fast_bfloat16
+from gecko.compute.device import has_fast_bfloat16
 from gecko.evaluation.builtin import probe
 from gecko.fret.relabel import relevance_logit
 from gecko.llm.base import Group

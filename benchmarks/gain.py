@@ -28,24 +28,25 @@ from typing import Any
 
 import numpy as np
 
-from gecko.config import RunConfig, load_config
+from gecko.config.load import load_config
+from gecko.config.run import RunConfig
+from gecko.core.errors import TeacherRefused
+from gecko.core.files import digest, read_json, write_bytes, write_json
+from gecko.core.progress import Terminal
+from gecko.core.records import Example, Passage, Text
 from gecko.encoder import load_encoder, model_identity, resolve_model
-from gecko.errors import TeacherRefused
 from gecko.evaluation.beir import RetrievalSet, parse_spec
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import BM25, HEADLINE, SetScores, evaluate_retrieval
 from gecko.evaluation.metrics import Array, macro_ci, share_ci
-from gecko.evaluation.result import load_set
-from gecko.evaluation.sets import Sets, evaluate_sets, load_sets
+from gecko.evaluation.sets import Sets, evaluate_sets, load_set, load_sets
 from gecko.evaluation.teacher.answers import load_form
 from gecko.evaluation.teacher.value import Measured, ValueConfig, connect, measure_orders
-from gecko.pipeline import Pipeline, distill
-from gecko.progress import Terminal
-from gecko.records import Example, Passage, Text
 from gecko.report.plots import Plot, gains, growth, standalone
 from gecko.report.table import ResultRow
 from gecko.report.text import markdown_table
-from gecko.store import Run, digest, read_json, write_bytes, write_json
+from gecko.run.folder import Run
+from gecko.stages.runner import Pipeline, distill
 from gecko.weights.cache import cache_folder
 
 START, STUDENT = "start", "student"

@@ -18,7 +18,7 @@ import time
 import torch
 from relabel import in_float32, linear_weights, matmul_peaks, teacher, wait
 
-from gecko.config import GenerateConfig
+from gecko.config.stages import GenerateConfig
 from gecko.corpus.stdlib import read_stdlib
 from gecko.llm.base import Sampling
 from gecko.llm.transformers import TransformersLM

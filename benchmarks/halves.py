@@ -13,8 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-from gecko.evaluation.result import load_set
-from gecko.store import digest, write_bytes
+from gecko.core.files import digest, write_bytes
+from gecko.evaluation.sets import load_set
 
 
 def main() -> None:

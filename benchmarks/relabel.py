@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from gecko.config import RelabelConfig
+from gecko.config.stages import RelabelConfig
+from gecko.core.progress import Silent
 from gecko.corpus.stdlib import read_stdlib
 from gecko.encoder import load_encoder
 from gecko.encoder.nearest import top_k
@@ -37,7 +38,6 @@ from gecko.fret.relabel import judge, relevance_logit
 from gecko.llm.base import Group
 from gecko.llm.registry import load_teacher
 from gecko.llm.transformers import TransformersLM
-from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
 
 Scores = dict[tuple[int, int], tuple[float, float]]  # (group, query) -> (mean log-probability, log-odds)
@@ -267,7 +267,7 @@ def _loop(
 
 def matmul_peaks(dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
     """Matmul peaks, in operations a second: the best of three shapes of a decoder, each the best of five."""
-    from gecko.device import has_fast_int8
+    from gecko.compute.device import has_fast_int8
     from gecko.llm.int8 import Int8Linear, _Rounder
 
     best = {str(dtype).removeprefix("torch."): 0.0} | ({"int8": 0.0} if device == "cpu" and has_fast_int8() else {})

@@ -98,9 +98,9 @@ def _peak() -> float:
 
 
 def _read_one(path: Path, near: bool) -> None:
-    from gecko.config import RunConfig
-    from gecko.pipeline import Pipeline
-    from gecko.store import Run
+    from gecko.config.run import RunConfig
+    from gecko.run.folder import Run
+    from gecko.stages.runner import Pipeline
 
     corpus = {"sources": [str(path)], "near_duplicates": 0.8 if near else None}
     config = RunConfig(llm="fake", corpus=corpus, generate={"queries": 2})
@@ -257,9 +257,9 @@ class _Given:
 
 def _run(size: int, backbone: str) -> dict[str, float]:
     """Seconds of each stage at one size, without those of models."""
-    from gecko.config import RunConfig
-    from gecko.pipeline import Pipeline
-    from gecko.store import Run
+    from gecko.config.run import RunConfig
+    from gecko.run.folder import Run
+    from gecko.stages.runner import Pipeline
 
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -288,8 +288,8 @@ def _texts(count: int, words: int) -> list[str]:
 
 
 def _encode(count: int, backbone: str, what: str) -> float:
+    from gecko.core.records import Passage
     from gecko.encoder import load_encoder
-    from gecko.records import Passage
 
     encoder = load_encoder(backbone)
     texts = _texts(count + 32, 60 if what == "passages" else 8)
@@ -304,9 +304,9 @@ def _encode(count: int, backbone: str, what: str) -> float:
 
 
 def _train(count: int, backbone: str) -> float:
-    from gecko.config import TrainConfig
+    from gecko.config.training import TrainConfig
+    from gecko.core.records import Example, Text
     from gecko.encoder import resolve_model
-    from gecko.records import Example, Text
     from gecko.training import train
 
     queries, texts = _texts(count, 8), _texts(2 * count, 60)

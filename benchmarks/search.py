@@ -48,7 +48,7 @@ class Synthetic:
 
     def passages(self) -> Iterator[Any]:
         """All passages; the place of one is in its title."""
-        from gecko.records import Passage
+        from gecko.core.records import Passage
 
         for start in range(0, self.count, BLOCK):
             for place, text in enumerate(self._texts(start), start):

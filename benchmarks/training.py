@@ -28,12 +28,12 @@ from typing import Any
 
 import torch
 
-from gecko.config import LossConfig
-from gecko.device import best_device, has_fast_bfloat16
+from gecko.compute.device import best_device, has_fast_bfloat16
+from gecko.config.training import LossConfig
+from gecko.core.progress import quiet_libraries
+from gecko.core.records import Example, Text
 from gecko.encoder import resolve_model
 from gecko.encoder.build import load_backbone
-from gecko.progress import quiet_libraries
-from gecko.records import Example, Text
 from gecko.training import Collator, GeckoLoss, to_dataset
 from gecko.training.collate import CALL_TOKENS, CALL_TOKENS_ELSEWHERE
 
@@ -261,8 +261,8 @@ def _matmul_peak(device: str, bf16: bool) -> float:
 def rows_of(given: argparse.Namespace) -> tuple[list[Example], str]:
     """Rows, drawn with a fixed seed, and where they are from."""
     if given.run:
-        from gecko.records import Example as Row
-        from gecko.store import Run
+        from gecko.core.records import Example as Row
+        from gecko.run.folder import Run
 
         found = list(Run(given.run).read("select", Row))
         random.Random(0).shuffle(found)

@@ -23,9 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gecko.config import RunConfig, load_config
-from gecko.errors import ConfigError, GeckoError
-from gecko.store import digest, read_json, write_json
+from gecko.config.load import load_config
+from gecko.config.run import RunConfig
+from gecko.core.errors import ConfigError, GeckoError
+from gecko.core.files import digest, read_json, write_json
 
 HERE = Path(__file__).parent
 STS = ("stsb_en", "sick")
@@ -144,9 +145,9 @@ def copied(run: Path, to: Path) -> None:
 
 def drawn_corpus(folder: Path, count: int, out: Path) -> Path:
     """A file with some of the corpus's passages."""
-    from gecko.config import CorpusConfig
+    from gecko.config.stages import CorpusConfig
     from gecko.corpus import ingest
-    from gecko.store import Counts
+    from gecko.run.folder import Counts
 
     file = out / f"passages-{count}.jsonl"
     if not file.exists():
@@ -263,10 +264,10 @@ def measured(
     No model reads more than ``train.max_tokens`` of a text, so that the raw one, which has no bound of its own, has that of
     the others.
     """
+    from gecko.core.progress import Terminal
     from gecko.encoder import load_encoder, model_identity
     from gecko.evaluation.cache import KeptEmbeddings
     from gecko.evaluation.sets import evaluate_sets
-    from gecko.progress import Terminal
     from gecko.weights.cache import cache_folder
 
     def kept(spec: str, dim: int | None) -> KeptEmbeddings:

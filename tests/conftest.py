@@ -80,7 +80,7 @@ def write_corpus(path: Path, words: Sequence[str]) -> Path:
 
 def rewrite_shards(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     """Have the shards of a stage be those of a version whose records were others."""
-    from gecko.store import file_sha256
+    from gecko.core.files import file_sha256
 
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -8,17 +8,17 @@ from types import ModuleType
 
 import pytest
 
-from gecko.config import GenerateConfig, RelabelConfig
-from gecko.errors import ConfigError
+from gecko.config.stages import GenerateConfig, RelabelConfig
+from gecko.core.errors import ConfigError
+from gecko.core.progress import Silent
+from gecko.core.records import Passage, Query
 from gecko.fret.generate import generate
 from gecko.fret.relabel import relabel
 from gecko.fret.seeds import Seed
 from gecko.llm import registry
 from gecko.llm.base import LanguageModel
-from gecko.progress import Silent
 from gecko.prompts import load_prompt
-from gecko.records import Passage, Query
-from gecko.store import Counts
+from gecko.run.folder import Counts
 
 PAGE = Path(__file__).parents[1] / "docs" / "contributing.md"
 PASSAGES = {

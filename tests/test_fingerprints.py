@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from gecko.core.files import write_json
 from gecko.encoder import model_identity
 from gecko.fret.release import FILE, released_rows, write_release
-from gecko.pipeline import Pipeline, distill
-from gecko.store import Run, write_json
+from gecko.run.folder import Run
+from gecko.stages.runner import Pipeline, distill
 
 from .golden.scenarios import SCENARIOS, fingerprints, settings, use_teachers, write_sources
 

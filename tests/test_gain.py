@@ -16,7 +16,7 @@ from gecko.cli import app
 from gecko.encoder import load_encoder
 from gecko.evaluation.evaluate import dense_run
 from gecko.evaluation.metrics import per_query
-from gecko.evaluation.result import load_set
+from gecko.evaluation.sets import load_set
 from gecko.fret.relabel import relevance_logit
 from gecko.llm.base import Group
 from gecko.llm.fake import FakeLM

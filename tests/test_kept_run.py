@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from gecko.core.records import Example
 from gecko.fret.release import read_release
 from gecko.llm.fake import FakeLM
-from gecko.pipeline import Pipeline, distill
-from gecko.publish import push
-from gecko.records import Example
-from gecko.store import Run
+from gecko.run.folder import Run
+from gecko.stages.publish import push
+from gecko.stages.runner import Pipeline, distill
 
 from .golden.scenarios import fingerprints, settings, stages, use_teachers
-from .test_pipeline import Listener
+from .stages.test_runner import Listener
 
 KEPT = Path(__file__).parent / "golden" / "kept"
 RUN = Path("run")

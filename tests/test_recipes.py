@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gecko.config import load_config
+from gecko.config.load import load_config
 from gecko.evaluation.teacher.answers import load_form
 from gecko.fret.quality import kind
 from gecko.fret.relabel import judge, relevance_logit

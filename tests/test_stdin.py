@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gecko.errors import ConfigError
+from gecko.core.errors import ConfigError
 from gecko.stdin import Lines, standard_input, typed_queries
 
 

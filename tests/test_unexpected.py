@@ -51,7 +51,11 @@ def test_an_exception_is_one_sentence_and_its_traceback_is_to_be_had() -> None:
     [
         ("raise SystemExit(3)", 3, ""),
         ("import typer; raise typer.BadParameter('no')", 2, "no"),
-        ("import gecko.errors; raise gecko.errors.CorpusError('a.jsonl:3: [bold]')", 1, "error: a.jsonl:3: [bold]\n"),
+        (
+            "import gecko.core.errors; raise gecko.core.errors.CorpusError('a.jsonl:3: [bold]')",
+            1,
+            "error: a.jsonl:3: [bold]\n",
+        ),
         ("raise EOFError('early')", 1, "a file ends too early (early)"),
         ("print('Gr\\xfc\\xdfe \\udce9 \\u2603')", 0, ""),
     ],
@@ -122,7 +126,7 @@ def test_sentences_name_the_mend(error: BaseException, words: list[str]) -> None
 
 
 def test_the_place_in_the_package_is_named(tmp_path: Path) -> None:
-    from gecko.store import file_sha256
+    from gecko.core.files import file_sha256
 
     with pytest.raises(OSError) as found:
         file_sha256(tmp_path)

@@ -18,12 +18,14 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from gecko import __version__
-from gecko.config import DEFAULT_BUDGET, RunConfig, load_config
-from gecko.errors import ConfigError, GeckoError
-from gecko.given import one_of
-from gecko.progress import Terminal
-from gecko.store import Run
-from gecko.work import LOCAL, Engine, left_out
+from gecko.config.load import load_config
+from gecko.config.run import DEFAULT_BUDGET, RunConfig
+from gecko.core.arguments import one_of
+from gecko.core.counts import left_out
+from gecko.core.errors import ConfigError, GeckoError
+from gecko.core.progress import Terminal
+from gecko.run.engine import LOCAL, Engine
+from gecko.run.folder import Run
 
 
 class _Commands(TyperGroup):
@@ -140,8 +142,8 @@ def _given(base: dict[str, Any], budget: str | None, llm: str | None, backbone: 
 def _distil(
     folder: Path, config: RunConfig, *, force: bool, dry_run: bool, cluster: _ClusterOptions = ("local", None, None)
 ) -> None:
-    from gecko.pipeline import Pipeline
-    from gecko.pipeline import distill as run_all
+    from gecko.stages.runner import Pipeline
+    from gecko.stages.runner import distill as run_all
 
     ui, began = Terminal(), time.perf_counter()
     with _engine(*cluster, ui) as engine, Run(folder, config, force=force, keep=not dry_run, say=ui.say) as run:
@@ -182,7 +184,7 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
 def _engine(name: str, address: str | None, workers: int | None, ui: Terminal) -> Iterator[Engine]:
     """What ``--engine``, ``--address`` and ``--workers`` ask for."""
     if one_of("--engine", name, ("local", "ray")) == "ray":
-        from gecko.cluster import Cluster
+        from gecko.run.ray import Cluster
 
         with Cluster(address, workers, say=ui.say) as cluster:
             yield cluster
@@ -203,8 +205,8 @@ def _stage(
     cluster: _ClusterOptions = ("local", None, None),
 ) -> Iterator[Any]:
     """A pipeline on an existing run; ``--set`` and a recipe change its settings for good."""
-    from gecko.config import change_config
-    from gecko.pipeline import Pipeline
+    from gecko.config.load import change_config
+    from gecko.stages.runner import Pipeline
 
     ui = Terminal()
     with _engine(*cluster, ui) as engine:
@@ -312,7 +314,7 @@ def pretrain(
     force: Force = False,
 ) -> None:
     """The paper's first stage: train on pairs with in-batch negatives, each batch from one source."""
-    from gecko.pretrain import pretrain as run_all
+    from gecko.stages.pretrain import pretrain as run_all
 
     base: dict[str, Any] = {"pretrain": {"sources": pairs}} if pairs else {}
     settings = load_config(config, sets or (), _given(base, None, None, backbone))
@@ -367,7 +369,7 @@ def push(
     sets: Sets = None,
 ) -> None:
     """Send the model of a run, or its rows, to the Hugging Face Hub, with a card."""
-    from gecko.publish import push as send
+    from gecko.stages.publish import push as send
 
     with _stage(run, sets, False) as pipeline:
         send(pipeline, repo, "dataset" if dataset else "model", private=private, dry_run=dry_run)
@@ -401,8 +403,8 @@ def examples(
     count: Annotated[int, typer.Option(min=1, help="Examples in it.")] = 5,
 ) -> None:
     """A generation prompt whose examples are queries that people asked, for prompts.generate."""
-    from gecko.fret.manner import write_prompt
-    from gecko.records import Example
+    from gecko.core.records import Example
+    from gecko.fret.example_prompt import write_prompt
 
     if out.suffix != ".toml":
         raise ConfigError(f"-o {out}: a prompt's file ends in .toml")
@@ -508,7 +510,7 @@ def check_teacher(
     """
     import json
 
-    from gecko.evaluation.result import load_set
+    from gecko.evaluation.sets import load_set
     from gecko.evaluation.teacher.value import ValueConfig
     from gecko.evaluation.teacher.value import check_teacher as measure
     from gecko.report.teacher import form_rows, value_markdown, value_rows, value_verdict
@@ -582,7 +584,8 @@ def embed(
     from itertools import chain
     from typing import get_args
 
-    from gecko.config import CorpusConfig
+    from gecko.config.stages import CorpusConfig
+    from gecko.core.counts import Counts
     from gecko.corpus import ingest as read_corpus
     from gecko.corpus.readers import Reader, read_source
     from gecko.encoder import load
@@ -590,7 +593,6 @@ def embed(
     from gecko.encoder.vectors import Output
     from gecko.search import BulkConfig, embed_rows, embed_to_folder, read_lines
     from gecko.stdin import Lines, standard_input
-    from gecko.work import Counts
 
     config = BulkConfig(task=task, dim=dim, output=one_of("--output", output, get_args(Output)))
     specs, counts, ui = inputs or ["-"], Counts(), Terminal()
@@ -639,15 +641,15 @@ def search(
     from dataclasses import asdict
     from typing import get_args
 
-    from gecko.config import CorpusConfig
+    from gecko.config.stages import CorpusConfig
+    from gecko.core.counts import Counts
+    from gecko.core.text import half_of_pair
     from gecko.corpus import ingest as read_corpus
     from gecko.encoder import load
     from gecko.search import IndexConfig, build_index
     from gecko.search.index import Kind, Method, Store, default_folder, sources_identity
     from gecko.stdin import standard_input, typed_queries
-    from gecko.text import half_of_pair
     from gecko.weights.cache import cache_folder
-    from gecko.work import Counts
 
     ui = Terminal()
     how = one_of("--method", method, get_args(Method))
@@ -742,9 +744,9 @@ def ablate(
 
     from gecko.evaluation.ablate import Ablation, Options
     from gecko.evaluation.study import study
-    from gecko.pipeline import Pipeline
     from gecko.report.ablation import cell_rows, dim_rows, reranker_rows, write_ablation
     from gecko.report.text import duration
+    from gecko.stages.runner import Pipeline
 
     if form is not None and form not in ("native", "unified"):
         raise ConfigError(f"--format {form!r}: give native or unified")
@@ -826,9 +828,9 @@ def serve(
     listener = bind(host, port)
     passages = []
     if corpus:
-        from gecko.config import CorpusConfig
+        from gecko.config.stages import CorpusConfig
+        from gecko.core.counts import Counts
         from gecko.corpus import ingest as read_corpus
-        from gecko.work import Counts
 
         counts = Counts()
         passages = list(read_corpus(CorpusConfig(sources=corpus), counts))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from gecko.errors import ConfigError
+from gecko.core.errors import ConfigError
 
 PATIENCE = 0.01  # seconds in which whoever writes fast has written more
 _READ = 1 << 16

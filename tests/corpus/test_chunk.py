@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gecko.core.records import Passage
 from gecko.corpus.chunk import Chunking, split_long
-from gecko.records import Passage
 
 # Few letters, so that words, sentences, newlines and Markdown marks come together often.
 TEXTS = st.text(st.sampled_from("ab. \n#*`>漢é|-1"), min_size=1, max_size=3000)

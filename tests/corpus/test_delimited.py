@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gecko.config import AskedConfig, CorpusConfig
+from gecko.config.stages import AskedConfig, CorpusConfig
+from gecko.core.counts import Counts
+from gecko.core.errors import CorpusError, TrainingError
 from gecko.corpus.bounds import lines
 from gecko.corpus.delimited import Skipped, _Row
 from gecko.corpus.readers import Reader as CorpusReader
 from gecko.corpus.readers import read_placed, read_source
 from gecko.corpus.tables import read_rows
-from gecko.errors import CorpusError, TrainingError
-from gecko.fret.asked import read_asked
-from gecko.work import Counts
+from gecko.fret.user_queries import read_asked
 
 CELL = st.text(st.one_of(st.sampled_from('\t\n", a\r'), st.characters(codec="utf-8", exclude_characters="\0")))
 TABLE = st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from gecko.config import CorpusConfig
+from gecko.config.stages import CorpusConfig
+from gecko.core.errors import CorpusError
 from gecko.corpus import bounds, ingest
 from gecko.corpus.documents import Documents
 from gecko.corpus.readers import Reader, read_source
-from gecko.errors import CorpusError
-from gecko.store import Counts
+from gecko.run.folder import Counts
 
 
 def run(*sources: Path, **settings: object):

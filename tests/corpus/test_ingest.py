@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 
-from gecko.config import CorpusConfig
+from gecko.config.stages import CorpusConfig
+from gecko.core.errors import CorpusError
 from gecko.corpus import ingest, ingest_shards
-from gecko.errors import CorpusError
-from gecko.store import Counts
+from gecko.run.folder import Counts
 
 
 @pytest.fixture

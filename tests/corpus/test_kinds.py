@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gecko.config import CorpusConfig
+from gecko.config.stages import CorpusConfig
+from gecko.core.counts import Counts
+from gecko.core.errors import CorpusError
 from gecko.corpus import ingest
 from gecko.corpus.documents import Documents
 from gecko.corpus.readers import Reader, read_placed, read_source, source_identity
-from gecko.errors import CorpusError
-from gecko.work import Counts
 
 ROWS = [{"id": f"r{number}", "title": f"T{number}", "text": f"the text of row {number}"} for number in range(5)]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from gecko.config import AskedConfig, CorpusConfig, load_config
+from gecko.config.load import load_config
+from gecko.config.stages import AskedConfig, CorpusConfig
+from gecko.core.counts import Counts, left_out
+from gecko.core.errors import CorpusError, EvaluationError
+from gecko.core.files import digest, file_sha256
+from gecko.core.progress import Silent
+from gecko.core.records import Passage
 from gecko.corpus import ingest
 from gecko.corpus.readers import read_source, source_identity
-from gecko.errors import CorpusError, EvaluationError
 from gecko.evaluation.beir import load_beir
-from gecko.fret.asked import read_asked
-from gecko.pipeline import Pipeline
-from gecko.progress import Silent
-from gecko.records import Passage
-from gecko.store import Run, digest, file_sha256
-from gecko.work import Counts, left_out
+from gecko.fret.user_queries import read_asked
+from gecko.run.folder import Run
+from gecko.stages.runner import Pipeline
 
 DEFLATE64 = 9
 

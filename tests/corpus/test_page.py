@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gecko.config import CorpusConfig
+from gecko.config.stages import CorpusConfig
+from gecko.core.counts import Counts
 from gecko.corpus import ingest
 from gecko.corpus.bounds import Unreadable
 from gecko.corpus.page import read_page
-from gecko.work import Counts
 
 MENU = "<nav><a href='/'>Start</a> <a href='/all'>All herbs</a></nav>"
 FOOT = "<footer><p>Printed by nobody</p></footer>"

@@ -2,11 +2,11 @@
 
 import pytest
 
-from gecko.config import CorpusConfig
+from gecko.config.stages import CorpusConfig
+from gecko.core.errors import CorpusError
 from gecko.corpus import ingest
 from gecko.corpus.readers import Reader, read_placed, read_source, source_identity
-from gecko.errors import CorpusError
-from gecko.store import Counts
+from gecko.run.folder import Counts
 
 pytestmark = pytest.mark.slow
 

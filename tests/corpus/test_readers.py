@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gecko.core.errors import CorpusError
+from gecko.core.records import Passage
 from gecko.corpus.readers import SUPPORTED, Reader, read_placed, read_source
-from gecko.errors import CorpusError
-from gecko.records import Passage
 
 # Everything that UTF-8 can hold, control characters and line separators included.
 UNICODE = st.text(st.characters(codec="utf-8"))

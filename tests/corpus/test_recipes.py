@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from gecko.cli import app
-from gecko.records import Passage
-from gecko.store import Run
+from gecko.core.records import Passage
+from gecko.run.folder import Run
 
 from .conftest import pdf_bytes
 

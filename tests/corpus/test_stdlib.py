@@ -2,11 +2,11 @@ import sys
 
 import pytest
 
-from gecko.config import CorpusConfig
+from gecko.config.stages import CorpusConfig
+from gecko.core.errors import CorpusError
 from gecko.corpus import ingest, stdlib
 from gecko.corpus.readers import read_source
-from gecko.errors import CorpusError
-from gecko.store import Counts
+from gecko.run.folder import Counts
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gecko.core.errors import TrainingError
 from gecko.corpus.tables import read_rows, source_identity, text_of
-from gecko.errors import TrainingError
 
 ROWS = [{"query": "a, b", "text": 'say "x"\nline'}, {"query": "ß", "text": ""}, {"query": "c", "text": "d"}]
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gecko.config import CorpusConfig
+from gecko.config.stages import CorpusConfig
+from gecko.core.counts import Counts
 from gecko.corpus import ingest
 from gecko.corpus.bounds import Unreadable
 from gecko.corpus.word import read_word
-from gecko.work import Counts
 
 TRANSITIONAL = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 STRICT = "http://purl.oclc.org/ooxml/wordprocessingml/main"

@@ -11,7 +11,10 @@ import pytest
 from sentence_transformers import SentenceTransformer, quantize_embeddings
 
 import gecko
-from gecko import formats
+from gecko.core import formats
+from gecko.core.errors import ConfigError, NonFiniteError
+from gecko.core.formats import TASKS, find_task
+from gecko.core.records import Text
 from gecko.encoder import (
     Embedder,
     Encoder,
@@ -25,9 +28,6 @@ from gecko.encoder import (
 )
 from gecko.encoder.embedder import token_batches
 from gecko.encoder.packed import int8_works
-from gecko.errors import ConfigError, NonFiniteError
-from gecko.formats import TASKS, find_task
-from gecko.records import Text
 
 from .conftest import sentences
 

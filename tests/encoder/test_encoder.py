@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from gecko.device import has_fast_bfloat16
+from gecko.compute.device import has_fast_bfloat16
+from gecko.core.errors import ConfigError
 from gecko.encoder import Encoder, load_encoder
-from gecko.errors import ConfigError
 
 from .conftest import sentences
 

@@ -8,9 +8,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 import gecko
+from gecko.core.errors import ConfigError
 from gecko.encoder import export, load_encoder, save_model
 from gecko.encoder.export import export_model
-from gecko.errors import ConfigError
 
 pytestmark = [
     pytest.mark.slow,

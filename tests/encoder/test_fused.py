@@ -11,14 +11,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import gelu, layer_norm, relu
 
-from gecko.device import rounds_to_bfloat16
+from gecko.compute.device import rounds_to_bfloat16
 from gecko.encoder import backend as backends
 from gecko.encoder.backend import TorchBackend, int8_backend
 from gecko.encoder.packed import BertBackend, int8_works
 
 pytest.importorskip("numba")
 
-from gecko import kernels
+from gecko.compute import kernels
 from gecko.encoder import fused
 from gecko.encoder.fused import FusedBackend, cut
 
@@ -241,11 +241,11 @@ def test_where_numba_is_told_to_compile_nothing(tiny_model: Path) -> None:
 @needs_int8
 def test_without_numba(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(int8_backend(model), FusedBackend)
-    for name in [name for name in sys.modules if name in ("gecko.kernels", "gecko.encoder.fused")]:
+    for name in [name for name in sys.modules if name in ("gecko.compute.kernels", "gecko.encoder.fused")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delattr(backends.__package__ + ".fused")
-    monkeypatch.delattr("gecko.kernels")
+    monkeypatch.delattr("gecko.compute.kernels")
     plain = int8_backend(model)
     assert type(plain) is BertBackend
     assert plain.precision == "int8"

@@ -2,10 +2,10 @@ import faiss
 import numpy as np
 import pytest
 
+from gecko.core.errors import EvaluationError
+from gecko.core.records import Passage
 from gecko.encoder import nearest
-from gecko.errors import EvaluationError
 from gecko.evaluation.bm25 import bm25_run
-from gecko.records import Passage
 
 
 def slow(queries: np.ndarray, passages: np.ndarray, k: int) -> np.ndarray:

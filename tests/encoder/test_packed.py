@@ -7,10 +7,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import gecko
+from gecko.compute.int8 import weight_levels
+from gecko.core.errors import ConfigError
 from gecko.encoder.backend import TorchBackend, is_faster, torch_backend
 from gecko.encoder.packed import BertBackend, Int8Linear, can_pack, equal_runs, int8_works
-from gecko.errors import ConfigError
-from gecko.int8 import weight_levels
 
 needs_int8 = pytest.mark.skipif(not int8_works(), reason="this processor does not multiply 8-bit integers")
 
@@ -68,7 +68,7 @@ def test_neighbours_do_not_matter(
 @needs_int8
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_linear_is_rounding_and_nothing_else(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gecko.int8.ROUNDED", 7 * 64)  # 20 tokens are three pieces
+    monkeypatch.setattr("gecko.compute.int8.ROUNDED", 7 * 64)  # 20 tokens are three pieces
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(48, 64, generator=generator), torch.randn(48, generator=generator)
     x = torch.randn(20, 64, generator=generator) * torch.logspace(-3, 3, 20)[:, None]  # tokens of very different size

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from gecko import formats
+from gecko.core import formats
+from gecko.core.errors import ConfigError
+from gecko.core.records import Passage, Text
 from gecko.encoder import detect_form, load_encoder, save_model
-from gecko.errors import ConfigError
-from gecko.records import Passage, Text
 
 
 def test_forms(tiny_model: Path, tmp_path: Path) -> None:

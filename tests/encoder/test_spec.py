@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from gecko.core.errors import ConfigError
 from gecko.encoder import model_identity, resolve_model
-from gecko.errors import ConfigError
 
 
 def test_specs(tiny_model: Path, tmp_path: Path) -> None:

@@ -10,8 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from gecko.cli import app
-from gecko.config import GenerateConfig, RunConfig, TrainConfig, change_config, load_config
-from gecko.errors import ConfigError, RunError
+from gecko.config.load import change_config, load_config
+from gecko.config.run import RunConfig
+from gecko.config.stages import GenerateConfig
+from gecko.config.training import TrainConfig
+from gecko.core.errors import ConfigError, RunError
+from gecko.core.records import Candidate, Example, Passage, Query, Text
 from gecko.evaluation import ablate
 from gecko.evaluation.ablate import Ablation, Options
 from gecko.evaluation.ablation_grid import Cell, Draw, all_cells, drawn, first_candidates
@@ -19,10 +23,9 @@ from gecko.evaluation.ablation_table import AGREEMENT
 from gecko.evaluation.study import study
 from gecko.fret.mine import mine
 from gecko.fret.release import Released
-from gecko.pipeline import Pipeline
-from gecko.records import Candidate, Example, Passage, Query, Text
 from gecko.report.ablation import cell_rows, dim_rows, dims_plot, markdown, plot, reranker_rows
-from gecko.store import Run
+from gecko.run.folder import Run
+from gecko.stages.runner import Pipeline
 
 GRID = ("selection/seed + none", "selection/p1 + random", "selection/p1 + p_N", "fusion/rrf", "temperature/0.05")
 

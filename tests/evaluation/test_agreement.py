@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from gecko.core.records import Passage, Query
 from gecko.evaluation.agreement import agreement
 from gecko.fret.fuse import Label
-from gecko.records import Passage, Query
 
 PASSAGES = {name: Passage(name, "", f"text {name}") for name in "abc"}
 VECTORS = {"a": (1.0, 0.0), "b": (0.6, 0.8), "c": (0.0, 1.0)}

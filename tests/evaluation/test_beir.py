@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from gecko.cli import app
+from gecko.core.errors import ConfigError, EvaluationError
 from gecko.encoder import load_encoder
-from gecko.errors import ConfigError, EvaluationError
 from gecko.evaluation import load_beir
 from gecko.evaluation.evaluate import dense_run
 from gecko.evaluation.metrics import per_query

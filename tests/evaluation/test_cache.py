@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gecko.core.records import Passage
 from gecko.encoder import Encoder, load_encoder, nearest
 from gecko.evaluation.cache import KeptEmbeddings
-from gecko.records import Passage
 
 TEXTS = ["red cat", "a big dog runs", "blue fish in the river"]
 

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gecko.core.errors import EvaluationError
+from gecko.core.records import Passage
 from gecko.encoder import load_encoder
-from gecko.errors import EvaluationError
 from gecko.evaluation import RetrievalSet, SetScores, eval_json, evaluate_retrieval
 from gecko.evaluation.metrics import METRICS
-from gecko.records import Passage
 
 TEXTS = ["the red cat sleeps", "a big dog runs", "blue fish in the river", "old house and tree", "fast green car"]
 

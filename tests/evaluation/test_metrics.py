@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from gecko.errors import EvaluationError
+from gecko.core.errors import EvaluationError
 from gecko.evaluation.metrics import bootstrap_ci, macro_ci, per_query, share_ci
 
 

@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score
 from typer.testing import CliRunner
 
 from gecko.cli import app
+from gecko.core.errors import EvaluationError
 from gecko.encoder import Encoder, load_encoder
-from gecko.errors import EvaluationError
 from gecko.evaluation import sets, task_scores, tasks
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import dense_run

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gecko.errors import RunError
+from gecko.core.errors import RunError
+from gecko.core.records import Candidate, Score
 from gecko.fret.fuse import fuse, ranks
-from gecko.records import Candidate, Score
 
 
 def table(*rows: tuple[str, float, int, float]) -> tuple[list[Candidate], dict[str, Score]]:

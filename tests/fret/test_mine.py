@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from gecko.core.records import Candidate, Query
 from gecko.fret.mine import mine
-from gecko.records import Candidate, Query
 
 
 def unit(*degrees: float) -> np.ndarray:

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from gecko.config import SelectConfig
+from gecko.config.stages import SelectConfig
+from gecko.core.records import Passage, Query
+from gecko.core.text import words
 from gecko.fret.fuse import Label
 from gecko.fret.quality import copied, kind, leaked, near_by_words, speaks_of_itself
 from gecko.fret.select import select
-from gecko.records import Passage, Query
-from gecko.store import Counts
-from gecko.text import words
+from gecko.run.folder import Counts
 
 
 def test_copied_words():

@@ -4,8 +4,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from gecko.config import SelectConfig
-from gecko.errors import ConfigError, RunError
+from gecko.config.stages import SelectConfig
+from gecko.core.errors import ConfigError, RunError
+from gecko.core.records import Candidate, Passage, Query, Score
 from gecko.fret.release import (
     FILE,
     SCHEMA,
@@ -20,8 +21,7 @@ from gecko.fret.release import (
     write_release,
 )
 from gecko.fret.select import group_labels, select
-from gecko.records import Candidate, Passage, Query, Score
-from gecko.store import Counts
+from gecko.run.folder import Counts
 
 PASSAGES = {name: Passage(name, name.upper(), f"text of {name}", "a file") for name in "abcdef"}
 CONFIG = SelectConfig()

@@ -3,8 +3,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gecko.config import GenerateConfig, MineConfig, RelabelConfig
-from gecko.errors import CorpusError
+from gecko.config.stages import GenerateConfig, MineConfig, RelabelConfig
+from gecko.core.errors import CorpusError
+from gecko.core.records import Passage
 from gecko.fret.seeds import (
     CONTROL_TOKENS,
     QUERY_TOKENS,
@@ -15,7 +16,6 @@ from gecko.fret.seeds import (
     prefix_costs,
     within_count,
 )
-from gecko.records import Passage
 
 COUNT = 83
 LONG = "x" * 60

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 
-from gecko.config import RelabelConfig, RunConfig, load_config
+from gecko.config.load import load_config
+from gecko.config.run import RunConfig
+from gecko.config.stages import RelabelConfig
+from gecko.core.files import digest
+from gecko.core.progress import Ui
 from gecko.encoder import model_identity
 from gecko.fret.release import release_identity
 from gecko.llm import registry
 from gecko.llm.base import Group
 from gecko.llm.fake import FakeLM
-from gecko.progress import Ui
 from gecko.prompts import Prompt
-from gecko.store import Run, digest
+from gecko.run.folder import Run
 
 SMALL = (
     "generate.queries=12",

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from gecko.config import RelabelConfig
-from gecko.device import has_int8
-from gecko.errors import TeacherError
-from gecko.int8 import ZERO, PackedWeights, round_rows, row_step, weight_levels
+from gecko.compute.device import has_int8
+from gecko.compute.int8 import ZERO, PackedWeights, round_rows, row_step, weight_levels
+from gecko.config.stages import RelabelConfig
+from gecko.core.errors import TeacherError
+from gecko.core.progress import Silent
 from gecko.llm.base import Group
 from gecko.llm.int8 import Int8Linear, _Rounder, pieces, to_int8
 from gecko.llm.local import _wants_int8
 from gecko.llm.registry import load_teacher
-from gecko.progress import Silent
 from gecko.prompts import load_prompt
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="this torch multiplies no 8-bit matrices here")
@@ -22,7 +22,7 @@ needs_int8 = pytest.mark.skipif(not has_int8(), reason="this torch multiplies no
 @pytest.mark.parametrize("rows", [1, 63, 131])
 @pytest.mark.parametrize("together", [64 * 40, 1])
 def test_rounding_is_within_half_a_step_whatever_the_neighbours(dtype, rows, together, monkeypatch):
-    monkeypatch.setattr("gecko.int8.ROUNDED", together)
+    monkeypatch.setattr("gecko.compute.int8.ROUNDED", together)
     generator = torch.Generator().manual_seed(0)
     source = (torch.randn(rows, 40, generator=generator) * torch.logspace(-3, 3, rows)[:, None]).to(dtype)
     source[0] = 0

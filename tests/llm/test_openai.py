@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 
-from gecko.config import RelabelConfig
-from gecko.errors import ConfigError, TeacherError
+from gecko.config.stages import RelabelConfig
+from gecko.core.errors import ConfigError, TeacherError
+from gecko.core.files import digest
+from gecko.core.progress import Silent
 from gecko.llm.base import Group, Sampling
 from gecko.llm.openai import OpenAILM, defused
 from gecko.llm.openai_address import Address, key_for, parse_address
@@ -28,9 +30,7 @@ from gecko.llm.openai_http import KNOWN, Patience
 from gecko.llm.openai_replies import label_logprob, written
 from gecko.llm.registry import load_teacher, teacher_identity
 from gecko.llm.transformers import TransformersLM
-from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
-from gecko.store import digest
 
 from .conftest import LIKELIHOOD, RELEVANCE, VARIED
 

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gecko.errors import ConfigError, TeacherError
+from gecko.core.errors import ConfigError, TeacherError
+from gecko.core.files import digest
 from gecko.llm.base import Group, Sampling
 from gecko.llm.openai import OpenAILM
 from gecko.llm.openai_address import Address, key_for
@@ -25,7 +26,6 @@ from gecko.llm.openai_http import KNOWN, Clock
 from gecko.llm.openai_kept import KeptReplies
 from gecko.llm.openai_replies import asked_pause
 from gecko.prompts import Prompt
-from gecko.store import digest
 
 from .conftest import LIKELIHOOD
 

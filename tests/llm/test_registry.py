@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from gecko.config import RelabelConfig
-from gecko.errors import ConfigError, TeacherError
+from gecko.config.stages import RelabelConfig
+from gecko.core.errors import ConfigError, TeacherError
+from gecko.core.files import digest
+from gecko.core.progress import Silent
 from gecko.llm import local, registry
 from gecko.llm.base import Group
 from gecko.llm.fake import FakeLM
 from gecko.llm.registry import load_teacher, teacher_identity
-from gecko.progress import Silent
 from gecko.prompts import load_prompt
-from gecko.store import digest
 from gecko.weights import embedded
 from gecko.weights import gguf as gguf_files
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gecko.errors import TeacherError
+from gecko.core.errors import TeacherError
 from gecko.llm.base import Group, Sampling
 from gecko.llm.decoding import draw
 from gecko.llm.transformers import CACHE_SHARE, TransformersLM, _window

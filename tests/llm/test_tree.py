@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gecko.device import texts_together
-from gecko.errors import TeacherError
+from gecko.compute.device import texts_together
+from gecko.core.errors import TeacherError
 from gecko.llm.base import Group, Sampling
 from gecko.llm.transformers import TransformersLM
 from gecko.llm.tree import NAME, Kernel, Segments, joined, kernel_for, offer_tree, plain, segments
@@ -176,8 +176,8 @@ def test_padded_bodies_are_read_by_few(tiny_qwen: Path, monkeypatch: pytest.Monk
 
 
 def test_a_gpu_writes_more_texts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gecko.device.best_device", lambda: "cuda")
+    monkeypatch.setattr("gecko.compute.device.best_device", lambda: "cuda")
     assert [texts_together(spec) for spec in ("default", "hf:some/model", "gguf:file", "vllm:some/model")] == [512] * 4
     assert texts_together("openai:http://localhost#model") == texts_together("fake") == 32
-    monkeypatch.setattr("gecko.device.best_device", lambda: "cpu")
+    monkeypatch.setattr("gecko.compute.device.best_device", lambda: "cpu")
     assert texts_together("default") == 32

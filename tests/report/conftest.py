@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from gecko.config import RunConfig, load_config
+from gecko.config.load import load_config
+from gecko.config.run import RunConfig
+from gecko.core.files import read_json, write_json
+from gecko.core.records import Candidate, Example, Passage, Query, Score
 from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
-from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import Counts, Run, read_json, write_json
+from gecko.run.folder import Counts, Run
 
 # Everything that the corpus, a generated query or a folder's name could try.
 HOSTILE = (

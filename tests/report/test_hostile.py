@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gecko.config import RunConfig
-from gecko.pipeline import Pipeline
+from gecko.config.run import RunConfig
 from gecko.report import write_report
 from gecko.report.inspect import statistics
-from gecko.store import Run
+from gecko.run.folder import Run
+from gecko.stages.runner import Pipeline
 
 ATTACKS = [
     "<script>document.title='taken'</script> <img src=x onerror=\"document.title='taken'\">",
@@ -92,8 +92,8 @@ def test_statistics_are_of_the_run(page: Path) -> None:
 
 def test_each_row_is_traced_to_its_origin(page: Path) -> None:
     """From the folder alone: passage, prompt by hash, model by hash, random seed."""
+    from gecko.core.records import Example, Passage, Query, Score
     from gecko.llm.registry import teacher_identity
-    from gecko.records import Example, Passage, Query, Score
 
     with Run(page.parent / "run") as run:
         passages = {passage.id: passage for passage in run.read("ingest", Passage)}

@@ -5,10 +5,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gecko.errors import RunError
+from gecko.core.errors import RunError
+from gecko.core.files import read_json, write_json
 from gecko.report import write_report
 from gecko.report.page import EXAMPLES
-from gecko.store import read_json, write_json
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import gecko
+from gecko.core.errors import CorpusError, RunError
+from gecko.core.records import Passage
 from gecko.encoder import Embedder
-from gecko.errors import CorpusError, RunError
-from gecko.records import Passage
 from gecko.search import BulkConfig, embed_rows, embed_to_folder, read_lines
 
 ROWS = [Passage(str(n), "red" if n % 2 else "", "the cat " * (n % 5 + 1) + "big " * n) for n in range(23)]

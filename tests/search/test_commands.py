@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
 from gecko.cli import app
-from gecko.errors import ConfigError, NonFiniteError
+from gecko.core.errors import ConfigError, NonFiniteError
 
 
 def gecko(*arguments: object, stdin: str = "") -> Result:

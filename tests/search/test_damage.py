@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import gecko
+from gecko.core.errors import RunError, StorageError
+from gecko.core.records import Passage
 from gecko.encoder import Embedder
-from gecko.errors import RunError, StorageError
-from gecko.records import Passage
 from gecko.search import IndexConfig, build_index, open_index
 from gecko.search import passages as database
 

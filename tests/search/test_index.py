@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 import gecko
+from gecko.core.errors import ConfigError, CorpusError, RunError
+from gecko.core.records import Passage
 from gecko.encoder import Embedder
 from gecko.encoder.nearest import top_k
-from gecko.errors import ConfigError, CorpusError, RunError
-from gecko.records import Passage
 from gecko.search import BulkConfig, IndexConfig, build_index, open_index
 from gecko.search import index as room
 from gecko.search.index import query_words, reciprocal_rank_fusion, sources_identity

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gecko
+from gecko.core.records import Passage
+from gecko.core.text import spaced
 from gecko.encoder import Embedder
 from gecko.evaluation.bm25 import bm25_run
-from gecko.records import Passage
 from gecko.search import IndexConfig, build_index
 from gecko.search.index import query_words
-from gecko.text import spaced
 
 PASSAGES = [
     Passage("zh", "", "图书馆周日不开放，归还图书请投入门口的箱子。"),

@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="pip install 'gecko-embed[serve]'")
 
+from gecko.core.errors import NonFiniteError
 from gecko.encoder import Embedder, load
-from gecko.errors import NonFiniteError
 from gecko.serving.app import Service
 from gecko.serving.config import ServeConfig
 from gecko.serving.keys import ApiKeys

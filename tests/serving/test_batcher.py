@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gecko.errors import NonFiniteError
+from gecko.core.errors import NonFiniteError
 from gecko.serving.batcher import TURN, Asked, Batch, Batcher, ClosedError, QueueFullError
 
 from .conftest import FakeModel, broken_run, fake_vector

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gecko.errors import ConfigError
+from gecko.core.errors import ConfigError
 from gecko.serving.keys import ApiKeys, is_loopback, load_keys, new_key
 
 

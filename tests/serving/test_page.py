@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from gecko.core.progress import Silent
+from gecko.core.records import Passage
 from gecko.encoder import Embedder, load
-from gecko.progress import Silent
-from gecko.records import Passage
 from gecko.serving.keys import load_keys
 from gecko.serving.search import embed_corpus
 

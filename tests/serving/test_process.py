@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gecko.errors import ConfigError
+from gecko.core.errors import ConfigError
 from gecko.serving.config import ServeConfig, make_serve_config
 from gecko.serving.keys import ApiKeys
 from gecko.serving.models import load_models, spec_name

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gecko.config import TrainConfig
-from gecko.records import Example, Text
+from gecko.config.training import TrainConfig
+from gecko.core.records import Example, Text
 from gecko.training import train
 from gecko.training.loss import GeckoLoss
 

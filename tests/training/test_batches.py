@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from gecko.config import TrainConfig
-from gecko.errors import TrainingError
+from gecko.config.training import TrainConfig
+from gecko.core.errors import TrainingError
 from gecko.training import Sampling, train
 from gecko.training.batches import SetBatches, batches_by_set
 from gecko.training.loss import GeckoLoss

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gecko
-from gecko.config import BackboneConfig
+from gecko.config.training import BackboneConfig
 from gecko.training import Sampling, checkpoints, schedule
 
 from .conftest import CONFIG, Stop, equal
@@ -100,8 +100,8 @@ CHILD = """
     import os, signal, sys
     from pathlib import Path
     import torch
-    from gecko.config import TrainConfig
-    from gecko.records import Example, Text
+    from gecko.config.training import TrainConfig
+    from gecko.core.records import Example, Text
     from gecko.training import Sampling, train
     from gecko.training.loss import GeckoLoss
 

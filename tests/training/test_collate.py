@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gecko.config import LossConfig
+from gecko.config.training import LossConfig
 from gecko.training import Collator, GeckoLoss, to_dataset
 from gecko.training.collate import cuts
 from gecko.training.loss import places

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from gecko.config import MixtureSet
-from gecko.errors import TrainingError
-from gecko.records import Example, Text, to_table
+from gecko.config.mixture import MixtureSet
+from gecko.core.errors import TrainingError
+from gecko.core.records import Example, Text, to_table
 from gecko.training.converters import convert
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gecko.errors import TrainingError
-from gecko.records import Example, Text
+from gecko.core.errors import TrainingError
+from gecko.core.records import Example, Text
 from gecko.training.heldout import hold_out
 
 

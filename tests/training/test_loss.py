@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import gecko
-from gecko.config import LossConfig
-from gecko.errors import TrainingError
+from gecko.config.training import LossConfig
+from gecko.core.errors import TrainingError
 from gecko.training.loss import (
     ABSENT,
     GeckoLoss,
@@ -397,7 +397,7 @@ def test_every_switch_counts_in_the_cached_loss(batch, extra):
 TWO = """
     import sys
     import torch
-    from gecko.config import LossConfig
+    from gecko.config.training import LossConfig
     from gecko.training.loss import GeckoLoss
 
     rank, folder = int(sys.argv[1]), sys.argv[2]

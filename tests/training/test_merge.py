@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from gecko.cli import app
-from gecko.errors import ConfigError, TrainingError
+from gecko.core.errors import ConfigError, TrainingError
 from gecko.training.merge import merge_models
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from gecko.config import PretrainConfig
-from gecko.errors import ConfigError, TrainingError
-from gecko.records import Example, Text
+from gecko.config.training import PretrainConfig
+from gecko.core.errors import ConfigError, TrainingError
+from gecko.core.records import Example, Text
 from gecko.training.pairs import pair_sources, read_pairs
 
 PAIR = {"query": "a", "title": "t", "text": "x"}

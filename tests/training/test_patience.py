@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from gecko.config import TrainConfig
-from gecko.errors import TrainingError
+from gecko.config.training import TrainConfig
+from gecko.core.errors import TrainingError
 from gecko.training.heldout import hold_out
 from gecko.training.loss import GeckoLoss
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gecko.config import LossConfig
-from gecko.errors import TrainingError
-from gecko.records import Example, Text
+from gecko.config.training import LossConfig
+from gecko.core.errors import TrainingError
+from gecko.core.records import Example, Text
 from gecko.training.loss import ABSENT, RowIds
 from gecko.training.rows import FILLER, to_dataset
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gecko.config import TrainConfig
+from gecko.config.training import TrainConfig
 from gecko.training.schedule import enough_steps
 
 from .conftest import CONFIG

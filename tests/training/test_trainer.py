@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gecko.config import BackboneConfig, PretrainConfig
+from gecko.config.training import BackboneConfig, PretrainConfig
+from gecko.core.errors import TrainingError
 from gecko.encoder import load_encoder
-from gecko.errors import TrainingError
 from gecko.training import Sampling, train, trainer
 from gecko.training.checkpoints import FILES
 from gecko.training.loss import GeckoLoss

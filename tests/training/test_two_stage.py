@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gecko.errors import ConfigError
+from gecko.core.errors import ConfigError
 from gecko.training.loss import GeckoLoss
 
 pytestmark = pytest.mark.slow

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from gecko import kernels
-from gecko.config import RelabelConfig
-from gecko.errors import ConfigError
+from gecko.compute import kernels
+from gecko.config.stages import RelabelConfig
+from gecko.core.errors import ConfigError
+from gecko.core.progress import Silent
 from gecko.llm.openai import OpenAILM
 from gecko.llm.registry import load_teacher
-from gecko.progress import Silent
 from gecko.weights import cache
 from gecko.weights.cache import cache_folder, cache_room, file_identity
 

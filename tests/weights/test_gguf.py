@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from gecko.errors import TeacherError
-from gecko.progress import Silent
+from gecko.core.errors import TeacherError
+from gecko.core.progress import Silent
 from gecko.weights import gguf as gguf_files
 from gecko.weights.gguf import to_safetensors
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from gecko.core.errors import ConfigError
+from gecko.core.records import Passage
 from gecko.corpus.markdown import HEADING, with_prose
 from gecko.corpus.sources import ending_of
-from gecko.errors import ConfigError
-from gecko.records import Passage
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from gecko.core.disk import disk_errors
+from gecko.core.errors import CorpusError, RunError
+from gecko.core.files import digest, file_sha256
 from gecko.corpus.bounds import UNREADABLE, Dropped
-from gecko.disk import disk_errors
-from gecko.errors import CorpusError, RunError
-from gecko.store import digest, file_sha256
 
 TIMEOUT = "document took too long"
 MEMORY_MB = 4096

@@ -12,9 +12,9 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from gecko.disk import disk_errors
-from gecko.errors import CorpusError
-from gecko.text import words
+from gecko.core.disk import disk_errors
+from gecko.core.errors import CorpusError
+from gecko.core.text import words
 
 CACHE_KB = 65_536
 PERMUTATIONS = 128

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from gecko.core.text import whole_characters
 from gecko.corpus.bounds import LOCKED, Unreadable
-from gecko.text import whole_characters
 
 HTML_ENDINGS = (".html", ".htm", ".xhtml")
 

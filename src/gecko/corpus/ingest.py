@@ -15,15 +15,15 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from gecko.config import CorpusConfig
+from gecko.config.stages import CorpusConfig
+from gecko.core.counts import Counts, left_out
+from gecko.core.errors import CorpusError
+from gecko.core.records import Passage
 from gecko.corpus.chunk import Chunking, split_long
 from gecko.corpus.documents import Documents
 from gecko.corpus.duplicates import Seen
 from gecko.corpus.language import language_of
 from gecko.corpus.readers import Reader, content_id, normal, read_placed
-from gecko.errors import CorpusError
-from gecko.records import Passage
-from gecko.work import Counts, left_out
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

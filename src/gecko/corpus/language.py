@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from gecko.errors import CorpusError
+from gecko.core.errors import CorpusError
 
 LANGUAGE_CHARS = 2000
 

@@ -29,7 +29,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from gecko.config import CorpusConfig
+from gecko.config.stages import CorpusConfig
+from gecko.core.counts import Counts
+from gecko.core.errors import CorpusError
+from gecko.core.files import digest, file_sha256
+from gecko.core.records import Passage
+from gecko.core.text import half_of_pair
 from gecko.corpus.bounds import LARGE, LONG_LINE, UNREADABLE, Allowance, Dropped, decoded, lines, no_text
 from gecko.corpus.delimited import BadRow, Gap, Numbered, Skipped
 from gecko.corpus.documents import Documents
@@ -46,11 +51,6 @@ from gecko.corpus.sources import (
     plain_name,
 )
 from gecko.corpus.tables import SEPARATORS, cell_rows, json_rows, parquet_rows
-from gecko.errors import CorpusError
-from gecko.records import Passage
-from gecko.store import digest, file_sha256
-from gecko.text import half_of_pair
-from gecko.work import Counts
 
 __all__ = [
     "SUPPORTED",

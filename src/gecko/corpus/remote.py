@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gecko.errors import ConfigError, CorpusError, StorageError
-from gecko.store import digest, digest_of, read_json, tree_sha256, write_json
+from gecko.core.errors import ConfigError, CorpusError, StorageError
+from gecko.core.files import digest, digest_of, read_json, tree_sha256, write_json
 from gecko.weights.cache import cache_folder
 
 Row = tuple[str, Mapping[str, Any], str]

@@ -11,10 +11,10 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
+from gecko.core.counts import Counts, left_out
+from gecko.core.disk import temporary_file
+from gecko.core.errors import CorpusError
 from gecko.corpus.bounds import BROKEN_ARCHIVE, LARGE, UNSUPPORTED, Allowance, Dropped, Expanding
-from gecko.disk import temporary_file
-from gecko.errors import CorpusError
-from gecko.work import Counts, left_out
 
 TEXT_ENDINGS = (".txt", ".md")
 PARSED_ENDINGS = (".html", ".htm", ".pdf", ".docx")

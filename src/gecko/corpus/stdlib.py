@@ -20,8 +20,8 @@ import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
-from gecko.errors import CorpusError
-from gecko.records import Passage
+from gecko.core.errors import CorpusError
+from gecko.core.records import Passage
 
 MIN_CHARS = 60
 SOURCE = "python-stdlib"

@@ -24,11 +24,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gecko.core.errors import CorpusError, TrainingError
+from gecko.core.files import digest, file_sha256
+from gecko.core.text import half_of_pair
 from gecko.corpus.bounds import decoded, lines
 from gecko.corpus.delimited import BadRow, Numbered, read_delimited
-from gecko.errors import CorpusError, TrainingError
-from gecko.store import digest, file_sha256
-from gecko.text import half_of_pair
 
 if TYPE_CHECKING:
     import pyarrow as pa

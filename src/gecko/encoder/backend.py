@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from gecko.device import FASTER, has_fast_bfloat16
+from gecko.compute.device import FASTER, has_fast_bfloat16
+from gecko.core.arguments import one_of
+from gecko.core.errors import ConfigError
 from gecko.encoder.encode import pooled_in_float32
 from gecko.encoder.vectors import Vectors
-from gecko.errors import ConfigError
-from gecko.given import one_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -13,8 +13,8 @@ Notable here:
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gecko.config import BackboneConfig
-from gecko.errors import ConfigError
+from gecko.config.training import BackboneConfig
+from gecko.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -16,22 +16,32 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
-from gecko import formats
+from gecko.core import formats
+from gecko.core.arguments import (
+    dim_of,
+    folder_of,
+    form_of,
+    in_order,
+    one_of,
+    passages_of,
+    spec_of,
+    strings,
+    strings_for,
+)
+from gecko.core.errors import ConfigError
+from gecko.core.files import digest, tree_sha256
+from gecko.core.formats import InputFormat, Task, find_task
+from gecko.core.records import Passage, Text
 from gecko.encoder.backend import Backend, Precision, is_plain, saved_prompts, torch_backend
 from gecko.encoder.encode import encode_texts, running_bar, token_batches
 from gecko.encoder.encoder import Encoder, load_encoder
 from gecko.encoder.forked import Lock, survives_fork
 from gecko.encoder.save import window_of
-from gecko.encoder.sent import anywhere
 from gecko.encoder.spec import CARD
 from gecko.encoder.tokens import own_tokenizer, written_tokenizer
 from gecko.encoder.vectors import Output, Packed, Vectors, encode_output, refuse_not_finite, shorten
-from gecko.errors import ConfigError
-from gecko.formats import InputFormat, Task, find_task
-from gecko.given import dim_of, folder_of, form_of, in_order, one_of, passages_of, spec_of, strings, strings_for
-from gecko.records import Passage, Text
-from gecko.store import digest, tree_sha256
-from gecko.work import another_model
+from gecko.run.engine import another_model
+from gecko.run.remote_model import anywhere
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -154,7 +164,7 @@ class Embedder:
 
         Args:
             texts: n texts, raw: a list, or any sequence or iterator, which is taken in its order; or one, for one vector.
-            task: what the vectors are for, see :func:`gecko.formats.find_task`.
+            task: what the vectors are for, see :func:`gecko.core.formats.find_task`.
             title: one title for all, or n of them; only for RETRIEVAL_DOCUMENT.
             dim: keep the first ``dim`` dimensions and bring the vectors back to unit length (Matryoshka).
             output: ``float32``; ``int8``; ``binary``, one bit a dimension.

@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gecko import formats
-from gecko.config import BackboneConfig
-from gecko.device import has_fast_bfloat16
+from gecko.compute.device import has_fast_bfloat16
+from gecko.config.training import BackboneConfig
+from gecko.core import formats
+from gecko.core.arguments import dim_of, form_of, in_order, passages_of, spec_of, strings, strings_for, whole
+from gecko.core.errors import ConfigError
+from gecko.core.formats import InputFormat
+from gecko.core.progress import quiet_libraries
+from gecko.core.records import Passage, Text
 from gecko.encoder.encode import encode_texts, pooled_in_float32
 from gecko.encoder.forked import survives_fork
 from gecko.encoder.save import detect_form, most_positions
 from gecko.encoder.spec import model_identity, refuse_pickles, resolve_model
 from gecko.encoder.vectors import Vectors, refuse_not_finite
-from gecko.errors import ConfigError
-from gecko.formats import InputFormat
-from gecko.given import dim_of, form_of, in_order, passages_of, spec_of, strings, strings_for, whole
-from gecko.progress import quiet_libraries
-from gecko.records import Passage, Text
 from gecko.weights.files import why_not_loaded
 
 if TYPE_CHECKING:

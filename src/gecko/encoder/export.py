@@ -23,6 +23,11 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never, get_args
 
 import numpy as np
 
+from gecko.core.arguments import folder_of, one_of, spec_of
+from gecko.core.errors import ConfigError
+from gecko.core.files import read_json, write_json
+from gecko.core.formats import InputFormat
+from gecko.core.progress import quiet_libraries
 from gecko.encoder.backend import CPU_BATCH_TOKENS, TorchBackend, is_plain, pad, saved_prompts
 from gecko.encoder.encoder import Encoder, load_encoder
 from gecko.encoder.forked import survives_fork
@@ -30,11 +35,6 @@ from gecko.encoder.save import window_of
 from gecko.encoder.spec import CARD
 from gecko.encoder.tokens import written_tokenizer
 from gecko.encoder.vectors import Vectors
-from gecko.errors import ConfigError
-from gecko.formats import InputFormat
-from gecko.given import folder_of, one_of, spec_of
-from gecko.progress import quiet_libraries
-from gecko.store import read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -230,7 +230,7 @@ class OpenvinoBackend(GraphBackend):
         import openvino
         import torch
 
-        from gecko.device import has_fast_bfloat16
+        from gecko.compute.device import has_fast_bfloat16
 
         half = has_fast_bfloat16("cpu") and card.int8
         settings: dict[str, Any] = {

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from gecko.errors import ConfigError
+from gecko.core.errors import ConfigError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""BERT in 8 bits on the CPU, with what stands between the products in one pass each (:mod:`gecko.kernels`).
+"""BERT in 8 bits on the CPU, with what stands between the products in one pass each (:mod:`gecko.compute.kernels`).
 
 The data flow of a layer, for the tokens of some texts (N, D), states in float32 and, beside them, their bytes and scales:
 
@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko import kernels
-from gecko.device import rounds_to_bfloat16
+from gecko.compute import kernels
+from gecko.compute.device import rounds_to_bfloat16
+from gecko.compute.int8 import padded
 from gecko.encoder.forked import Lock
 from gecko.encoder.packed import BertBackend, Int8Linear
 from gecko.encoder.vectors import Vectors
-from gecko.int8 import padded
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gecko.errors import EvaluationError
+from gecko.core.errors import EvaluationError
 
 Scores = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]

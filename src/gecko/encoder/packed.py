@@ -41,7 +41,7 @@ def int8_works() -> bool:
     """Whether this processor and this torch multiply 8-bit integers, tried on a product that is known."""
     import torch
 
-    from gecko.device import has_fast_int8
+    from gecko.compute.device import has_fast_int8
 
     if not has_fast_int8():
         return False
@@ -70,7 +70,7 @@ class BertBackend:
 
         import torch
 
-        from gecko.device import has_fast_bfloat16
+        from gecko.compute.device import has_fast_bfloat16
 
         self.precision = precision
         self.batch_tokens = PACKED_TOKENS
@@ -194,12 +194,12 @@ class Linear:
 class Int8Linear:
     """A linear layer whose product is of 8-bit integers.
 
-    Row i of the input is written as ``s_i q_i`` (:func:`gecko.int8.round_rows`), row j of the weights as ``t_j w_j``. oneDNN
+    Row i of the input is written as ``s_i q_i`` (:func:`gecko.compute.int8.round_rows`), row j of the weights as ``t_j w_j``. oneDNN
     computes ``q_i · w_j t_j``; the token's scale and the bias are applied after it.
     """
 
     def __init__(self, weight: "Tensor", bias: "Tensor", dtype: "torch.dtype") -> None:
-        from gecko.int8 import PackedWeights
+        from gecko.compute.int8 import PackedWeights
 
         self.weight = PackedWeights(weight)
         self.bias = bias.to(dtype)
@@ -216,7 +216,7 @@ class Int8Linear:
         """(N, in) to (N, out)."""
         import torch
 
-        from gecko.int8 import round_rows
+        from gecko.compute.int8 import round_rows
 
         rounded, scale = round_rows(x)
         product = self.weight.multiply(rounded, self.bias.dtype)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gecko.store import write_json
+from gecko.core.files import write_json
 
 _MODULES = {"Transformer", "Pooling", "Dense", "Normalize"}
 _POOLING = {  # a mode of today and the switch that stood for it

@@ -5,13 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gecko import formats
+from gecko.core import formats
+from gecko.core.arguments import folder_of, form_of
+from gecko.core.errors import ConfigError
+from gecko.core.files import write_json
+from gecko.core.formats import InputFormat
 from gecko.encoder.portable import write_older_names
 from gecko.encoder.tokens import mend_tokenizer
-from gecko.errors import ConfigError
-from gecko.formats import InputFormat
-from gecko.given import folder_of, form_of
-from gecko.store import write_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

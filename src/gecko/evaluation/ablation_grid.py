@@ -8,10 +8,10 @@ from typing import Any, Literal, assert_never
 
 import numpy as np
 
-from gecko.config import RunConfig
-from gecko.errors import ConfigError
-from gecko.formats import InputFormat
-from gecko.records import Candidate, Example, Query
+from gecko.config.run import RunConfig
+from gecko.core.errors import ConfigError
+from gecko.core.formats import InputFormat
+from gecko.core.records import Candidate, Example, Query
 
 Draw = Literal["at random", "even over tasks", "even over passages", "few passages"]
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from gecko.core.records import Query
 from gecko.evaluation.ablation_grid import Cell
 from gecko.evaluation.evaluate import HEADLINE
 from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
-from gecko.records import Query
 
 AGREEMENT = "agreement with the teacher"
 RESAMPLES = 10_000

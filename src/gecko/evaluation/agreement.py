@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gecko.core.records import Passage, Query
 from gecko.evaluation.cache import SupportsEmbedding
 from gecko.evaluation.metrics import Array
 from gecko.fret.fuse import Label
-from gecko.records import Passage, Query
 
 CUT = 10
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gecko.core.arguments import spec_of
+from gecko.core.errors import EvaluationError
+from gecko.core.formats import DEFAULT_TASK
+from gecko.core.records import Passage
+from gecko.core.text import half_of_pair
 from gecko.corpus.delimited import BadRow
 from gecko.corpus.tables import json_rows, numbered_lines
-from gecko.errors import EvaluationError
 from gecko.evaluation.qrels import read_qrels
-from gecko.formats import DEFAULT_TASK
-from gecko.given import spec_of
-from gecko.records import Passage
-from gecko.text import half_of_pair
 
 DEFAULT_SPLIT = "test"
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels"

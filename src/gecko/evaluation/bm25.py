@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gecko.core.records import Passage
+from gecko.core.text import CHARACTER, MARKS, spaced
 from gecko.encoder.nearest import largest, pack, unpack
-from gecko.records import Passage
-from gecko.text import CHARACTER, MARKS, spaced
 
 _WORD = rf"[\w{MARKS}]{{2,}}|{CHARACTER}"  # of one character only where that can be a word
 

@@ -8,12 +8,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gecko.core.files import digest
+from gecko.core.records import Passage
 from gecko.corpus.stdlib import read_stdlib
 from gecko.evaluation.beir import RetrievalSet
-from gecko.records import Passage
-from gecko.store import digest
+
+if TYPE_CHECKING:
+    pass
 
 STDLIB_QUESTIONS = "stdlib-questions"
 
@@ -82,3 +85,6 @@ def _rows(name: str) -> Iterator[Any]:
     with files("gecko.evaluation").joinpath("data", name).open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
+
+
+STDLIB_QUESTIONS = "stdlib-questions"

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from gecko.device import has_fast_bfloat16
+from gecko.compute.device import has_fast_bfloat16
+from gecko.core.files import digest
+from gecko.core.formats import InputFormat
+from gecko.core.records import Passage, Text
 from gecko.encoder.vectors import Vectors, shorten
-from gecko.formats import InputFormat
-from gecko.records import Passage, Text
-from gecko.store import digest
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gecko.core.errors import EvaluationError
 from gecko.encoder.nearest import top_k
-from gecko.errors import EvaluationError
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.bm25 import bm25_run
 from gecko.evaluation.cache import SupportsEmbedding

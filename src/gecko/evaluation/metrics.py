@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gecko.errors import EvaluationError
+from gecko.core.errors import EvaluationError
 
 Array = npt.NDArray[np.float64]
 Run = Mapping[str, Mapping[str, float]]

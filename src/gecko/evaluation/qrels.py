@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from gecko.errors import EvaluationError
+from gecko.core.errors import EvaluationError
 
 Qrels = dict[str, dict[str, int]]
 

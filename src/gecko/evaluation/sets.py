@@ -3,18 +3,21 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gecko.errors import EvaluationError
+from gecko.core.arguments import in_order, spec_of
+from gecko.core.errors import EvaluationError
+from gecko.core.progress import Silent, Ui
 from gecko.evaluation import task_scores, tasks
-from gecko.evaluation.beir import RetrievalSet, gaps
+from gecko.evaluation.beir import RetrievalSet, gaps, load_beir
+from gecko.evaluation.builtin import STDLIB_QUESTIONS, stdlib_questions
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import eval_json, evaluate_retrieval, refuse_equal_names
-from gecko.evaluation.result import load_set
 from gecko.evaluation.task_scores import Measured
 from gecko.evaluation.tasks import Skipped, TaskSet
-from gecko.given import in_order, spec_of
-from gecko.progress import Silent, Ui
+
+if TYPE_CHECKING:
+    pass
 
 MODEL, BASELINE = "model", "baseline"
 
@@ -151,3 +154,13 @@ def _against(row: Mapping[str, Any]) -> tuple[str, str]:
         return "", ""
     ends = "" if row["ci95"] is None else f" [{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"
     return f"{row['baseline']:.3f}", f"{row['delta']:+.3f}{ends}"
+
+
+def load_set(spec: str | os.PathLike[str], split: str | None = None) -> RetrievalSet:
+    """A test set: ``stdlib-questions``, or a BEIR folder as ``DIR`` or ``DIR@SPLIT``.
+
+    Raises:
+        EvaluationError: it cannot be read, or has no such split.
+    """
+    spec = spec_of(spec, "test set")
+    return stdlib_questions() if spec == STDLIB_QUESTIONS else load_beir(spec, split)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from gecko.errors import RunError
+from gecko.core.errors import RunError
 from gecko.evaluation.ablate import Ablation
 from gecko.evaluation.ablation_grid import Cell
 from gecko.evaluation.ablation_table import merged, table

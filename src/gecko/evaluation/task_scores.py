@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gecko.errors import EvaluationError
+from gecko.core.errors import EvaluationError
+from gecko.core.records import Text
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.metrics import Array, per_query, resampled_means
 from gecko.evaluation.tasks import TaskSet, library
-from gecko.records import Text
 
 RANKED_RESAMPLES = 1000  # of a statistic that has to be computed anew each time
 

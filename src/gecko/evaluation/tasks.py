@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gecko.errors import EvaluationError
+from gecko.core.arguments import spec_of
+from gecko.core.errors import EvaluationError
+from gecko.core.formats import DEFAULT_TASK, MTEB_TASKS
+from gecko.core.records import Passage
 from gecko.evaluation.beir import RetrievalSet, is_beir, json_lines, parse_spec
-from gecko.formats import DEFAULT_TASK, MTEB_TASKS
-from gecko.given import spec_of
-from gecko.records import Passage
 
 Kind = Literal["sts", "pair classification", "classification", "clustering", "reranking"]
 

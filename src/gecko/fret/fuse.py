@@ -10,8 +10,8 @@ from typing import Literal, assert_never
 
 import numpy as np
 
-from gecko.errors import RunError
-from gecko.records import Candidate, Score
+from gecko.core.errors import RunError
+from gecko.core.records import Candidate, Score
 
 Fusion = Literal["rrf", "rrf+retriever", "ql", "rc"]
 

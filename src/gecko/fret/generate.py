@@ -9,15 +9,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gecko.config import GenerateConfig
+from gecko.config.stages import GenerateConfig
+from gecko.core.counts import Counts
+from gecko.core.files import digest
+from gecko.core.records import Passage, Query
 from gecko.fret.quality import OF_ITSELF, speaks_of_itself
 from gecko.fret.seeds import Seed
 from gecko.fret.variables import draw, worded
 from gecko.llm.base import LanguageModel, Sampling
 from gecko.prompts import Prompt, shielded
-from gecko.records import Passage, Query
-from gecko.store import digest
-from gecko.work import Counts
 
 MAX_QUERY_WORDS = 40
 MAX_TASK_CHARS = 200

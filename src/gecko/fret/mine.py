@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from gecko.core.records import Candidate, Query
 from gecko.encoder.nearest import top_k_parts
-from gecko.records import Candidate, Query
 
 
 def mine(

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from gecko.text import words
+from gecko.core.text import words
 
 NGRAM = 3
 TITLE_WORDS = 2  # a title of one word is often the only name that a thing has

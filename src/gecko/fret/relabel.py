@@ -13,12 +13,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from gecko.errors import TeacherError
+from gecko.core.counts import Counts
+from gecko.core.errors import TeacherError
+from gecko.core.files import digest
+from gecko.core.records import Passage, Query, Score
 from gecko.llm.base import Group, Judgement, LanguageModel
 from gecko.prompts import Prompt, shielded
-from gecko.records import Passage, Query, Score
-from gecko.store import digest
-from gecko.work import Counts
 
 REFUSED = "pairs that the teacher refused"  # in what relabel counts
 

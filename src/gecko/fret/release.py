@@ -8,7 +8,7 @@ A row names its passages by id and by a hash of title and text. Whoever has the 
 A row whose seed or p_1 is missing or reads otherwise is skipped and counted; another such candidate only leaves the row's
 list. Ranks stay those among all the candidates that the teacher judged, so the others keep their places.
 
-``python -m gecko.publish RUN... -o FOLDER`` makes one from runs.
+``python -m gecko.stages.publish RUN... -o FOLDER`` makes one from runs.
 """
 
 import os
@@ -21,16 +21,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gecko.config import CorpusConfig, SelectConfig
+from gecko.config.stages import CorpusConfig, SelectConfig
+from gecko.core.arguments import spec_of
+from gecko.core.counts import Counts
+from gecko.core.errors import ConfigError, RunError
+from gecko.core.files import digest, file_sha256, write_bytes
+from gecko.core.records import Candidate, Example, Passage, Query, Score
 from gecko.corpus import ingest
-from gecko.errors import ConfigError, RunError
 from gecko.fret.fuse import Label, fuse
 from gecko.fret.select import select
-from gecko.given import spec_of
-from gecko.paid import own_queries
-from gecko.records import Candidate, Example, Passage, Query, Score
-from gecko.store import Run, digest, file_sha256, write_bytes
-from gecko.work import Counts
+from gecko.run.folder import Run
+from gecko.stages.reuse import own_queries
 
 FILE = "fret.parquet"
 STDLIB = "fret-stdlib"
@@ -132,7 +133,9 @@ def read_release(spec: str | os.PathLike[str], columns: list[str] | None = None)
     try:
         table = pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{path} is no release ({error}); make one with: python -m gecko.publish RUN -o DIR") from error
+        raise RunError(
+            f"{path} is no release ({error}); make one with: python -m gecko.stages.publish RUN -o DIR"
+        ) from error
     for batch in table.to_batches(max_chunksize=1024):
         yield from batch.to_pylist()
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from gecko.config import GenerateConfig, MineConfig, RelabelConfig
-from gecko.errors import CorpusError
-from gecko.records import Passage
+from gecko.config.stages import GenerateConfig, MineConfig, RelabelConfig
+from gecko.core.errors import CorpusError
+from gecko.core.records import Passage
 
 # Measured on generated queries: tokens of a query, of the control text around it, of a written answer.
 QUERY_TOKENS = 14

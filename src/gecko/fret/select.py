@@ -11,12 +11,12 @@ from typing import assert_never
 
 import numpy as np
 
-from gecko.config import SelectConfig
+from gecko.config.stages import SelectConfig
+from gecko.core.counts import Counts
+from gecko.core.files import digest
+from gecko.core.records import Candidate, Example, Passage, Query, Score, Text
 from gecko.fret.fuse import Label, fuse
 from gecko.fret.quality import OF_ITSELF, kind, leaked, speaks_of_itself
-from gecko.records import Candidate, Example, Passage, Query, Score, Text
-from gecko.store import digest
-from gecko.work import Counts
 
 DATASET = "fret"
 ROWS_FROM = "rows from "  # before a release's name, in what select counts

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+from gecko.core.errors import ConfigError
+from gecko.core.files import digest, drawn_by
+from gecko.core.records import Passage
 from gecko.corpus.language import likeliest_of
-from gecko.errors import ConfigError
 from gecko.prompts import VALUE, Prompt, Variable, shielded
-from gecko.records import Passage
-from gecko.store import digest, drawn_by
 
 LANGUAGE, SAME = "language", "same"
 SETTING = f"generate.variables.{LANGUAGE} with {SAME}"

@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gecko.config import RelabelConfig
-from gecko.progress import Ui
+from gecko.config.stages import RelabelConfig
+from gecko.core.progress import Ui
 from gecko.prompts import Prompt
 
 

@@ -7,11 +7,11 @@ import math
 import re
 from collections.abc import Sequence
 
-from gecko.config import RelabelConfig
+from gecko.config.stages import RelabelConfig
+from gecko.core.files import digest
+from gecko.core.progress import Ui
 from gecko.llm.base import Group, LanguageModel, Sampling, Usage
-from gecko.progress import Ui
 from gecko.prompts import Prompt
-from gecko.store import digest
 
 
 def words(text: str) -> list[str]:

@@ -4,7 +4,7 @@ A weight matrix is rounded once, with one scale an output channel; its input at 
 a token's result does not depend on the tokens beside it. Products are summed in 32-bit integers (oneDNN). Embeddings,
 norms and attention stay in floats, and so do the logits of the tokens that are scored; the logits of all others, which only
 the normaliser reads, are in 8 bits too. A CPU with VNNI multiplies 8-bit matrices about twice as fast as bfloat16 ones,
-one with AVX2 alone nearly three times as fast as float32 ones, with weights of 7 bits (``gecko.int8``);
+one with AVX2 alone nearly three times as fast as float32 ones, with weights of 7 bits (``gecko.compute.int8``);
 ``docs/performance.md`` has what that costs in rank quality.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from gecko.int8 import PackedWeights, round_rows
+from gecko.compute.int8 import PackedWeights, round_rows
 
 # A wider input is rounded in pieces with a scale each: the few huge values of a decoder's inner layer then coarsen
 # one piece of a row and not all of it. In pieces of 1280 the error of RC is half of what it is without, for 3 % of the time.

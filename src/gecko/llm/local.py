@@ -7,11 +7,11 @@ weak to teach and good for tests, ``hf:NAME`` any instruct model of a hub or a f
 from pathlib import Path
 from typing import Any, Literal
 
-from gecko.config import RelabelConfig
-from gecko.errors import ConfigError, GeckoError, TeacherError
+from gecko.config.stages import RelabelConfig
+from gecko.core.errors import ConfigError, GeckoError, TeacherError
+from gecko.core.files import digest
+from gecko.core.progress import Ui, quiet_libraries
 from gecko.llm.base import LanguageModel
-from gecko.progress import Ui, quiet_libraries
-from gecko.store import digest
 from gecko.weights.cache import file_identity
 from gecko.weights.embedded import EMBEDDED, fetch
 from gecko.weights.files import why_not_loaded
@@ -55,7 +55,7 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig, ui: Ui) 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from gecko.device import best_device, fast_dtype
+    from gecko.compute.device import best_device, fast_dtype
     from gecko.llm.transformers import TransformersLM
 
     device = best_device()
@@ -97,7 +97,7 @@ def _load(source: str, name: str, identity: str, config: RelabelConfig, ui: Ui) 
 
 def _pack_by_tree(model: Any, device: str) -> int:
     """Tokens of a pack whose widest layer fits a twentieth of the memory: three states of it, of 2 bytes a number."""
-    from gecko.device import device_memory
+    from gecko.compute.device import device_memory
 
     config = model.config.get_text_config()
     widest = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -114,7 +114,7 @@ INT8_WIDTH = 1024
 
 
 def _wants_int8(precision: Literal["auto", "int8", "full"], device: str, width: int) -> bool:
-    from gecko.device import has_fast_int8, has_int8
+    from gecko.compute.device import has_fast_int8, has_int8
 
     if precision == "auto":
         return device == "cpu" and width >= INT8_WIDTH and has_fast_int8()

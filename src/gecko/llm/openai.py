@@ -20,8 +20,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from gecko.config import RelabelConfig
-from gecko.errors import ConfigError, TeacherError
+from gecko.config.stages import RelabelConfig
+from gecko.core.errors import ConfigError, TeacherError
+from gecko.core.files import digest
+from gecko.core.progress import Ui
 from gecko.llm.base import Group, Judgement, LanguageModel, Sampling, cut_at_stop
 from gecko.llm.openai_address import Address, key_for, parse_address
 from gecko.llm.openai_http import KNOWN, Requests
@@ -42,9 +44,7 @@ from gecko.llm.openai_replies import (
     wanted,
     written,
 )
-from gecko.progress import Ui
 from gecko.prompts import Prompt, fill
-from gecko.store import digest
 from gecko.weights.cache import cache_folder
 
 T = TypeVar("T")

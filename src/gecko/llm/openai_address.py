@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from gecko.errors import ConfigError
+from gecko.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

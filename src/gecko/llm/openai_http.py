@@ -25,7 +25,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx2
 
-from gecko.errors import TeacherError
+from gecko.core.errors import TeacherError
 from gecko.llm.base import Usage
 from gecko.llm.openai_address import Address
 from gecko.llm.openai_kept import KeptReplies

@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from gecko.errors import StorageError
-from gecko.store import digest, write_bytes
+from gecko.core.errors import StorageError
+from gecko.core.files import digest, write_bytes
 
 CALLS = 2  # of a backend, that one shard takes at most: one for each of its two scores
 DAYS = 30  # after which a reply is no longer believed

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gecko.errors import TeacherError
+from gecko.core.errors import TeacherError
 from gecko.llm.base import Refusal, Usage
 
 LEAST_ANSWERS = 8  # after so many without any label the prompt is given up, after so many refusals the server may be

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
+from gecko.core.text import whole_characters
 from gecko.prompts import Prompt
-from gecko.text import whole_characters
 
 Form = Literal["chat", "completion"]
 

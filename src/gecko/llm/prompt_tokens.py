@@ -12,7 +12,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from gecko.errors import TeacherError
+from gecko.core.errors import TeacherError
 from gecko.llm.base import Group, Usage
 from gecko.prompts import Prompt
 

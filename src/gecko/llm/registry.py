@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
-from gecko.config import RelabelConfig
-from gecko.errors import ConfigError, TeacherError
+from gecko.config.stages import RelabelConfig
+from gecko.core.errors import ConfigError, TeacherError
+from gecko.core.progress import Ui
 from gecko.llm.base import Backend, LanguageModel
-from gecko.progress import Ui
 
 
 @dataclass(frozen=True)

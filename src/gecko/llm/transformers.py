@@ -29,8 +29,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from gecko.device import device_memory
-from gecko.errors import TeacherError
+from gecko.compute.device import device_memory
+from gecko.core.errors import TeacherError
 from gecko.llm.base import NOTHING, Group, Judgement, LanguageModel, Sampling, Usage
 from gecko.llm.decoding import Growing, Padded, Slotted, Writer
 from gecko.llm.prompt_tokens import Branches, Cut, PromptTokens, bodies_first, masked

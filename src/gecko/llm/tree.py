@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from gecko.errors import TeacherError
+from gecko.core.errors import TeacherError
 
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # one pair a layer, each (1, heads, P, width of a head)
 NAME = "gecko_tree"  # of the attention among those of transformers

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from gecko.config import RelabelConfig
-from gecko.errors import ConfigError
+from gecko.config.stages import RelabelConfig
+from gecko.core.errors import ConfigError
+from gecko.core.files import digest
+from gecko.core.progress import Ui
 from gecko.llm import local
 from gecko.llm.base import LanguageModel
-from gecko.progress import Ui
-from gecko.store import digest
 
 
 def identity(spec: str) -> str:

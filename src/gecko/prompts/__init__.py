@@ -15,8 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from gecko.errors import ConfigError
-from gecko.store import digest
+from gecko.core.errors import ConfigError
+from gecko.core.files import digest
 
 NAMES = ("generate", "generate_completion", "generate_varied", "query_likelihood", "relevance")
 QUERY, VARIABLES, VALUE = "{query}", "{variables}", "{value}"

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gecko.core.files import write_bytes, write_json
 from gecko.report.plots import ACCENT, INK, SECOND, draw_svg, standalone
 from gecko.report.text import markdown_table
-from gecko.store import write_bytes, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gecko.config import RunConfig
+from gecko.config.run import RunConfig
+from gecko.core.files import read_json
 from gecko.corpus.sources import SQL_SCHEMES
 from gecko.fret.release import COLUMNS
 from gecko.report.table import asked_rows, closing_rows, origins
 from gecko.report.text import shown
-from gecko.store import read_json
 
 if TYPE_CHECKING:
-    from gecko.pipeline import Pipeline
+    from gecko.stages.runner import Pipeline
 
 UNKNOWN = "unknown"
 # Of what a fresh installation works with: the documentation, the teachers and the start models.

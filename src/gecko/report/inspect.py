@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gecko.core.errors import CorpusError
+from gecko.core.records import Candidate, Example, Query
+from gecko.core.text import words
 from gecko.corpus.language import likeliest_of
-from gecko.errors import CorpusError
 from gecko.fret.quality import copied, kind, leaked, near_by_words, speaks_of_itself
 from gecko.fret.variables import LANGUAGE, SAME, draw
-from gecko.paid import ASKED
-from gecko.records import Candidate, Example, Query
-from gecko.text import words
+from gecko.stages.reuse import ASKED
 
 if TYPE_CHECKING:
-    from gecko.pipeline import Pipeline
+    from gecko.stages.runner import Pipeline
 
 ENGLISH = "en"
 QUANTILES = (5, 25, 50, 75, 95)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gecko.core.files import read_json, write_bytes
+from gecko.core.records import Candidate, Example, Passage, Query
 from gecko.fret.quality import copied
 from gecko.fret.variables import draw
-from gecko.paid import ASKED, asked_queries, relabel_stages, scores_identity
-from gecko.records import Candidate, Example, Passage, Query
 from gecko.report import plots
 from gecko.report.inspect import KINDS, QUANTILES, shares, spreads, statistics
 from gecko.report.render import render
@@ -32,11 +32,13 @@ from gecko.report.table import (
     verdict,
     word,
 )
-from gecko.store import Manifest, Run, read_json, write_bytes
+from gecko.run.folder import Run
+from gecko.run.manifest import Manifest
+from gecko.stages.reuse import ASKED, asked_queries, relabel_stages, scores_identity
 
 if TYPE_CHECKING:
     from gecko.fret.fuse import Label
-    from gecko.pipeline import Pipeline
+    from gecko.stages.runner import Pipeline
 
 EXAMPLES = 50
 TASKS = 15

@@ -1,6 +1,6 @@
 """The numbers of a run as a table, and as a sentence: the same ones in the terminal and in the report.
 
-Input is what ``gecko.evaluation.result.measure_run`` returns, on 0–1; output is on 0–100.
+Input is what ``gecko.stages.evaluate.measure_run`` returns, on 0–1; output is on 0–100.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from gecko.fret.select import ROWS_ASKED, ROWS_FROM
 from gecko.report.text import duration, shown
-from gecko.store import Manifest
+from gecko.run.manifest import Manifest
 
 HEADER = ["set", "model", "nDCG@10", "difference to start (95 %)", "recall@20"]
 AGREEMENT = "agreement with the teacher"

@@ -7,7 +7,7 @@ escaping leaves alone: those that a terminal or a browser obeys instead of showi
 import re
 from collections.abc import Sequence
 
-from gecko.text import shown
+from gecko.core.text import shown
 
 __all__ = ["cut", "duration", "known_words", "markdown_table", "shown"]
 

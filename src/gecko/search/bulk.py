@@ -20,23 +20,29 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gecko.core.arguments import folder_of, one_of, whole
+from gecko.core.counts import Counts
+from gecko.core.errors import ConfigError, CorpusError, NonFiniteError, RunError
+from gecko.core.files import digest, read_json, write_bytes
+from gecko.core.formats import find_task
+from gecko.core.progress import Silent, Ui
+from gecko.core.records import Passage
 from gecko.encoder import Embedder
 from gecko.encoder.backend import Precision
-from gecko.encoder.sent import SentEmbedder
 from gecko.encoder.spec import CARD
 from gecko.encoder.vectors import Output, Packed, not_finite
-from gecko.errors import ConfigError, CorpusError, NonFiniteError, RunError
-from gecko.formats import find_task
-from gecko.given import folder_of, one_of, whole
-from gecko.progress import Silent, Ui
-from gecko.records import Passage
-from gecko.store import digest, lock_folder, read_json, write_bytes
-from gecko.work import LOCAL, Counts, Engine
+from gecko.run.engine import LOCAL, Engine
+from gecko.run.lock import lock_folder
+
+if TYPE_CHECKING:
+    from gecko.encoder.backend import Precision
+    from gecko.encoder.embedder import Embedder
+from gecko.run.remote_model import _Sent
 
 LAYOUT = 1
 MANIFEST = ".manifest.parquet"
@@ -253,7 +259,7 @@ def _vectors(
 
 @contextlib.contextmanager
 def hold(folder: Path, wait: float = 0) -> Iterator[None]:
-    """:func:`gecko.store.lock_folder` for the length of a block."""
+    """:func:`gecko.run.lock.lock_folder` for the length of a block."""
     lock = lock_folder(folder, wait)
     try:
         yield
@@ -330,3 +336,15 @@ def _write(folder: Path, manifest: BulkManifest, batch: list[Passage], vectors: 
     write_bytes(folder / file, data)
     manifest.shards.append(Shard(file, len(batch), hash_rows(batch), hashlib.sha256(data).hexdigest()))
     _save(folder, manifest)
+
+
+@dataclass
+class SentEmbedder(_Sent["Embedder"]):
+    """An embedder; ``spec`` and ``precision`` as for :func:`gecko.encoder.load`."""
+
+    precision: "Precision" = "auto"
+
+    def _load(self) -> "Embedder":
+        from gecko.encoder import load
+
+        return load(self.spec, precision=self.precision)

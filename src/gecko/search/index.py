@@ -20,18 +20,18 @@ from typing import Any, Literal, assert_never, get_args
 
 import numpy as np
 
-from gecko.disk import disk_errors
+from gecko.core.arguments import folder_of, one_of, strings, whole
+from gecko.core.disk import disk_errors
+from gecko.core.errors import ConfigError, CorpusError, RunError, StorageError
+from gecko.core.files import digest, write_json
+from gecko.core.progress import Silent, Ui
+from gecko.core.records import Passage
 from gecko.encoder import Embedder
 from gecko.encoder.forked import survives_fork
 from gecko.encoder.vectors import Vectors
-from gecko.errors import ConfigError, CorpusError, RunError, StorageError
-from gecko.given import folder_of, one_of, strings, whole
-from gecko.progress import Silent, Ui
-from gecko.records import Passage
 from gecko.search.bulk import BulkConfig, embed_batch, hash_rows, hold, in_batches
 from gecko.search.manifest import WORDS, IndexConfig, IndexManifest, Kind, Store, damaged, read_manifest, reading
 from gecko.search.passages import PATIENCE, Passages, query_words
-from gecko.store import digest, write_json
 
 __all__ = [
     "Hit",

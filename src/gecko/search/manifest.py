@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gecko.errors import RunError
-from gecko.given import one_of
+from gecko.core.arguments import one_of
+from gecko.core.errors import RunError
 from gecko.search.bulk import check_shard
 
 LAYOUT = 1

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from gecko.disk import disk_errors
-from gecko.errors import RunError
-from gecko.records import Passage
+from gecko.core.disk import disk_errors
+from gecko.core.errors import RunError
+from gecko.core.records import Passage
+from gecko.core.text import MARKS, spaced
 from gecko.search.manifest import damaged, reading
-from gecko.text import MARKS, spaced
 
 PATIENCE = 60.0  # seconds for which another process may write
 _PASSAGES = "CREATE TABLE IF NOT EXISTS passages (place INTEGER PRIMARY KEY, id, title, text, source)"

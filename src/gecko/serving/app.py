@@ -17,9 +17,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gecko import __version__
+from gecko.core.errors import GeckoError, NonFiniteError
+from gecko.core.formats import TASKS
 from gecko.encoder.vectors import shorten
-from gecko.errors import GeckoError, NonFiniteError
-from gecko.formats import TASKS
 from gecko.serving.batcher import TURN, Asked, Batcher, ClosedError, Model, QueueFullError
 from gecko.serving.config import ServeConfig
 from gecko.serving.errors import RequestError, error_response

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gecko.errors import NonFiniteError
+from gecko.core.errors import NonFiniteError
 
 if TYPE_CHECKING:
     from gecko.encoder.vectors import Vectors

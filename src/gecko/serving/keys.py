@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gecko.errors import ConfigError
+from gecko.core.errors import ConfigError
 
 VARIABLE = "GECKO_API_KEYS"
 _SHORTEST = 20  # characters of a key that somebody else made

@@ -3,9 +3,9 @@
 import re
 from pathlib import PurePath
 
+from gecko.core.errors import ConfigError
 from gecko.encoder import Embedder, load
 from gecko.encoder.backend import Precision
-from gecko.errors import ConfigError
 
 
 def load_models(model: str, start: str | None, name: str | None, precision: Precision = "auto") -> dict[str, Embedder]:

@@ -13,10 +13,10 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from gecko import __version__
-from gecko.formats import TASKS
+from gecko.core.formats import TASKS
+from gecko.core.text import HALF, half_of_pair
 from gecko.serving.config import ServeConfig
 from gecko.serving.errors import RequestError
-from gecko.text import HALF, half_of_pair
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from gecko.core.progress import Ui
+    from gecko.core.records import Passage
     from gecko.encoder import Embedder
     from gecko.encoder.vectors import Vectors
-    from gecko.progress import Ui
-    from gecko.records import Passage
 
 
 class PassageSearch:

@@ -14,7 +14,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gecko.errors import ConfigError
+from gecko.core.errors import ConfigError
 from gecko.serving.app import Service, create_app
 from gecko.serving.keys import VARIABLE, ApiKeys, is_loopback
 

@@ -11,7 +11,7 @@ import numpy as np
 from sentence_transformers.base.sampler import SetEpochMixin
 from torch.utils.data import BatchSampler
 
-from gecko.errors import TrainingError
+from gecko.core.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from gecko.config import TrainConfig
-from gecko.errors import TrainingError
+from gecko.config.training import TrainConfig
+from gecko.core.errors import TrainingError
 from gecko.training.batches import SetBatches
 
 

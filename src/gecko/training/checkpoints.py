@@ -15,8 +15,8 @@ import datasets
 import torch
 from sentence_transformers import SentenceTransformer
 
-from gecko.errors import RunError
-from gecko.store import digest, file_sha256, read_json, write_json
+from gecko.core.errors import RunError
+from gecko.core.files import digest, file_sha256, read_json, write_json
 
 FILES = "files.json"
 FINGERPRINT = "fingerprint.json"

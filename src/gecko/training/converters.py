@@ -34,11 +34,11 @@ from typing import Any
 
 import numpy as np
 
-from gecko.config import ClassificationSet, FeverSet, MedMcqaSet, MixtureSet, StsSet
+from gecko.config.mixture import ClassificationSet, FeverSet, MedMcqaSet, MixtureSet, StsSet
+from gecko.core.errors import TrainingError
+from gecko.core.records import SCHEMAS, Example, Text, from_table
+from gecko.core.text import half_of_pair
 from gecko.corpus.tables import Row, read_rows, require, text_of
-from gecko.errors import TrainingError
-from gecko.records import SCHEMAS, Example, Text, from_table
-from gecko.text import half_of_pair
 
 Rows = Iterable[tuple[str, Row]]
 Drops = Counter[str]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gecko.config import TrainConfig
-from gecko.errors import GeckoError, TrainingError
-from gecko.formats import InputFormat
-from gecko.records import Example, Passage, Text
+from gecko.config.training import TrainConfig
+from gecko.core.errors import GeckoError, TrainingError
+from gecko.core.formats import InputFormat
+from gecko.core.records import Example, Passage, Text
 from gecko.training.batches import Sampling
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from gecko.config import FRET
-from gecko.errors import TrainingError
-from gecko.records import Example
+from gecko.config.mixture import FRET
+from gecko.core.errors import TrainingError
+from gecko.core.records import Example
 
 LEAST = 2  # rows; one alone has no other row's texts to be told from
 

@@ -20,8 +20,8 @@ from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize, softmax
 
-from gecko.config import LossConfig
-from gecko.errors import TrainingError
+from gecko.config.training import LossConfig
+from gecko.core.errors import TrainingError
 
 ABSENT = -1
 FIXED_COLUMNS = 8

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gecko.errors import ConfigError, TrainingError
-from gecko.given import folder_of, in_order, spec_of
+from gecko.core.arguments import folder_of, in_order, spec_of
+from gecko.core.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from gecko.config import FRET, MixtureConfig
-from gecko.records import Example
+from gecko.config.mixture import FRET, MixtureConfig
+from gecko.core.records import Example
 from gecko.training.batches import Sampling
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gecko.config import PretrainConfig
+from gecko.config.training import PretrainConfig
+from gecko.core.errors import ConfigError, TrainingError
+from gecko.core.records import Example, Text
 from gecko.corpus.tables import ending_of, files_of, read_rows, require, text_of
-from gecko.errors import ConfigError, TrainingError
-from gecko.records import Example, Text
 
 KIND = "pairs"
 

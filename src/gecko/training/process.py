@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gecko.errors import GeckoError
+from gecko.core.errors import GeckoError
 from gecko.training.devices import Job, TrainReport
 from gecko.training.trainer import train_here
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from gecko.config import LossConfig
-from gecko.errors import TrainingError
-from gecko.formats import InputFormat, native_prompt, render_example, render_passage, symmetric_prompt
-from gecko.records import Example, Passage, Text
+from gecko.config.training import LossConfig
+from gecko.core.errors import TrainingError
+from gecko.core.formats import InputFormat, native_prompt, render_example, render_passage, symmetric_prompt
+from gecko.core.records import Example, Passage, Text
 from gecko.training.loss import ABSENT
 
 # Stands where a row has fewer hard negatives or candidates than others. Not the empty text: some tokenizers make no

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
-from gecko.config import TrainConfig
-from gecko.device import best_device, has_fast_bfloat16
+from gecko.compute.device import best_device, has_fast_bfloat16
+from gecko.config.training import TrainConfig
 from gecko.training.checkpoints import began_in_bfloat16
 
 LOGGED = 1000  # losses in a log, about

@@ -26,17 +26,17 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from torch.utils.data import BatchSampler
 from transformers import PrinterCallback
 
-from gecko.config import TRAINING_VERSION, WITHOUT_EFFECT, TrainConfig
-from gecko.device import device_memory
+from gecko.compute.device import device_memory
+from gecko.config.training import TRAINING_VERSION, WITHOUT_EFFECT, TrainConfig
+from gecko.core.errors import TrainingError
+from gecko.core.files import digest
+from gecko.core.formats import InputFormat
+from gecko.core.progress import quiet_libraries
+from gecko.core.records import Example, Passage, Text
 from gecko.encoder import save_model
 from gecko.encoder.build import add_lora, load_backbone, merge_lora, trained_weights
 from gecko.encoder.encode import encode_texts
 from gecko.encoder.save import most_positions
-from gecko.errors import TrainingError
-from gecko.formats import InputFormat
-from gecko.progress import quiet_libraries
-from gecko.records import Example, Passage, Text
-from gecko.store import digest
 from gecko.training.batches import Sampling, SetBatches
 from gecko.training.callbacks import Bar, Epochs, Patience, tensorboard
 from gecko.training.checkpoints import (

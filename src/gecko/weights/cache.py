@@ -6,8 +6,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from gecko.errors import ConfigError, StorageError
-from gecko.store import digest, file_sha256, read_json, write_json
+from gecko.core.errors import ConfigError, StorageError
+from gecko.core.files import digest, file_sha256, read_json, write_json
 
 
 def cache_folder() -> Path:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from gecko.errors import TeacherError
-from gecko.progress import Ui
-from gecko.store import file_sha256
+from gecko.core.errors import TeacherError
+from gecko.core.files import file_sha256
+from gecko.core.progress import Ui
 from gecko.weights.cache import cache_folder, cache_room
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from gecko.errors import TeacherError
-from gecko.progress import Ui, quiet_libraries
+from gecko.core.errors import TeacherError
+from gecko.core.progress import Ui, quiet_libraries
 from gecko.weights.cache import cache_folder, cache_room
 from gecko.weights.files import why_not_loaded
 

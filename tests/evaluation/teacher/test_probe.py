@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gecko.config import CheckConfig
+from gecko.config.stages import CheckConfig
+from gecko.core.errors import TeacherError, TeacherRefused
 from gecko.encoder import load_encoder
-from gecko.errors import TeacherError, TeacherRefused
 from gecko.evaluation.builtin import probe
 from gecko.evaluation.teacher.probe import ProbeResult, refuse_by_parsing, refuse_by_probe, refuse_by_seeds, run_probe
 from gecko.llm.fake import FakeLM

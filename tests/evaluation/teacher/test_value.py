@@ -11,19 +11,19 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from gecko.core.errors import ConfigError, EvaluationError, RunError, TeacherError
+from gecko.core.files import digest
+from gecko.core.progress import Silent
+from gecko.core.records import Passage
 from gecko.encoder import Encoder
-from gecko.errors import ConfigError, EvaluationError, RunError, TeacherError
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.teacher import answers as module
 from gecko.evaluation.teacher.answers import Answers, Judge, load_form, spread_forms
 from gecko.evaluation.teacher.value import ValueConfig, sample_queries, teacher_value
 from gecko.llm.base import Group, Judgement, Sampling
 from gecko.llm.fake import FakeLM
-from gecko.progress import Silent
 from gecko.prompts import Prompt, load_prompt
-from gecko.records import Passage
 from gecko.report.teacher import form_rows, value_rows, value_verdict
-from gecko.store import digest
 
 COLOURS, PETS, DOES = ("red", "blue", "green", "old"), ("cat", "dog", "fish", "bird"), ("runs", "sleeps", "eats")
 TWO = "query_likelihood+relevance"

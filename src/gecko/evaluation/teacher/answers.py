@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from gecko.device import GPU_TEXTS
-from gecko.errors import ConfigError, EvaluationError, RunError, TeacherError
+from gecko.compute.device import GPU_TEXTS
+from gecko.core.errors import ConfigError, EvaluationError, RunError, TeacherError
+from gecko.core.files import digest, read_json, write_json
+from gecko.core.progress import Ui
+from gecko.core.records import Passage, Score
 from gecko.fret.relabel import prompt_hash, read_both, read_labels, relevance_logit, shielded_groups
 from gecko.llm.base import Group, LanguageModel, Sampling
-from gecko.progress import Ui
 from gecko.prompts import Prompt, load_prompt
-from gecko.records import Passage, Score
-from gecko.store import digest, read_json, write_json
 from gecko.weights.cache import cache_room
 
 VERSION = 1

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gecko.config import CheckConfig
-from gecko.errors import TeacherError, TeacherRefused
+from gecko.config.stages import CheckConfig
+from gecko.core.errors import TeacherError, TeacherRefused
+from gecko.core.progress import Silent, Ui
+from gecko.core.records import Candidate
 from gecko.evaluation.builtin import ProbeTopic, probe
 from gecko.evaluation.evaluate import HEADLINE
 from gecko.evaluation.metrics import Array, bootstrap_ci, descending, per_query
 from gecko.evaluation.teacher.answers import Form, Judge
 from gecko.fret.fuse import Fusion, fuse
 from gecko.llm.base import LanguageModel
-from gecko.progress import Silent, Ui
 from gecko.prompts import Prompt
-from gecko.records import Candidate
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gecko.errors import EvaluationError, TeacherError
+from gecko.core.errors import EvaluationError, TeacherError
+from gecko.core.files import digest, read_json, write_json
+from gecko.core.progress import Silent, Ui
+from gecko.core.records import Candidate, Passage
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.evaluate import HEADLINE, dense_run, refuse_equal_names
 from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
 from gecko.evaluation.teacher.answers import VERSION, Form, Judge, load_form, spread_forms
 from gecko.fret.fuse import Fusion, fuse
 from gecko.llm.base import LanguageModel
-from gecko.progress import Silent, Ui
 from gecko.prompts import load_prompt
-from gecko.records import Candidate, Passage
-from gecko.store import digest, read_json, write_json
 from gecko.weights.cache import cache_folder
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ def connect(
     llm: str, backbone: str, config: ValueConfig, ui: Ui | None = None
 ) -> "tuple[Judge, Callable[[], Encoder], str]":
     """What measuring needs: a judge that loads the teacher when it must, the start model's loader and its identity."""
-    from gecko.config import RelabelConfig
+    from gecko.config.stages import RelabelConfig
     from gecko.encoder import load_encoder, model_identity
     from gecko.llm.registry import load_teacher, teacher_identity
 

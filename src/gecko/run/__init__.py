@@ -1,0 +1,1 @@
+"""A run folder, and who does the work of its shards."""

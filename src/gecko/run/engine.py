@@ -1,0 +1,99 @@
+"""A stage is shards and what is done with each; an engine does it, here or in other processes.
+
+The store asks an :class:`Engine` for the shards that are missing and writes them as they come. A shard's task holds all
+that is particular to it, and ``Job.do`` what all shards need (settings, the means to load a model), so a worker elsewhere
+needs neither the run folder nor the corpus, and does exactly what is done here.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from gecko.core.counts import Counts
+
+R = TypeVar("R")
+Task = TypeVar("Task")
+Do = Callable[[Task, "Counts"], Iterable[R]]
+Take = Callable[[], tuple[int, Task] | None]
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """A shard that was worked on: its rows, what was counted, and the seconds it took, waiting included."""
+
+    rows: list[R]
+    counts: Counts
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job(Generic[Task, R]):
+    """What a stage does with its shards.
+
+    Attributes:
+        do: makes the rows of a task. It can be pickled where the engine is a remote one.
+        ask: the task of the shard of this number; what is known before the work begins is counted.
+        after: the numbers of the earlier shards that must be there before a shard's task can be made.
+    """
+
+    do: Do[Task, R]
+    ask: Callable[[int, Counts], Task]
+    after: Callable[[int], Collection[int]] = lambda _: ()
+
+
+class Engine(Protocol):
+    """Does the work of shards.
+
+    Attributes:
+        remote: whether it is done in other processes, to which it is sent.
+    """
+
+    remote: bool
+
+    def run(self, do: Do[Task, R], take: Take[Task]) -> Iterator[tuple[int, Done[R]]]:
+        """Yield each shard's number and rows as they are finished, in any order.
+
+        Args:
+            do: the work.
+            take: the next number and task; none: there is none now. It is asked again after each result that was yielded.
+        """
+        ...
+
+    def keep(self, value: Any) -> Callable[[], Any]:
+        """A value that is large, to be had by all workers: what a part of ``do`` calls where it needs it."""
+        ...
+
+
+class Local:
+    """Shard by shard, in this process."""
+
+    remote = False
+
+    def run(self, do: Do[Task, R], take: Take[Task]) -> Iterator[tuple[int, Done[R]]]:
+        """See :class:`Engine`."""
+        while (taken := take()) is not None:
+            yield taken[0], perform(do, taken[1])
+
+    def keep(self, value: Any) -> Callable[[], Any]:
+        """See :class:`Engine`."""
+        return lambda: value
+
+
+LOCAL = Local()
+
+
+def perform(do: Do[Task, R], task: Task) -> Done[R]:
+    """Work on one shard."""
+    counts, start = Counts(), time.perf_counter()
+    rows = list(do(task, counts))
+    return Done(rows, counts, time.perf_counter() - start)
+
+
+def another_model(spec: str, here: str, there: str) -> str:
+    """What to say of a worker that has other weights than the run."""
+    return (
+        f"{spec} is another model on {socket.gethostname()} ({here}) than in the run ({there}); "
+        "put the same files on every machine"
+    )

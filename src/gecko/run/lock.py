@@ -1,0 +1,31 @@
+"""TODO run.lock."""
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gecko.core.disk import disk_errors
+from gecko.core.errors import RunError
+
+
+def lock_folder(path: Path, wait: float = 0) -> FileLock:
+    """Make a folder if need be, and keep other processes out of it until the lock is released.
+
+    Args:
+        path: the folder.
+        wait: seconds in which another process may end.
+
+    Raises:
+        RunError: another process works there, or it is a file.
+        StorageError: it cannot be made or written.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; give the path of a folder")
+    lock = FileLock(path / ".lock")
+    try:
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=wait)
+    except Timeout:
+        raise RunError(f"another process works in {path}; wait for it to end, or use another folder") from None
+    return lock

@@ -1,0 +1,113 @@
+"""The corpus as vectors, shard by shard: resumed where it was killed, and a grown corpus costs only what changed.
+
+The vectors of a shard of passages depend on that shard and the model alone. So while the file is being made each shard's
+vectors lie in ``pieces/`` under the shard's checksum, and a shard that an earlier, archived file covers is copied from it.
+"""
+
+import io
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gecko.core.counts import Counts
+from gecko.core.files import read_json, tree_sha256, write_bytes, write_json
+from gecko.core.records import Passage
+from gecko.run.engine import LOCAL, Engine
+from gecko.run.folder import Run
+from gecko.run.manifest import Shard
+
+if TYPE_CHECKING:
+    from gecko.encoder.encoder import Encoder
+
+FILE = "passages.npy"
+INDEX = "shards.json"
+
+
+@dataclass(frozen=True)
+class Embed:
+    """What is done with a shard; it can be sent to another process, if ``encoder`` can."""
+
+    encoder: "Callable[[], Encoder]"
+    progress: bool
+
+    def __call__(self, passages: list[Passage], counts: Counts) -> list[np.ndarray]:
+        """One array: float32 (passages, d)."""
+        return [self.encoder().passages(passages, progress=self.progress)]
+
+
+def write_vectors(
+    run: Run,
+    stage: str,
+    parts: Mapping[str, str],
+    path: Path,
+    encoder: "Callable[[], Encoder]",
+    say: Callable[[str], None],
+    engine: Engine = LOCAL,
+) -> None:
+    """Embed the passages of a run into one file: float32 (passages, d).
+
+    Args:
+        run: its stage ``ingest`` is finished.
+        stage: the folder that keeps the pieces until ``path`` is whole.
+        parts: what the vectors depend on, the passages among them.
+        path: to write.
+        encoder: called when a shard has to be embedded.
+        say: told how many are.
+        engine: embeds them.
+    """
+    folder, ingest = run.path / stage, run.finished("ingest")
+    pieces = folder / "pieces"
+    earlier = dict(_earlier(run, stage, parts))
+    shards = [shard for shard in ingest.shards if shard.rows]
+    new = [shard for shard in shards if shard.sha256 not in earlier and not _piece(pieces, shard).exists()]
+    covered = f" of {ingest.rows:,}; the others are known" if len(new) < len(shards) else ""
+    if new:
+        say(f"embedding {sum(shard.rows for shard in new):,} passages{covered}")
+    left = iter(enumerate(new))
+
+    def take() -> tuple[int, list[Passage]] | None:
+        if (entry := next(left, None)) is None:
+            return None
+        return entry[0], run.read_shard(run.path / "ingest", entry[1], Passage)
+
+    for index, done in engine.run(Embed(encoder, progress=not engine.remote), take):
+        buffer = io.BytesIO()
+        np.save(buffer, done.rows[0])
+        write_bytes(_piece(pieces, new[index]), buffer.getvalue())
+
+    def of(shard: Shard) -> np.ndarray:
+        piece = _piece(pieces, shard)
+        found: np.ndarray = np.load(piece) if piece.exists() else earlier[shard.sha256]
+        return found
+
+    first = of(shards[0])
+    with path.open("wb") as handle:
+        shape = (ingest.rows, first.shape[1])
+        header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(handle, header)
+        for shard in shards:
+            handle.write(np.ascontiguousarray(of(shard)).tobytes())
+    write_json(folder / INDEX, [[shard.sha256, shard.rows] for shard in shards])
+    shutil.rmtree(pieces, ignore_errors=True)
+
+
+def _piece(pieces: Path, shard: Shard) -> Path:
+    return pieces / f"{shard.sha256[:32]}.npy"
+
+
+def _earlier(run: Run, stage: str, parts: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Shard checksums with their vectors, from the archived files of the same model."""
+    for folder, manifest in run.earlier(stage, parts, {"passages"}):
+        path, index = folder / FILE, folder / INDEX
+        if not manifest.done or not path.exists() or not index.exists():
+            continue
+        if tree_sha256(path) != manifest.shards[0].sha256:
+            continue  # damaged: what it held is made again
+        vectors, start = np.load(path, mmap_mode="r"), 0
+        for sha, rows in read_json(index):
+            yield sha, vectors[start : start + rows]
+            start += rows

@@ -1,0 +1,139 @@
+"""What a run measures at its end: the trained models, the start model and BM25 on the test sets, and agreement."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gecko.config.mixture import FRET
+from gecko.core.files import digest, read_json
+from gecko.evaluation.beir import RetrievalSet
+from gecko.evaluation.evaluate import BM25, SetScores, evaluate_retrieval
+from gecko.evaluation.metrics import bootstrap_ci
+
+if TYPE_CHECKING:
+    from gecko.stages.runner import Pipeline
+from gecko.evaluation.sets import load_set
+
+START, STUDENT = "start", "student"
+SHOWN = ("ndcg@10", "recall@20")
+
+
+def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
+    """The numbers of a run, on 0–1.
+
+    Returns:
+        ``form``: the input format that was kept; ``sets``: for each test set its queries and, for each measure, the mean of
+        every model (``bm25``, ``start``, each trained format) with its difference to ``start`` and the paired 95 %
+        interval, ``trained_on``, how many of its queries were taught as queries that people asked, and ``widths``: nDCG@10
+        of the start model and the kept one at each trained width; ``agreement``: the same measures for agreement with the
+        teacher on held-out queries, and ``asked``, those of them that people asked, where there are any; ``rows``: what was
+        trained on, and ``recipe``, a hash of how, so that evaluations of one recipe can be put beside each other.
+    """
+    from gecko.encoder import load_encoder
+    from gecko.evaluation.cache import KeptEmbeddings
+
+    config = pipeline.config
+    forms = config.train.formats
+    chosen = pipeline.chosen_format()
+    sets = [load_set(spec) for spec in config.evaluate.sets]
+    result: dict[str, Any] = {"form": chosen, "formats": list(forms), "sets": {}, "agreement": None}
+    how = config.model_dump_json(include={"train", "select", "mixture", "student", "backbone", "seed"})
+    if config.asked.sources:  # of another kind than written ones, so no point on their curve
+        how += f"{config.asked.task} {config.generate.queries == 0}"
+    result |= {"rows": len(pipeline.training_rows), "recipe": digest(how)}
+    if sets:
+        models = {START: pipeline.start} | {form: load_encoder(str(pipeline.student_folder(form))) for form in forms}
+        pipeline.ui.say(f"measuring {len(models)} models on {', '.join(data.name for data in sets)}")
+        for data in sets:
+            if data.gaps:
+                pipeline.ui.say(f"{data.name}: {data.gaps}")
+        with _scratch(pipeline.run.path / ".vectors") as kept:
+            whole = {label: KeptEmbeddings(encoder, kept) for label, encoder in models.items()}
+            scores = evaluate_retrieval(sets, whole, progress=True)
+            widths: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
+            for dim in _widths(pipeline, chosen):
+                labels = [label for label in (START, chosen) if dim <= models[label].dim]
+                cut = {
+                    label: KeptEmbeddings(models[label].truncated(dim), kept)
+                    for label in labels
+                    if dim < models[label].dim
+                }
+                narrow = evaluate_retrieval(sets, cut, bm25=False) if cut else {}
+                for name, score in scores.items():
+                    means = {label: (narrow[name] if label in cut else score).mean(label) for label in labels}
+                    widths[name].append({"dim": dim} | means)
+        result["sets"] = {
+            name: _set(score, list(forms), config.evaluate.resamples, config.seed) | {"widths": widths[name]}
+            for name, score in scores.items()
+        }
+        for name, count in _trained_on(pipeline, sets).items():
+            result["sets"][name]["trained_on"] = count
+            pipeline.ui.say(
+                f"warning: {count:,} queries of {name} are among those that people asked, and were trained on: its numbers "
+                "flatter the student; leave them out of asked.sources"
+            )
+    if pipeline.heldout:
+        values = {label: np.array(row) for label, row in pipeline.agreements().items()}
+
+        def part(chosen: np.ndarray) -> dict[str, Any]:
+            base, settings = values[START][chosen], (config.evaluate.resamples, config.seed)
+            models = {label: _against(row[chosen], base, *settings, label == START) for label, row in values.items()}
+            return {"queries": len(base), "models": models}
+
+        asked = np.array([query.asked for query in pipeline.heldout])
+        result["agreement"] = part(np.ones_like(asked)) | ({"asked": part(asked)} if asked.any() else {})
+    return result
+
+
+def _trained_on(pipeline: "Pipeline", sets: list[RetrievalSet]) -> dict[str, int]:
+    """By test set how many of its queries are among the rows that people asked; sets without such are left out."""
+    from gecko.fret.user_queries import likeness
+
+    taught = {likeness(row.query) for row in pipeline.training_rows if row.dataset == FRET and not row.seed_id}
+    found = {data.name: sum(likeness(text) in taught for _, text in data.queries) for data in sets}
+    return {name: count for name, count in found.items() if count}
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder that is empty at first and gone afterwards; what a killed process left in it is removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _widths(pipeline: "Pipeline", form: str) -> list[int]:
+    """The widths that the model was trained in, largest first; none where it was one."""
+    dims: list[int] = read_json(pipeline.run.path / f"train-{form}" / "training.json")["dims"]
+    return dims if len(dims) > 1 else []
+
+
+def _set(score: SetScores, forms: list[str], resamples: int, seed: int) -> dict[str, Any]:
+    measures = {}
+    for measure in SHOWN:
+        base = score.per_query[START][measure]
+        measures[measure] = {
+            label: _against(score.per_query[label][measure], base, resamples, seed, label == START)
+            for label in (BM25, START, *forms)
+        }
+    return {
+        "queries": len(score.data.queries),
+        "passages": len(score.data.passages),
+        "unknown_documents": score.data.unknown_documents,
+        "unknown_queries": score.data.unknown_queries,
+        "measures": measures,
+    }
+
+
+def _against(values: np.ndarray, base: np.ndarray, resamples: int, seed: int, is_base: bool) -> dict[str, Any]:
+    if is_base:
+        return {"mean": float(values.mean()), "delta": None, "ci95": None}
+    delta, low, high = bootstrap_ci(values - base, resamples, seed)
+    return {"mean": float(values.mean()), "delta": delta, "ci95": [low, high]}

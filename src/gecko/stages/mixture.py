@@ -1,0 +1,223 @@
+"""The sets beside FRet as stages of a run: converted, and for those that ask for it labelled anew by the teacher.
+
+::
+
+    sets ─convert─▶ RUN/mixture ─▶ RUN/mine-NAME ─▶ RUN/relabel-NAME ─▶ RUN/select-NAME     for a set with ``relabel``
+                          └──────────────────────────────────────────────────────────────▶ training, for the others
+
+Relabelling a set that people labelled (RLHN) takes the steps of FRet: the human positive is the seed, the candidates are
+the passages of the set that the start model ranks first, and the teacher's fused scores choose positive and negative.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from gecko.config.mixture import FeverSet, MixtureSet, RetrievalSet
+from gecko.core.counts import Counts
+from gecko.core.errors import ConfigError, TrainingError
+from gecko.core.files import digest
+from gecko.core.records import Candidate, Example, Passage, Query, Score
+from gecko.run.folder import Run
+from gecko.run.manifest import schema_digest
+
+if TYPE_CHECKING:
+    from gecko.encoder.vectors import Vectors
+    from gecko.stages.runner import Pipeline
+
+VERSION = 1  # raised by hand when a set gives other rows for the same source and settings
+QUERIES_A_SHARD = 512
+DRAWN_BY = {"weight", "relabel"}  # settings of a set that its rows do not depend on
+
+
+def refuse_names(run: Run) -> None:
+    """Refuse a set to be relabelled whose folder would be that of a further teacher's scores, ``relabel-2``.
+
+    One that was paid for under such a name stays readable.
+
+    Raises:
+        ConfigError: the name is a number, and nothing of the set is there.
+    """
+    for entry in run.config.mixture.sets:
+        if isinstance(entry, RetrievalSet | FeverSet) and entry.relabel and entry.name.isdecimal():
+            scores = run.manifest(f"relabel-{entry.name}")
+            if scores is None or "rows" not in scores.parts:
+                raise ConfigError(
+                    f"mixture.sets: a set named {entry.name} would have the folder relabel-{entry.name}, which holds the "
+                    "scores of a further teacher; take a name with a letter"
+                )
+
+
+def mixture_rows(pipeline: "Pipeline") -> list[Example]:
+    """The training rows of all sets of the run's mixture, set by set; none where it has no sets.
+
+    Raises:
+        TrainingError: a set cannot be read or converted; the message names set and row.
+        RunError: a shard on disk is damaged.
+    """
+    from gecko.corpus.tables import source_identity
+    from gecko.training.converters import convert
+
+    run, config = pipeline.run, pipeline.config
+    sets = config.mixture.sets
+    if not sets:
+        return []
+    refuse_names(run)
+
+    def identity(entry: MixtureSet) -> str:
+        source = source_identity(entry.name, entry.source, entry.config, entry.split)
+        if isinstance(entry, FeverSet):
+            where = (entry.passages, entry.passages_config, entry.passages_split)
+            source += source_identity(f"{entry.name} (passages)", *where)
+        return digest(source, entry.model_dump_json(exclude=DRAWN_BY | {"source", "passages"}))
+
+    parts = {
+        "sets": digest(*map(identity, sets)),
+        "seed": str(config.seed),
+        "schema": schema_digest(Example),
+        "version": str(VERSION),
+    }
+
+    def work(entry: MixtureSet, counts: Counts) -> list[Example]:
+        rows = convert(entry, config.seed, counts.drops)
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items() if count)
+        pipeline.ui.say(f"{entry.name}: {len(rows):,} rows" + (f"; dropped: {dropped}" if dropped else ""))
+        return rows
+
+    run.execute("mixture", Example, parts, sets, work)
+    converted: dict[str, list[Example]] = {entry.name: [] for entry in sets}
+    for row in run.read("mixture", Example):
+        converted[row.dataset].append(row)
+    rows: list[Example] = []
+    for entry in sets:
+        again = isinstance(entry, RetrievalSet | FeverSet) and entry.relabel
+        rows += _Relabelled(pipeline, entry.name, converted[entry.name]).rows() if again else converted[entry.name]
+    return rows
+
+
+class _Relabelled:
+    """One set, labelled anew.
+
+    Args:
+        pipeline: gives the start model, the teacher, the prompts and the settings of FRet's own steps.
+        name: the set's.
+        human: its rows as people labelled them; their positives and negatives are the passages.
+    """
+
+    def __init__(self, pipeline: "Pipeline", name: str, human: Sequence[Example]) -> None:
+        self.pipeline, self.run, self.config, self.name = pipeline, pipeline.run, pipeline.config, name
+        texts = [text for row in human for text in (row.positive, *row.negatives)]
+        self.passages = {
+            (made := _passage_id(text.title, text.text)): Passage(made, text.title, text.text, name) for text in texts
+        }
+        if len(self.passages) < 2:
+            raise TrainingError(f"set {name!r}: it has one passage only; there is nothing to relabel")
+        first = {row.query: row for row in reversed(human)}  # of several rows with one query the first
+        self.queries = [
+            Query(row.query_id, row.task, row.query, _passage_id(row.positive.title, row.positive.text), "")
+            for row in human
+            if first[row.query] is row
+        ]
+        self.source = {
+            "rows": digest(
+                *(f"{query.id}={query.seed_id}={query.text}={query.task}" for query in self.queries), *self.passages
+            )
+        }
+
+    def rows(self) -> list[Example]:
+        """Mine, relabel, select."""
+        from gecko.fret.select import group_labels, select
+
+        self._mine()
+        self._relabel()
+        stage, settings = f"select-{self.name}", self.config.select.model_copy(update={"task_rows": None})
+        parts = {
+            **self.source,
+            "candidates": self.run.finished(f"mine-{self.name}").identity,
+            "scores": self.run.finished(f"relabel-{self.name}").identity,
+            "settings": settings.model_dump_json(),
+            "seed": str(self.config.seed),
+            "schema": schema_digest(Example),
+            "version": str(VERSION),
+        }
+
+        def work(_: int, counts: Counts) -> list[Example]:
+            candidates = self.run.read(f"mine-{self.name}", Candidate)
+            scores = self.run.read(f"relabel-{self.name}", Score)
+            labels = group_labels(self.queries, candidates, scores, settings)
+            chosen = select(self.queries, labels, self.passages, settings, self.config.seed, counts)
+            rows = [replace(row, dataset=self.name, candidates=(), fused=()) for row in chosen]
+            changed = counts.notes["positive is not the seed"]
+            dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items())
+            self.pipeline.ui.say(
+                f"{self.name}: the teacher keeps {len(rows):,} of {len(self.queries):,} queries and gives {changed:,} "
+                "another positive" + (f"; dropped: {dropped}" if dropped else "")
+            )
+            return rows
+
+        self.run.execute(stage, Example, parts, [0], work)
+        rows = self.run.read(stage, Example)
+        if not rows:
+            raise TrainingError(
+                f"set {self.name!r}: the teacher finds no positive relevant; lower select.min_rc, or leave the set out"
+            )
+        return rows
+
+    def _mine(self) -> None:
+        from gecko.fret.mine import mine
+
+        n = min(self.config.mine.n, len(self.passages))
+        shards = [
+            self.queries[start : start + QUERIES_A_SHARD] for start in range(0, len(self.queries), QUERIES_A_SHARD)
+        ]
+        parts = {
+            **self.source,
+            "model": self.pipeline.start_identity,
+            "candidates": str(n),
+            "schema": schema_digest(Candidate),
+            "version": str(VERSION),
+        }
+
+        def work(shard: Sequence[Query], _: Counts) -> list[Candidate]:
+            asked = self.pipeline.start.queries([query.text for query in shard], [query.task for query in shard])
+            return list(mine(shard, asked, list(self.passages), [lambda: self._vectors], n))
+
+        self.run.execute(f"mine-{self.name}", Candidate, parts, shards, work)
+
+    @cached_property
+    def _vectors(self) -> "Vectors":
+        return self.pipeline.start.passages(list(self.passages.values()), progress=True)
+
+    def _relabel(self) -> None:
+        from gecko.fret.relabel import relabel
+
+        pipeline, config = self.pipeline, self.config.relabel
+        queries = {query.id: query for query in self.queries}
+        by_passage: dict[str, list[Query]] = {}
+        for candidate in self.run.read(f"mine-{self.name}", Candidate):
+            by_passage.setdefault(candidate.passage_id, []).append(queries[candidate.query_id])
+        order = [identifier for identifier in self.passages if identifier in by_passage]
+        shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
+        parts = {
+            **self.source,
+            **pipeline.teacher_parts("likelihood", "relevance"),
+            **pipeline.precision_parts,
+            "candidates": self.run.finished(f"mine-{self.name}").identity,
+            "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
+            "schema": schema_digest(Score),
+            "version": str(VERSION),
+        }
+
+        def work(shard: Sequence[str], counts: Counts) -> list[Score]:
+            teacher = pipeline.loaded_teacher(counts)
+            chosen = [(self.passages[identifier], by_passage[identifier]) for identifier in shard]
+            return list(relabel(chosen, teacher, pipeline.prompts["likelihood"], pipeline.prompts["relevance"], counts))
+
+        pairs = sum(map(len, by_passage.values()))
+        title = f"{self.name}: judging {pairs:,} pairs, {config.shard_passages} of {len(order):,} passages at a time"
+        self.run.execute(f"relabel-{self.name}", Score, parts, shards, work, lambda left: pipeline.ui.bar(title, left))
+
+
+def _passage_id(title: str, text: str) -> str:
+    return digest(title, text)

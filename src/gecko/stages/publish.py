@@ -1,0 +1,216 @@
+"""What a run gives away: its model and its rows, each with a card, as folders that a model hub takes as they are.
+
+``RUN/model`` is the model; ``RUN/dataset/fret`` holds the rows. ``gecko push`` sends one of the two.
+``python -m gecko.stages.publish RUN... -o FOLDER`` writes the rows of one run or several, and of earlier releases, as one release.
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from gecko.core.errors import GeckoError, PublishError, RunError
+from gecko.core.files import CARD, digest, read_json, write_bytes
+from gecko.fret.release import FILE, read_release, released_rows, write_release
+from gecko.run.folder import Run
+from gecko.run.prompts import run_prompt
+from gecko.stages.reuse import asked_parts
+
+if TYPE_CHECKING:
+    from gecko.stages.runner import Pipeline
+
+Kind = Literal["model", "dataset"]
+_SECRET = re.compile(r"hf_\w+|(?<=[Bb]earer )\S+")
+
+
+class HubApi(Protocol):
+    """What is needed of ``huggingface_hub.HfApi``."""
+
+    def create_repo(self, repo_id: str, *, repo_type: str, private: bool, exist_ok: bool) -> Any:
+        """Make the repository if it is not there."""
+        ...
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, repo_type: str, commit_message: str) -> Any:
+        """Send a folder's files as one commit."""
+        ...
+
+
+def write_cards(pipeline: "Pipeline") -> None:
+    """Write ``RUN/dataset/fret`` and, if a model is trained on the rows that are there, ``RUN/model/README.md``."""
+    from gecko.report import stale_stages
+
+    dataset_folder(pipeline)
+    model = pipeline.run.path / "model"
+    trained = [pipeline.run.manifest(f"train-{form}") for form in pipeline.config.train.formats]
+    is_current = all(manifest is not None and manifest.done for manifest in trained) and not stale_stages(pipeline.run)
+    if model.exists() and is_current:
+        write_bytes(model / CARD, _model_card(pipeline).encode("utf-8"))
+
+
+def _model_card(pipeline: "Pipeline") -> str:
+    from gecko.report.cards import model_card
+
+    manifest, path = pipeline.run.manifest("evaluate"), pipeline.run.path / "evaluate" / "results.json"
+    done = manifest is not None and manifest.done and path.exists()
+    return model_card(pipeline, read_json(path) if done else None)
+
+
+def dataset_folder(pipeline: "Pipeline") -> Path:
+    """The run's rows as a release with its card; written anew only if they changed."""
+    run = pipeline.run
+    parts = {stage: run.finished(stage).identity for stage in ("ingest", "generate", "mine", "relabel")}
+    parts |= asked_parts(run)
+    parts |= {"settings": digest(run.config.model_dump_json(exclude={"train", "evaluate"})), "version": "1"}
+
+    def make(path: Path) -> None:
+        write_dataset([run], path)
+
+    return run.artifact("dataset", parts, "fret", make)
+
+
+def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()) -> tuple[int, int]:
+    """Write the judged queries of releases and runs, each query once, and their card.
+
+    What one of them holds out, no other teaches: a query for training whose seed is held out elsewhere is left out.
+
+    Args:
+        runs: at least one; the card describes the first.
+        folder: of the new release.
+        earlier: releases whose rows come first, by name or path.
+
+    Returns:
+        the number of rows, and of those left out.
+
+    Raises:
+        RunError: a run is not relabelled.
+        StorageError: the disk refuses it.
+    """
+    from gecko.report.cards import dataset_card
+
+    found: dict[str, dict[str, Any]] = {}
+    for source in (*map(read_release, earlier), *map(released_rows, runs)):
+        for row in source:
+            found.setdefault(row["query_id"], row)
+    heldout = {row["seed_id"] for row in found.values() if row["split"] == "heldout"} - {""}
+    rows = [row for row in found.values() if row["split"] == "heldout" or row["seed_id"] not in heldout]
+    write_release(rows, folder / FILE)
+    card = dataset_card(rows, runs[0].config, _prompt_hashes(runs[0]))
+    write_bytes(folder / CARD, card.encode("utf-8"))
+    return len(rows), len(found) - len(rows)
+
+
+def _prompt_hashes(run: Run) -> dict[str, str]:
+    roles = ("generate", "query_likelihood", "relevance")
+    return {Path(getattr(run.config.prompts, role)).name: run_prompt(run, role).hash for role in roles}
+
+
+def push(
+    pipeline: "Pipeline",
+    repo: str,
+    kind: Kind = "model",
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    api: HubApi | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Send the model or the rows of a run to a hub.
+
+    Args:
+        pipeline: of the run.
+        repo: ``OWNER/NAME``.
+        kind: which of the two.
+        private: make the repository private if it is made now.
+        dry_run: only say what would be sent.
+        api: a hub; none: the Hugging Face Hub, with the key that ``hf auth login`` has saved.
+        say: where a sentence for the user goes.
+
+    Raises:
+        PublishError: the name is none, or the hub refuses.
+        RunError: there is nothing to send yet.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise PublishError(f"{repo!r} is no name of a repository ({error}); write OWNER/NAME") from error
+    from gecko.report import stale_stages
+
+    run = pipeline.run
+    if kind == "model":
+        for form in pipeline.config.train.formats:
+            run.finished(f"train-{form}")
+        if stale := stale_stages(run):
+            raise PublishError(
+                f"{run.path}: {'; '.join(stale)}, so that the card would tell of another model than the one that is there; "
+                f"run: gecko train {run.path}, then: gecko evaluate {run.path}"
+            )
+    write_cards(pipeline)
+    folder = run.path / "model" if kind == "model" else dataset_folder(pipeline)
+    if kind == "dataset":
+        seeds = [row["seed_id"] for row in read_release(str(folder), ["seed_id"])]
+        if not seeds:
+            raise PublishError(
+                f"{folder} holds no row, so there is nothing to send; queries that people asked are part of it with "
+                "asked.publish only"
+            )
+        if asked := seeds.count(""):
+            say(f"{asked:,} of its {len(seeds):,} queries are what people asked; without: --set asked.publish=false")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    for path in files:
+        say(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
+    target = f"{'datasets/' if kind == 'dataset' else ''}{repo}"
+    said = f"{len(files)} files, {size / 1e6:.1f} MB, {'would go' if dry_run else 'go'} to {target}"
+    say(f"{said} ({'private' if private else 'public'}, if it is not there yet)")
+    if dry_run:
+        return
+    if api is None:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+    try:
+        api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
+        made = api.upload_folder(
+            repo_id=repo, folder_path=str(folder), repo_type=kind, commit_message=f"{kind} of a gecko run"
+        )
+    except Exception as error:  # the hub's client has many, and some of them quote the request
+        said = _SECRET.sub("(hidden)", str(error)).strip() or type(error).__name__
+        raise PublishError(
+            f"{target}: the hub refused: {said}; log in with: hf auth login, and take a name that is yours"
+        ) from None
+    say(f"sent: {made}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a release from runs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gecko.stages.publish", description="Write the rows of runs as a release."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run, or the folder of an earlier release")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    sources = dict.fromkeys(options.runs)
+    earlier = [str(path) for path in sources if (path / FILE).is_file()]
+    with ExitStack() as held:
+        runs = [held.enter_context(Run(path)) for path in sources if str(path) not in earlier]
+        if not runs:
+            raise RunError(f"{', '.join(earlier)}: releases alone make no new one; add a run")
+        count, left = write_dataset(runs, options.out, earlier)
+    path = options.out / FILE
+    print(f"{path}: {count:,} rows, {path.stat().st_size / 1e6:.1f} MB")
+    if asked := sum(not row["seed_id"] for row in read_release(str(path), ["seed_id"])):
+        print(f"{asked:,} of them are what people asked (asked.publish)")
+    if left:
+        print(f"{left:,} rows were left out: their seed is held out in another part")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except GeckoError as failure:
+        raise SystemExit(f"error: {failure}") from None
