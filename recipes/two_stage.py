@@ -146,8 +146,8 @@ def copied(run: Path, to: Path) -> None:
 def drawn_corpus(folder: Path, count: int, out: Path) -> Path:
     """A file with some of the corpus's passages."""
     from gecko.config.stages import CorpusConfig
+    from gecko.core.counts import Counts
     from gecko.corpus import ingest
-    from gecko.run.folder import Counts
 
     file = out / f"passages-{count}.jsonl"
     if not file.exists():

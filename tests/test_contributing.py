@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from gecko.config.stages import GenerateConfig, RelabelConfig
+from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError
 from gecko.core.progress import Silent
 from gecko.core.records import Passage, Query
@@ -18,7 +19,6 @@ from gecko.fret.seeds import Seed
 from gecko.llm import registry
 from gecko.llm.base import LanguageModel
 from gecko.prompts import load_prompt
-from gecko.run.folder import Counts
 
 PAGE = Path(__file__).parents[1] / "docs" / "contributing.md"
 PASSAGES = {

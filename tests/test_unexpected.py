@@ -133,4 +133,4 @@ def test_the_place_in_the_package_is_named(tmp_path: Path) -> None:
     assert sentence(found.value) == f"{tmp_path} is a folder; give a file"
     with pytest.raises(AttributeError) as odd:
         file_sha256(None)  # type: ignore[arg-type]
-    assert "(gecko/store.py, line " in sentence(odd.value)
+    assert "(gecko/core/files.py, line " in sentence(odd.value)

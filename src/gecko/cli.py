@@ -24,7 +24,7 @@ from gecko.core.arguments import one_of
 from gecko.core.counts import left_out
 from gecko.core.errors import ConfigError, GeckoError
 from gecko.core.progress import Terminal
-from gecko.run.engine import LOCAL, Engine
+from gecko.run.engine import LOCAL, Executor
 from gecko.run.folder import Run
 
 
@@ -181,7 +181,7 @@ def _closing(run: Run, result: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _engine(name: str, address: str | None, workers: int | None, ui: Terminal) -> Iterator[Engine]:
+def _engine(name: str, address: str | None, workers: int | None, ui: Terminal) -> Iterator[Executor]:
     """What ``--engine``, ``--address`` and ``--workers`` ask for."""
     if one_of("--engine", name, ("local", "ray")) == "ray":
         from gecko.run.ray import Cluster

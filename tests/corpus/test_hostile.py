@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from gecko.config.stages import CorpusConfig
+from gecko.core.counts import Counts
 from gecko.core.errors import CorpusError
 from gecko.corpus import bounds, ingest
 from gecko.corpus.documents import Documents
 from gecko.corpus.readers import Reader, read_source
-from gecko.run.folder import Counts
 
 
 def run(*sources: Path, **settings: object):

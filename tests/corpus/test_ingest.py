@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 
 from gecko.config.stages import CorpusConfig
+from gecko.core.counts import Counts
 from gecko.core.errors import CorpusError
 from gecko.corpus import ingest, ingest_shards
-from gecko.run.folder import Counts
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import pytest
 
 from gecko.config.stages import CorpusConfig
+from gecko.core.counts import Counts
 from gecko.core.errors import CorpusError
 from gecko.corpus import ingest
 from gecko.corpus.readers import Reader, read_placed, read_source, source_identity
-from gecko.run.folder import Counts
 
 pytestmark = pytest.mark.slow
 

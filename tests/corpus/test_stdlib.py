@@ -3,10 +3,10 @@ import sys
 import pytest
 
 from gecko.config.stages import CorpusConfig
+from gecko.core.counts import Counts
 from gecko.core.errors import CorpusError
 from gecko.corpus import ingest, stdlib
 from gecko.corpus.readers import read_source
-from gecko.run.folder import Counts
 
 
 @pytest.fixture(scope="module")

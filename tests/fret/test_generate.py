@@ -4,13 +4,13 @@ from dataclasses import replace
 import pytest
 
 from gecko.config.stages import GenerateConfig
+from gecko.core.counts import Counts
 from gecko.core.records import Passage, Query
 from gecko.fret.generate import Parsed, generate, parse, query_id
 from gecko.fret.seeds import Seed
 from gecko.llm.base import Refusal, Sampling
 from gecko.llm.fake import FakeLM, words
 from gecko.prompts import Prompt, load_prompt
-from gecko.run.folder import Counts
 
 PROMPT = load_prompt("generate")
 PASSAGE = Passage("p", "heapq.merge(*iterables)", "Merge several sorted inputs into one.")

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from gecko.config.stages import SelectConfig
+from gecko.core.counts import Counts
 from gecko.core.records import Passage, Query
 from gecko.core.text import words
 from gecko.fret.fuse import Label
 from gecko.fret.quality import copied, kind, leaked, near_by_words, speaks_of_itself
 from gecko.fret.select import select
-from gecko.run.folder import Counts
 
 
 def test_copied_words():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gecko.config.stages import SelectConfig
+from gecko.core.counts import Counts
 from gecko.core.errors import TeacherError
 from gecko.core.records import Candidate, Passage, Query, Score
 from gecko.fret.relabel import REFUSED, prompt_hash, relabel, relevance_logit
@@ -13,7 +14,6 @@ from gecko.fret.select import group_labels
 from gecko.llm.base import Group, Refusal
 from gecko.llm.fake import FakeLM
 from gecko.prompts import Prompt, load_prompt
-from gecko.run.folder import Counts
 
 LIKELIHOOD, RELEVANCE = load_prompt("query_likelihood"), load_prompt("relevance")
 JAM = Passage("jam", "", "Mould grows on jam when the jar was not sealed.")

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gecko.config.stages import SelectConfig
+from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, RunError
 from gecko.core.records import Candidate, Passage, Query, Score
 from gecko.fret.release import (
@@ -21,7 +22,6 @@ from gecko.fret.release import (
     write_release,
 )
 from gecko.fret.select import group_labels, select
-from gecko.run.folder import Counts
 
 PASSAGES = {name: Passage(name, name.upper(), f"text of {name}", "a file") for name in "abcdef"}
 CONFIG = SelectConfig()

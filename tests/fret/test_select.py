@@ -4,10 +4,10 @@ from itertools import pairwise
 import pytest
 
 from gecko.config.stages import SelectConfig
+from gecko.core.counts import Counts
 from gecko.core.records import Candidate, Example, Passage, Query, Score, Text
 from gecko.fret.fuse import Label, fuse
 from gecko.fret.select import group_labels, make_row, select
-from gecko.run.folder import Counts
 
 NAMES = ("a", "b", "c", "d", "e")
 PASSAGES = {name: Passage(name, name.upper(), f"text of {name}", "a file") for name in NAMES}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gecko.config.stages import GenerateConfig
+from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError
 from gecko.core.records import Passage
 from gecko.fret.generate import generate, query_id
@@ -13,7 +14,6 @@ from gecko.fret.variables import draw, varied, worded
 from gecko.llm.base import Sampling
 from gecko.llm.fake import FakeLM
 from gecko.prompts import Prompt, fill, load_prompt
-from gecko.run.folder import Counts
 
 PLAIN, SHIPPED = load_prompt("generate"), load_prompt("generate_varied")
 SETTINGS = {"language": {"en": 0.7, "de": 0.3}, "persona": {"a student": 1.0, "a nurse": 1.0, "nobody": 0.0}}

@@ -7,11 +7,13 @@ import pytest
 
 from gecko.config.load import load_config
 from gecko.config.run import RunConfig
+from gecko.core.counts import Counts
 from gecko.core.files import read_json, write_json
 from gecko.core.records import Candidate, Example, Passage, Query, Score
 from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
-from gecko.run.folder import Counts, Run
+from gecko.run.folder import Run
+from gecko.run.shards import build_file, run_local
 
 # Everything that the corpus, a generated query or a folder's name could try.
 HOSTILE = (
@@ -118,27 +120,27 @@ def fill(run: Run, result: dict[str, Any] | None) -> None:
 
         return work
 
-    run.execute("ingest", Passage, {}, [0], count(passages, {"empty": 2}))
-    run.execute("generate", Query, {}, [0], count(queries, {"no query": 5}))
-    run.execute("mine", Candidate, {}, [0], count(candidates, {}))
-    run.execute("relabel", Score, {}, [0], count(scores, {}))
+    run_local(run, "ingest", Passage, {}, [0], count(passages, {"empty": 2}))
+    run_local(run, "generate", Query, {}, [0], count(queries, {"no query": 5}))
+    run_local(run, "mine", Candidate, {}, [0], count(candidates, {}))
+    run_local(run, "relabel", Score, {}, [0], count(scores, {}))
     labels = group_labels(queries, candidates, scores, run.config.select)
     by_id = {passage.id: passage for passage in passages}
 
     def chosen(_: int, counts: Counts) -> list[Example]:
         return list(select(queries, labels, by_id, run.config.select, 0, counts))
 
-    run.execute("select", Example, {"scores": run.finished("relabel").identity}, [0], chosen)
+    run_local(run, "select", Example, {"scores": run.finished("relabel").identity}, [0], chosen)
     if result is None:
         return
     probe = {"queries": 40, "start": 0.7, "ql": 0.72, "rc": 0.71, "rrf": 0.75, "delta": 0.05, "low": 0.01, "high": 0.09}
     probe |= {"seconds": 3.0, "tokens": 99, "cached": False}
-    run.artifact("check", {}, "probe.json", lambda path: write_json(path, probe))
+    build_file(run, "check", {}, "probe.json", lambda path: write_json(path, probe))
     for form in run.config.train.formats:
-        run.artifact(f"train-{form}", {"rows": run.finished("select").identity}, "model", lambda path: path.mkdir())
+        build_file(run, f"train-{form}", {"rows": run.finished("select").identity}, "model", lambda path: path.mkdir())
         write_json(run.path / f"train-{form}" / "training.json", {"losses": [[1, 2.5], [2, 1.5]]})
     trained = {form: run.finished(f"train-{form}").identity for form in run.config.train.formats}
-    run.artifact("evaluate", trained, "results.json", lambda path: write_json(path, result))
+    build_file(run, "evaluate", trained, "results.json", lambda path: write_json(path, result))
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from gecko.config.run import RunConfig
+from gecko.core.counts import Counts
 from gecko.core.disk import disk_errors
 from gecko.core.errors import ConfigError, RunError, StorageError
 from gecko.core.files import digest, file_sha256, read_json, tree_sha256, write_bytes, write_json
 from gecko.core.records import Passage, Query
-from gecko.run.folder import Counts, Run
+from gecko.run.folder import Run
 from gecko.run.manifest import AHEAD, Manifest, schema_digest
+from gecko.run.shards import build_file, run_local, run_stream
 
 from ..conftest import rewrite_shards
 
@@ -36,7 +38,7 @@ def forbidden(*_: object) -> list[Passage]:
 
 def run_stage(folder: Path, work: Callable = passages, parts: dict[str, str] = PARTS) -> Manifest:
     with Run(folder, CONFIG) as run:
-        return run.execute("ingest", Passage, parts, ITEMS, work)
+        return run_local(run, "ingest", Passage, parts, ITEMS, work)
 
 
 def shard_bytes(folder: Path, stage: str = "ingest") -> dict[str, bytes]:
@@ -97,9 +99,9 @@ def test_identity_covers_rows_but_neither_parts_nor_seconds(tmp_path: Path) -> N
 
 def test_no_shards_and_no_rows(tmp_path: Path) -> None:
     with Run(tmp_path, CONFIG) as run:
-        assert run.execute("none", Passage, PARTS, [], forbidden).done
+        assert run_local(run, "none", Passage, PARTS, [], forbidden).done
         assert run.read("none", Passage) == []
-        assert run.execute("empty", Passage, PARTS, ["x"], lambda *_: []).rows == 0
+        assert run_local(run, "empty", Passage, PARTS, ["x"], lambda *_: []).rows == 0
         assert run.read("empty", Passage) == []
 
 
@@ -110,7 +112,7 @@ def test_same_fingerprint_is_used_as_it_is(tmp_path: Path) -> None:
     first = run_stage(tmp_path)
     with Run(tmp_path, CONFIG) as run:
         reordered = dict(reversed(PARTS.items()))
-        assert run.execute("ingest", Passage, reordered, forbidden, forbidden) == first
+        assert run_local(run, "ingest", Passage, reordered, forbidden, forbidden) == first
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_changed_parts_are_named_and_done_again(tmp_path: Path, parts: dict[str,
         return [Passage(item, "", "new")]
 
     with Run(tmp_path, CONFIG, say=said.append) as run:
-        new = run.execute("ingest", Passage, parts, ITEMS, work)
+        new = run_local(run, "ingest", Passage, parts, ITEMS, work)
         assert [row.text for row in run.read("ingest", Passage)] == ["new"] * 4
     assert len(said) == 1
     assert said[0].startswith(named + ",")
@@ -143,15 +145,15 @@ def test_old_output_is_archived_and_comes_back(tmp_path: Path, whole: tuple[dict
     first = run_stage(tmp_path)
     said: list[str] = []
     with Run(tmp_path, CONFIG, say=said.append) as run:
-        second = run.execute("ingest", Passage, {"other": "c"}, ["x"], lambda *_: [Passage("x", "", "new")])
+        second = run_local(run, "ingest", Passage, {"other": "c"}, ["x"], lambda *_: [Passage("x", "", "new")])
         assert shard_bytes(tmp_path / "archive", f"ingest-{first.fingerprint}") == whole[0]
-        back = run.execute("ingest", Passage, PARTS, forbidden, forbidden)
+        back = run_local(run, "ingest", Passage, PARTS, forbidden, forbidden)
         assert back == first
         assert shard_bytes(tmp_path) == whole[0]
         assert "taken back from archive/" in said[-1]
         assert (tmp_path / "archive" / f"ingest-{second.fingerprint}").is_dir()
         assert not (tmp_path / "archive" / f"ingest-{first.fingerprint}").exists()
-        again = run.execute("ingest", Passage, {"other": "c"}, forbidden, forbidden)
+        again = run_local(run, "ingest", Passage, {"other": "c"}, forbidden, forbidden)
         assert again == second
 
 
@@ -192,7 +194,7 @@ def test_an_interrupted_stage_continues_at_its_shard(
     said: list[str] = []
     with Run(tmp_path, CONFIG, say=said.append) as run:
         work = lambda item, counts: done.append(item) or passages(item, counts)  # noqa: E731
-        manifest = run.execute("ingest", Passage, PARTS, lambda: ITEMS, work)
+        manifest = run_local(run, "ingest", Passage, PARTS, lambda: ITEMS, work)
     assert done == list(ITEMS[place:])
     assert said == ([f"ingest: continues at part {place + 1} of 4"] if place else [])
     assert (shard_bytes(tmp_path), manifest.identity) == whole
@@ -213,7 +215,7 @@ def work(item, counts):
         yield Passage(f"{item}{number}", item.upper(), f"the {item} of number {number}")
 
 with Run(Path(sys.argv[1]), RunConfig(budget="1m")) as run:
-    run.execute("ingest", Passage, {"inputs": "a", "settings": "b"}, ("ant", "bee", "cat", "dog"), work)
+    run_local(run, "ingest", Passage, {"inputs": "a", "settings": "b"}, ("ant", "bee", "cat", "dog"), work)
 """
 
 
@@ -417,7 +419,7 @@ def test_a_deleted_shard_of_a_stage_that_reads_in_order_is_made_again(
                 raise KeyboardInterrupt
 
         with Run(tmp_path, CONFIG) as held:
-            return held.stream("ingest", Passage, PARTS, batches)
+            return run_stream(held, "ingest", Passage, PARTS, batches)
 
     def lose() -> None:
         (tmp_path / "ingest" / "part-00001.parquet").unlink()
@@ -443,7 +445,7 @@ def test_a_stage_that_goes_on_does_not_mix_what_is_read_otherwise(tmp_path: Path
                 raise KeyboardInterrupt
 
         with Run(tmp_path, CONFIG) as held:
-            return held.stream("ingest", Passage, PARTS, batches)
+            return run_stream(held, "ingest", Passage, PARTS, batches)
 
     with pytest.raises(KeyboardInterrupt):
         run("as one version reads it", upto=2)
@@ -502,7 +504,7 @@ def test_settings_of_an_older_version(tmp_path: Path) -> None:
     path.write_text(json.dumps(older), encoding="utf-8")
     with Run(tmp_path) as run:
         assert run.config == CONFIG
-        assert run.execute("ingest", Passage, PARTS, ITEMS, forbidden).done
+        assert run_local(run, "ingest", Passage, PARTS, ITEMS, forbidden).done
     with Run(tmp_path, CONFIG):
         pass
     assert path.read_text(encoding="utf-8") == saved  # and it is written as one of this version
@@ -568,7 +570,7 @@ def test_a_stage_that_was_never_run(tmp_path: Path) -> None:
 def pay(folder: Path) -> None:
     """Have a teacher work for the run, after which its settings are settled."""
     with Run(folder, CONFIG) as run:
-        run.execute("generate", Passage, PARTS, ITEMS, passages)
+        run_local(run, "generate", Passage, PARTS, ITEMS, passages)
 
 
 def test_settings_are_free_until_the_teacher_was_paid(tmp_path: Path) -> None:
@@ -658,19 +660,19 @@ def test_artifact_is_made_once_and_again_when_needed(tmp_path: Path) -> None:
         return write
 
     with Run(tmp_path, CONFIG) as run:
-        path = run.artifact("plan", PARTS, "plan.json", make("one"))
+        path = build_file(run, "plan", PARTS, "plan.json", make("one"))
         assert path == tmp_path / "plan" / "plan.json"
         identity = run.finished("plan").identity
-        assert run.artifact("plan", PARTS, "plan.json", make("two")) == path
+        assert build_file(run, "plan", PARTS, "plan.json", make("two")) == path
         assert (made, path.read_text()) == (["one"], "one")
         path.unlink()
-        run.artifact("plan", PARTS, "plan.json", make("one"))
+        build_file(run, "plan", PARTS, "plan.json", make("one"))
         assert (made, path.read_text()) == (["one", "one"], "one")
         assert run.finished("plan").identity == identity
-        run.artifact("plan", {"other": "c"}, "plan.json", make("two"))
+        build_file(run, "plan", {"other": "c"}, "plan.json", make("two"))
         assert path.read_text() == "two"
         assert run.finished("plan").identity != identity
-        run.artifact("plan", PARTS, "plan.json", make("three"))  # taken back
+        build_file(run, "plan", PARTS, "plan.json", make("three"))  # taken back
         assert (made, path.read_text()) == (["one", "one", "two"], "one")
 
 
@@ -687,11 +689,11 @@ def test_artifact_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with Run(tmp_path, CONFIG) as run:
         for _ in range(2):
             with pytest.raises(Killed):
-                run.artifact("train", PARTS, "model", dies)
+                build_file(run, "train", PARTS, "model", dies)
             assert not (tmp_path / "train" / "model").exists()
             with pytest.raises(RunError, match="not finished"):
                 run.finished("train")
-        final = run.artifact("train", PARTS, "model", make)
+        final = build_file(run, "train", PARTS, "model", make)
         assert [path.name for path in final.iterdir()] == ["whole"]
         assert run.finished("train").shards[0].sha256 == tree_sha256(final)
 
@@ -703,8 +705,8 @@ def test_artifact_on_a_full_disk(tmp_path: Path) -> None:
 
     with Run(tmp_path, CONFIG) as run:
         with pytest.raises(StorageError, match=r"cannot write .*model.bin: No space left on device"):
-            run.artifact("train", PARTS, "model.bin", full)
-        assert run.artifact("train", PARTS, "model.bin", lambda path: path.touch()).exists()
+            build_file(run, "train", PARTS, "model.bin", full)
+        assert build_file(run, "train", PARTS, "model.bin", lambda path: path.touch()).exists()
 
 
 # --- hashes

@@ -15,6 +15,7 @@ from gecko.core.records import Passage
 from gecko.run.engine import LOCAL, Job, Local, perform
 from gecko.run.folder import Run
 from gecko.run.manifest import AHEAD, Manifest, Shard
+from gecko.run.shards import run_shards
 from gecko.stages.runner import Pipeline
 
 from ..conftest import write_corpus
@@ -50,7 +51,7 @@ def spread(
         return Job(work, lambda index, _: ITEMS[index], after)
 
     with Run(folder, CONFIG) as run:
-        return run.spread("relabel", Passage, parts, ITEMS, job, engine, key=lambda item: item)
+        return run_shards(run, "relabel", Passage, parts, ITEMS, job, engine, key=lambda item: item)
 
 
 def timeless(manifest: Manifest) -> dict[str, object]:

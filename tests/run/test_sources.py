@@ -14,7 +14,6 @@ from gecko.core.errors import ConfigError, RunError
 from gecko.core.files import read_json
 from gecko.prompts import load_prompt
 from gecko.run.folder import Run
-from gecko.run.prompts import run_prompt
 from gecko.stages.runner import Pipeline
 
 from ..conftest import write_corpus
@@ -104,7 +103,7 @@ def test_the_same_command_from_another_folder_pays_for_nothing(home: Path, monke
 def test_a_run_asks_with_its_own_prompts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Run(Path("run"), settings()) as run:
         selected(run)
-        asked = run_prompt(run, "generate")
+        asked = run.prompt("generate")
     assert asked.hash == load_prompt("mine.toml").hash and len(asked.examples) == 1
     (home / "elsewhere").mkdir()
     write_prompt(home, "Write another.")
@@ -112,12 +111,12 @@ def test_a_run_asks_with_its_own_prompts(home: Path, monkeypatch: pytest.MonkeyP
     for folder in (home, home / "elsewhere"):
         monkeypatch.chdir(folder)
         with Run(home / "run") as run:
-            assert run_prompt(run, "generate") == asked
+            assert run.prompt("generate") == asked
             assert selected(run, asks=False)
     (home / "mine.toml").unlink()
     (home / "all.toml").unlink()
     with Run(home / "run") as run:
-        assert run_prompt(run, "generate") == asked
+        assert run.prompt("generate") == asked
 
 
 def test_a_prompt_whose_file_has_changed_is_another_setting(home: Path) -> None:
@@ -131,18 +130,18 @@ def test_a_prompt_whose_file_has_changed_is_another_setting(home: Path) -> None:
     with Run(Path("run"), settings(), force=True) as run:
         assert run.changed and selected(run) != before
     with Run(Path("run")) as run:
-        assert run_prompt(run, "generate").text.startswith("Write another.")
+        assert run.prompt("generate").text.startswith("Write another.")
 
 
 def test_a_dry_run_keeps_no_prompt(home: Path) -> None:
     with Run(Path("run"), settings()) as run:
         selected(run)
-        asked = run_prompt(run, "generate")
+        asked = run.prompt("generate")
     write_prompt(home, "Write another.")
     with Run(Path("run"), settings(), force=True, keep=False) as run:
-        assert run_prompt(run, "generate").text.startswith("Write another.")
+        assert run.prompt("generate").text.startswith("Write another.")
     with Run(Path("run")) as run:
-        assert run_prompt(run, "generate") == asked
+        assert run.prompt("generate") == asked
 
 
 def test_examples_that_go_in_a_circle(home: Path) -> None:
@@ -187,7 +186,7 @@ def test_a_prompt_that_cannot_be_read_changes_nothing(home: Path) -> None:
         assert run.config.prompts.generate == f"{home}/mine.toml"
         assert selected(run, asks=False) == before
     with Run(Path("run"), settings(prompt="new.toml"), force=True, same_prompts=True) as run:
-        assert run_prompt(run, "generate").text.startswith("Write a third.")
+        assert run.prompt("generate").text.startswith("Write a third.")
 
 
 def test_a_copy_is_of_the_file_that_it_names(home: Path) -> None:
@@ -199,7 +198,7 @@ def test_a_copy_is_of_the_file_that_it_names(home: Path) -> None:
     saved["prompts"]["generate"] = f"{home}/run/mine.toml"
     (home / "run" / "config.json").write_text(json.dumps(saved))
     with Run(Path("run")) as run:
-        assert run_prompt(run, "generate").text.startswith("Write a third.")
+        assert run.prompt("generate").text.startswith("Write a third.")
 
 
 def test_examples_that_are_written_out_later(home: Path) -> None:
@@ -209,7 +208,7 @@ def test_examples_that_are_written_out_later(home: Path) -> None:
     with Run(Path("run"), settings(), force=True):
         pass
     with Run(Path("run")) as run:
-        assert run_prompt(run, "generate").hash == load_prompt("mine.toml").hash
+        assert run.prompt("generate").hash == load_prompt("mine.toml").hash
 
 
 def test_the_same_command_goes_on_without_the_file_of_a_prompt(home: Path) -> None:

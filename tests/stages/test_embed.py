@@ -8,6 +8,7 @@ from gecko.core.files import digest
 from gecko.core.records import Passage
 from gecko.corpus import ingest_shards
 from gecko.run.folder import Run
+from gecko.run.shards import build_file, run_stream
 from gecko.stages.embed import FILE, write_vectors
 
 
@@ -31,9 +32,11 @@ def vectors(folder, rows, encoder):
     config = RunConfig(budget="1m", corpus={"sources": [str(source)], "shard_passages": 20})
     with Run(folder, config, force=True) as run:
         content = digest(source.read_text())
-        run.stream("ingest", Passage, {"sources": content}, lambda: ingest_shards(config.corpus))
+        run_stream(run, "ingest", Passage, {"sources": content}, lambda: ingest_shards(config.corpus))
         parts = {"passages": run.finished("ingest").identity, "model": "m"}
-        path = run.artifact("embed", parts, FILE, lambda p: write_vectors(run, "embed", parts, p, lambda: encoder, str))
+        path = build_file(
+            run, "embed", parts, FILE, lambda p: write_vectors(run, "embed", parts, p, lambda: encoder, str)
+        )
         passages = run.read("ingest", Passage)
         return np.load(path), passages
 

@@ -15,6 +15,7 @@ from gecko.config.run import RunConfig
 from gecko.core.errors import RunError
 from gecko.core.records import Passage
 from gecko.run.folder import Run
+from gecko.run.shards import run_local
 
 STAGES = ("ingest", "generate", "mine", "relabel", "select")
 
@@ -143,7 +144,7 @@ def test_thirty_kills_of_each_stage(tmp_path: Path, corpus: Path, tiny_model: Pa
 
 def test_debris_is_swept_and_nothing_else(tmp_path: Path) -> None:
     with Run(tmp_path, RunConfig(budget="1m")) as run:
-        run.execute("ingest", Passage, {}, ["a"], lambda *_: [Passage("a", "", "text")])
+        run_local(run, "ingest", Passage, {}, ["a"], lambda *_: [Passage("a", "", "text")])
     debris = [tmp_path / ".config.json.123", tmp_path / "ingest/.part-00000.parquet.99"]
     kept = [tmp_path / "ingest/.note", tmp_path / "ingest/part-00000.parquet", tmp_path / "notes.2024"]
     for path in [*debris, kept[0], kept[2]]:
@@ -157,7 +158,7 @@ def test_debris_is_swept_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["flipped", "truncated", "missing"])
 def test_a_damaged_shard_is_named(tmp_path: Path, fault: str) -> None:
     with Run(tmp_path, RunConfig(budget="1m")) as run:
-        run.execute("ingest", Passage, {}, ["a", "b"], lambda item, _: [Passage(item, "", "text")])
+        run_local(run, "ingest", Passage, {}, ["a", "b"], lambda item, _: [Passage(item, "", "text")])
     path = tmp_path / "ingest" / "part-00001.parquet"
     data = bytearray(path.read_bytes())
     if fault == "missing":
@@ -193,7 +194,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path) -> None:
             Run(small / "run", RunConfig(budget="1m")) as run,
             pytest.raises(StorageError, match=r"cannot write .*part-"),
         ):
-            run.execute("ingest", Passage, {}, list("abcdefgh"), work)
+            run_local(run, "ingest", Passage, {}, list("abcdefgh"), work)
         with Run(small / "run") as run:
             manifest = run.manifest("ingest")
             assert manifest is not None and not manifest.done and 1 <= len(manifest.shards) < 8

@@ -1,4 +1,4 @@
-"""TODO config.mixture."""
+"""The section of the mixture: the sets that people labelled, beside FRet (Section 3.3)."""
 
 from typing import Annotated, Literal
 
@@ -7,10 +7,10 @@ from pydantic import (
     model_validator,
 )
 
-from gecko.config.section import _Section
+from gecko.config.section import Section
 
 
-class _MixtureSet(_Section):
+class _MixtureSet(Section):
     """What the sets of the mixture have in common."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="unique in the mixture")
@@ -77,7 +77,7 @@ MixtureSet = RetrievalSet | FeverSet | MedMcqaSet | NliSet | StsSet | Classifica
 FRET = "fret"
 
 
-class MixtureConfig(_Section):
+class MixtureConfig(Section):
     """The unified mixture (Section 3.3): which sets are trained on beside FRet. Without sets: FRet alone."""
 
     sets: list[Annotated[MixtureSet, Field(discriminator="kind")]] = Field(default=[])

@@ -1,4 +1,4 @@
-"""TODO config.run."""
+"""All settings of a run in one tree, the two presets, and what may change at any time."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from pydantic import (
 
 from gecko.config.gone import GONE_KEYS, Gone
 from gecko.config.mixture import MixtureConfig
-from gecko.config.section import _Section
+from gecko.config.section import Section
 from gecko.config.stages import (
     AskedConfig,
     CardConfig,
@@ -29,7 +29,7 @@ from gecko.config.training import PretrainConfig, TrainConfig
 from gecko.core.errors import ConfigError
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that shapes a run. Saved as `config.json` in the run folder."""
 
     LATER: ClassVar[frozenset[str]] = frozenset({"asked"})

@@ -1,4 +1,4 @@
-"""TODO config.section."""
+"""What all sections of the settings have in common: how they are read, and the JSON that fingerprints hash."""
 
 import os
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def _as_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     # NaN differs from itself, so a run's settings would never be the ones it was saved with.
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""TODO config.stages."""
+"""The sections of the steps of FRet, of evaluation, checks and cards."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from pydantic import (
 )
 
 from gecko.config.gone import GONE_KEYS, Gone
-from gecko.config.section import _Section
+from gecko.config.section import Section
 
 
-class CorpusConfig(_Section):
+class CorpusConfig(Section):
     """What becomes a passage."""
 
     sources: list[str] = Field(
@@ -55,7 +55,7 @@ class CorpusConfig(_Section):
         return self
 
 
-class GenerateConfig(_Section):
+class GenerateConfig(Section):
     """Step 1 of FRet: `LLM(P_QG, p_seed) -> (task, query)`."""
 
     LATER: ClassVar[frozenset[str]] = frozenset({"variables"})
@@ -111,7 +111,7 @@ class GenerateConfig(_Section):
         return value
 
 
-class AskedConfig(_Section):
+class AskedConfig(Section):
     """Queries that people asked, without labels: judged and taught beside those that the teacher writes, and before them."""
 
     sources: list[str] = Field(
@@ -128,7 +128,7 @@ class AskedConfig(_Section):
     publish: bool = Field(default=False, description="they are part of the data set that `gecko push` sends")
 
 
-class MineConfig(_Section):
+class MineConfig(Section):
     """Step 2: the initial embedder's N nearest passages of each query."""
 
     n: int = Field(default=20, ge=2, description="candidates a query, N in the paper")
@@ -142,7 +142,7 @@ class MineConfig(_Section):
     )
 
 
-class RelabelConfig(_Section):
+class RelabelConfig(Section):
     """Step 3: the same LLM scores each (query, candidate) twice."""
 
     teachers: list[str] = Field(
@@ -164,7 +164,7 @@ class RelabelConfig(_Section):
     shard_passages: int = Field(default=64, ge=1, description="passages of one shard, the unit of resuming")
 
 
-class PromptsConfig(_Section):
+class PromptsConfig(Section):
     """The prompts: a shipped one by name, or a TOML file by path."""
 
     GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS["prompts"]
@@ -174,7 +174,7 @@ class PromptsConfig(_Section):
     relevance: str = "relevance"
 
 
-class SelectConfig(_Section):
+class SelectConfig(Section):
     """Step 4: the better positive and the hard negative."""
 
     LATER: ClassVar[frozenset[str]] = frozenset({"task_rows"})
@@ -205,14 +205,14 @@ class SelectConfig(_Section):
     )
 
 
-class EvaluateConfig(_Section):
+class EvaluateConfig(Section):
     """What the result is held against."""
 
     sets: list[str] = Field(default=[], description="BEIR folders, DIR or DIR@SPLIT; `stdlib-questions` is built in")
     resamples: int = Field(default=10_000, ge=100, description="of the paired bootstrap")
 
 
-class CheckConfig(_Section):
+class CheckConfig(Section):
     """When a teacher is refused."""
 
     enabled: bool = True
@@ -220,7 +220,7 @@ class CheckConfig(_Section):
     min_seed_found: float = Field(default=0.50, ge=0, le=1, description="share of seeds in the start model's top N")
 
 
-class CardConfig(_Section):
+class CardConfig(Section):
     """What the cards of model and rows say that no run can know."""
 
     title: str = Field(default="", description="empty: made from the start model's name")

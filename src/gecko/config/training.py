@@ -1,4 +1,4 @@
-"""TODO config.training."""
+"""The sections of both trainings: ``train`` (Eq. 3) and ``pretrain`` (Eq. 2)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -9,10 +9,10 @@ from pydantic import (
 )
 
 from gecko.config.gone import GONE_KEYS, Gone
-from gecko.config.section import _Section
+from gecko.config.section import Section
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """Eq. 3 of the paper and its switches."""
 
     SECTION: ClassVar[str] = "train.loss"  # what errors call it
@@ -43,7 +43,7 @@ class LossConfig(_Section):
     distill_temperature: float = Field(default=0.5, gt=0, description="of the softmax over the fused scores")
 
 
-class BackboneConfig(_Section):
+class BackboneConfig(Section):
     """What is built around a language model, or added to an embedder, before it is trained."""
 
     SECTION: ClassVar[str] = "train.backbone"
@@ -57,7 +57,7 @@ class BackboneConfig(_Section):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Stage 2 of the paper."""
 
     SECTION: ClassVar[str] = "train"

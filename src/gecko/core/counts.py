@@ -1,4 +1,4 @@
-"""TODO core.counts."""
+"""Counts of a stage: rows dropped by reason, tokens, seconds."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,6 @@ from typing import Any
 from gecko.core.text import shown
 
 EXAMPLES = 3  # of a reason for drops, a shard
-
-
 EXAMPLE_CHARS = 240
 
 

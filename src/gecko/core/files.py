@@ -1,9 +1,8 @@
-"""TODO core.files."""
+"""Files that exist whole or not at all, and hashes of strings, files and folders."""
 
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +13,6 @@ from gecko.core.errors import RunError
 from gecko.core.text import half_of_pair
 
 CARD = "README.md"
-
-
-_ASIDE = re.compile(r"\..+\.\d+")  # the names that write_bytes uses until a file is whole
 
 
 def digest(*parts: str | bytes) -> str:
@@ -34,7 +30,7 @@ def digest_of(parts: Iterable[str | bytes]) -> str:
     return joined.hexdigest()[:16]
 
 
-def drawn_by(*parts: str) -> float:
+def hash_fraction(*parts: str) -> float:
     """A number from 0 on and below 1 that these strings decide, for good: for drawing by share or weight."""
     return float(int(digest(*parts)[:12], 16) / 16**12)
 
@@ -88,14 +84,15 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def publish(source: Path, target: Path) -> None:
+def replace_folder(source: Path, target: Path) -> None:
     """Make ``target`` an equal copy of the folder ``source``, whole or not at all; nothing is done if it is one.
 
     A card (``README.md``) that was written into the copy makes no difference.

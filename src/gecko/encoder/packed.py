@@ -194,8 +194,8 @@ class Linear:
 class Int8Linear:
     """A linear layer whose product is of 8-bit integers.
 
-    Row i of the input is written as ``s_i q_i`` (:func:`gecko.compute.int8.round_rows`), row j of the weights as ``t_j w_j``. oneDNN
-    computes ``q_i · w_j t_j``; the token's scale and the bias are applied after it.
+    Row i of the input is written as ``s_i q_i`` (:func:`gecko.compute.int8.round_rows`), row j of the weights as ``t_j w_j``.
+    oneDNN computes ``q_i · w_j t_j``; the token's scale and the bias are applied after it.
     """
 
     def __init__(self, weight: "Tensor", bias: "Tensor", dtype: "torch.dtype") -> None:

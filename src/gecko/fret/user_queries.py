@@ -28,7 +28,7 @@ from typing import Any
 from gecko.config.stages import AskedConfig
 from gecko.core.counts import Counts
 from gecko.core.errors import CorpusError, TrainingError
-from gecko.core.files import digest, drawn_by, file_sha256
+from gecko.core.files import digest, file_sha256, hash_fraction
 from gecko.core.records import Query
 from gecko.core.text import whole_characters
 from gecko.corpus.remote import read_rows as read_remote
@@ -91,7 +91,7 @@ def read_asked(config: AskedConfig, heldout: float, heldout_max: int, seed: int,
         counts.drops[f"more than {config.limit:,}"] += len(order) - config.limit
     queries = []
     for query in order[: config.limit]:
-        held = heldout_max > 0 and drawn_by("heldout", str(seed), query) < heldout
+        held = heldout_max > 0 and hash_fraction("heldout", str(seed), query) < heldout
         heldout_max -= held
         identifier = f"a-{digest(query)[:12]}"
         queries.append(Query(identifier, config.task, query, "", "", "heldout" if held else "train"))

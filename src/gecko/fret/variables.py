@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from gecko.core.errors import ConfigError
-from gecko.core.files import digest, drawn_by
+from gecko.core.files import digest, hash_fraction
 from gecko.core.records import Passage
 from gecko.corpus.language import likeliest_of
 from gecko.prompts import VALUE, Prompt, Variable, shielded
@@ -63,7 +63,7 @@ def draw(prompt: Prompt, query_id: str) -> dict[str, str]:
 
 
 def _value(variable: Variable, query_id: str) -> str:
-    spot = drawn_by(query_id, variable.name)
+    spot = hash_fraction(query_id, variable.name)
     *ends, _ = accumulate(weight for _, weight in variable.weights)  # the last is 1 but for rounding
     return variable.weights[bisect_right(ends, spot)][0]
 

@@ -1,6 +1,6 @@
 """A stage is shards and what is done with each; an engine does it, here or in other processes.
 
-The store asks an :class:`Engine` for the shards that are missing and writes them as they come. A shard's task holds all
+The store asks an :class:`Executor` for the shards that are missing and writes them as they come. A shard's task holds all
 that is particular to it, and ``Job.do`` what all shards need (settings, the means to load a model), so a worker elsewhere
 needs neither the run folder nor the corpus, and does exactly what is done here.
 """
@@ -43,7 +43,7 @@ class Job(Generic[Task, R]):
     after: Callable[[int], Collection[int]] = lambda _: ()
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """Does the work of shards.
 
     Attributes:
@@ -72,12 +72,12 @@ class Local:
     remote = False
 
     def run(self, do: Do[Task, R], take: Take[Task]) -> Iterator[tuple[int, Done[R]]]:
-        """See :class:`Engine`."""
+        """See :class:`Executor`."""
         while (taken := take()) is not None:
             yield taken[0], perform(do, taken[1])
 
     def keep(self, value: Any) -> Callable[[], Any]:
-        """See :class:`Engine`."""
+        """See :class:`Executor`."""
         return lambda: value
 
 

@@ -16,40 +16,32 @@ Files appear under their names only when they are complete (written aside, synce
 rewritten after each shard, so a killed run continues at the next shard. Shards that a cluster finishes before an earlier one
 wait for their turn in ``worker-ahead.json`` beside it.
 
-A run **grows** when only the amount of work changed (``config.FREE``): :meth:`Run.earlier` finds what the teacher was
-paid for under the other amounts, and the stages that it works for (``paid.py``) take it over.
+A run **grows** when only the amount of work changed (``FREE`` in :mod:`gecko.config.run`): :meth:`Run.earlier` finds what
+the teacher was paid for under the other amounts, and :mod:`gecko.stages.reuse` takes it over.
 """
 
-import contextlib
-import hashlib
 import os
 import shutil
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gecko.compute.device import texts_together
-from gecko.config.load import changed_keys, make_config
-from gecko.config.paths import absolute_paths, moved_paths
-from gecko.config.run import FREE, RunConfig
+from gecko.config.run import RunConfig
 from gecko.core.arguments import folder_of
-from gecko.core.counts import Counts
 from gecko.core.disk import disk_errors
-from gecko.core.errors import ConfigError, RunError
-from gecko.core.files import _ASIDE, _remove, digest, file_sha256, read_json, tree_sha256, write_bytes, write_json
-from gecko.core.records import SCHEMAS, from_table, to_table
-from gecko.run.engine import LOCAL, Engine, Job, Task
-from gecko.run.lock import lock_folder
-from gecko.run.manifest import AHEAD, LAYOUT, Manifest, Shard, _command, _differing, _fixed
+from gecko.core.errors import RunError
+from gecko.core.files import digest, file_sha256, write_json
+from gecko.core.records import SCHEMAS, from_table
+from gecko.prompts import Prompt, make_prompt, read_files
+from gecko.run.lock import lock_folder, sweep
+from gecko.run.manifest import Manifest, Shard, command_of, differing, fixed_parts, manifest_of, read_manifest
+from gecko.run.prompts import kept_files
+from gecko.run.settings import settle
 
-_Bar = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
 R = TypeVar("R")
-Item = TypeVar("Item")
 
 
 class Run:
@@ -78,9 +70,7 @@ class Run:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.path = path = folder_of(path)
-        self.prompt_files: dict[str, list[bytes]] = {}  # of the prompts whose files were read just now, by role
         self.say = say
-        self.changed = False  # whether the folder's settings were replaced just now, by more than an amount
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; give the path of a folder for the run")
         if config is None and not (path / "config.json").exists():
@@ -89,62 +79,22 @@ class Run:
             )
         self._lock = lock_folder(path)
         try:
-            self._sweep()
-            self.config = self._settle(config, force, keep, same_prompts)
+            sweep(path)
+            settled = settle(path, config, force=force, keep=keep, same_prompts=same_prompts, say=say)
         except BaseException:
             self.__exit__()
             raise
+        self.config, self.changed, self._prompt_files = settled.config, settled.changed, settled.prompt_files
 
-    def _sweep(self) -> None:
-        """Remove what killed writes left: nobody else can be writing, since the lock is held."""
-        for path in [*self.path.glob(".*"), *self.path.glob("*/.*")]:
-            if _ASIDE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-                path.unlink()
+    def prompt(self, role: str) -> Prompt:
+        """The prompt for ``role``, a key of ``prompts``: the run's copy, or what the settings name.
 
-    def _settle(self, config: RunConfig | None, force: bool, keep: bool, same_prompts: bool) -> RunConfig:
-        from gecko.run.prompts import keep_prompts, read_prompts
-
-        file = self.path / "config.json"
-        saved = self._saved(file) if file.exists() else None
-        if config is None:
-            if saved is None:
-                raise RunError(f"{file} is missing")
-            return _with_batch(saved, saved)
-        config = _with_batch(absolute_paths(config, saved), saved)
-        before = config if saved is None else moved_paths(saved, config)
-        self.prompt_files, changes = read_prompts(
-            self.path, config, saved or config, before, same_prompts and saved is not None, self.say
-        )
-        changes += [change for change in changed_keys(before, config) if change.partition(":")[0] not in FREE]
-        self.changed = bool(changes) and saved is not None
-        if self.changed and not force and self._is_paid():
-            listed = "\n  ".join(changes)
-            raise RunError(
-                f"{self.path} holds a run with other settings:\n  {listed}\n"
-                "Use another folder, or --force to go on here with the new ones: the stages they touch are done again, "
-                f"and their old output is kept in {self.path / 'archive'}"
-            )
-        if keep or saved is None:
-            write_json(file, config.model_dump())
-            keep_prompts(self.path, config, self.prompt_files)
-        return config
-
-    def _saved(self, file: Path) -> RunConfig:
-        """The settings in the folder; keys that came later than they did have their defaults."""
-        values = read_json(file)
-        if not isinstance(values, dict):
-            raise RunError(f"{file} is damaged (no table); it is kept as it is; move it away to have it made again")
-        try:
-            return make_config(values, str(file))
-        except ConfigError as error:
-            raise ConfigError(
-                f"{error}\nThe run was made by another version of Gecko, whose settings this one cannot read: "
-                "use that version, mend the file, or take another folder"
-            ) from error
-
-    def _is_paid(self) -> bool:
-        """Whether a teacher has worked for this run; before that, other settings cost nothing."""
-        return any(any((self.path / stage).glob("part-*.parquet")) for stage in ("generate", "relabel"))
+        Raises:
+            ConfigError: there is no such prompt, or it lacks what its form needs.
+            RunError: the copy is damaged.
+        """
+        name = getattr(self.config.prompts, role)
+        return make_prompt(name, self._prompt_files.get(role) or kept_files(self.path, role, name) or read_files(name))
 
     def __enter__(self) -> "Run":
         return self
@@ -158,27 +108,7 @@ class Run:
         Raises:
             RunError: the manifest is damaged or of another layout.
         """
-        return self._manifest(self.path / stage)
-
-    def _manifest(self, folder: Path) -> Manifest | None:
-        file = folder / "manifest.json"
-        return self._read_manifest(file) if file.exists() else None
-
-    def _read_manifest(self, file: Path) -> Manifest:
-        raw = read_json(file)
-        if not isinstance(raw, dict):
-            raise RunError(f"{file} is damaged (no table); delete the folder {file.parent} to do the stage again")
-        if raw.get("layout") != LAYOUT:
-            raise RunError(
-                f"{file} has layout {raw.get('layout')}, this version reads {LAYOUT}; "
-                "use the version that made the run, or another folder"
-            )
-        try:
-            return Manifest(**{**raw, "shards": [Shard(**shard) for shard in raw["shards"]]})
-        except (TypeError, KeyError) as error:
-            raise RunError(
-                f"{file} is damaged ({error}); delete the folder {file.parent} to do the stage again"
-            ) from error
+        return manifest_of(self.path / stage)
 
     def finished(self, stage: str) -> Manifest:
         """The manifest of a stage that must be complete.
@@ -192,7 +122,7 @@ class Run:
                 raise RunError(
                     f"{self.path} is a run of gecko pretrain and has no stage {stage}; use its model, {self.path / 'model'}"
                 )
-            command = _command(stage)
+            command = command_of(stage)
             raise RunError(f"{self.path}: stage {stage} is not finished; run: gecko {command} {self.path}")
         return manifest
 
@@ -225,7 +155,7 @@ class Run:
             RunError: it is missing, does not match its checksum, or holds records of another version of Gecko.
         """
         path = folder / shard.file
-        self._verify(path, shard)
+        self.verify(path, shard)
         table = pq.read_table(path)
         try:
             return list(from_table(kind, table))
@@ -250,8 +180,8 @@ class Run:
             if name != stage and (manifest := self.manifest(name)) is not None:
                 made.append((self.path / name, manifest))
         for folder, manifest in made:
-            if _fixed(manifest.parts, growing) == _fixed(parts, growing):
-                ahead = self._ahead(folder, manifest)
+            if fixed_parts(manifest.parts, growing) == fixed_parts(parts, growing):
+                ahead = self.ahead(folder, manifest)
                 manifest.shards += [ahead[index] for index in sorted(ahead)]
                 if manifest.shards:
                     found.append((folder, manifest))
@@ -260,7 +190,7 @@ class Run:
     def archived(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
         """What a stage made under earlier fingerprints: folder and manifest."""
         for folder in sorted((self.path / "archive").glob(f"{stage}-*")):
-            manifest = self._manifest(folder)
+            manifest = manifest_of(folder)
             if manifest is not None and manifest.stage == stage:
                 yield folder, manifest
 
@@ -272,8 +202,9 @@ class Run:
                 return self._rows(folder, manifest, kind)
         return None
 
-    def _verify(self, path: Path, shard: Shard) -> None:
-        again = f"gecko {_command(path.parent.name)} {self.path} makes it again"
+    def verify(self, path: Path, shard: Shard) -> None:
+        """Raise RunError if a shard's file is missing, damaged or edited."""
+        again = f"gecko {command_of(path.parent.name)} {self.path} makes it again"
         mend = f"delete it, and {again}"
         if path.parent.parent != self.path:
             mend = again = f"delete the folder {path.parent}, and what it holds is paid for again"
@@ -282,174 +213,7 @@ class Run:
         if file_sha256(path) != shard.sha256:
             raise RunError(f"shard {path} does not match its checksum (damaged or edited); {mend}")
 
-    def _lost(self, manifest: Manifest) -> list[int]:
-        """The places of the shards whose files were deleted. They are made again, the others are kept."""
-        folder = self.path / manifest.stage
-        lost = [place for place, shard in enumerate(manifest.shards) if not (folder / shard.file).exists()]
-        if lost:
-            self.say(f"{manifest.stage}: {len(lost)} of {len(manifest.shards)} parts are missing, and are made again")
-        return lost
-
-    def _reopened(self, manifest: Manifest) -> Manifest:
-        """A manifest up to the first shard that is lost; those behind it wait for their turn, as if made ahead."""
-        if lost := self._lost(manifest):
-            folder = self.path / manifest.stage
-            behind = {shard.index: shard for shard in manifest.shards[lost[0] :]} | self._ahead(folder, manifest)
-            self._write_part(folder / AHEAD, manifest, behind)  # first, so that a kill in between loses none
-            manifest.shards, manifest.done = manifest.shards[: lost[0]], False
-            self.save(manifest)
-        return manifest
-
-    def execute(
-        self,
-        stage: str,
-        kind: type[R],
-        parts: dict[str, str],
-        shards: Sequence[Item] | Callable[[], Sequence[Item]],
-        work: Callable[[Item, Counts], Iterable[R]],
-        bar: _Bar | None = None,
-        *,
-        growing: Collection[str] = (),
-        key: Callable[[Item], str] = lambda _: "",
-    ) -> Manifest:
-        """Run one stage: reuse what is there, do what is not.
-
-        Args:
-            stage: its name, and its folder's.
-            kind: the record it makes.
-            parts: what the result depends on, by name; hashed into the fingerprint.
-            shards: one item a shard, always the same for the same ``parts``; a function is called only when needed.
-            work: makes the records of one shard.
-            bar: opens a progress bar over so many shards.
-            growing: the parts whose change leaves what was paid for of use.
-            key: what a shard is asked for; kept with it.
-
-        Raises:
-            RunError: a shard on disk is damaged.
-            StorageError: the disk is full.
-        """
-        manifest = self._reopened(self.prepare(stage, parts, growing))
-        if manifest.done:
-            return manifest
-        items = shards() if callable(shards) else shards
-        job: Job[Item, R] = Job(work, lambda index, _: items[index])
-        return self._fill(manifest, kind, items, lambda _: job, LOCAL, bar, key)
-
-    def spread(
-        self,
-        stage: str,
-        kind: type[R],
-        parts: dict[str, str],
-        shards: Sequence[Item],
-        job: Callable[[Mapping[int, Shard]], Job[Task, R]],
-        engine: Engine,
-        bar: _Bar | None = None,
-        *,
-        growing: Collection[str] = (),
-        key: Callable[[Item], str] = lambda _: "",
-    ) -> Manifest:
-        """Like :meth:`execute`, for work that an engine does, which may finish shards out of turn.
-
-        Args:
-            stage: its name, and its folder's.
-            kind: the record it makes.
-            parts: what the result depends on, by name; hashed into the fingerprint.
-            shards: one item a shard, always the same for the same ``parts``.
-            job: makes the work, if there is some to do; gets the shards that are there, by number, as they come.
-            engine: does it.
-            bar: opens a progress bar over so many shards.
-            growing: the parts whose change leaves what was paid for of use.
-            key: what a shard is asked for; kept with it.
-
-        Raises:
-            RunError: a shard on disk is damaged.
-            StorageError: the disk is full.
-        """
-        manifest = self._reopened(self.prepare(stage, parts, growing))
-        if manifest.done:
-            return manifest
-        return self._fill(manifest, kind, shards, job, engine, bar, key)
-
-    def _fill(
-        self,
-        manifest: Manifest,
-        kind: type[R],
-        items: Sequence[Item],
-        make_job: Callable[[Mapping[int, Shard]], Job[Task, R]],
-        engine: Engine,
-        bar: _Bar | None,
-        key: Callable[[Item], str],
-    ) -> Manifest:
-        folder = self.path / manifest.stage
-        for shard in manifest.shards:
-            self._verify(folder / shard.file, shard)
-        if manifest.shards:
-            self.say(f"{manifest.stage}: continues at part {len(manifest.shards) + 1} of {len(items)}")
-        known = {shard.index: shard for shard in manifest.shards}
-        ahead = self._ahead(folder, manifest)
-        for shard in ahead.values():
-            self._verify(folder / shard.file, shard)
-        known.update(ahead)
-        if ahead:
-            self.say(f"{manifest.stage}: {len(ahead)} of {len(items)} parts were made out of turn, and are taken over")
-        if ahead or not items:
-            self._record(manifest, known, len(items))
-        wanted = [index for index in range(len(items)) if index not in known]
-        if not wanted:
-            return manifest
-        job = make_job(known)
-        with bar(len(wanted)) if bar else contextlib.nullcontext(lambda _: None) as advance:
-            for index, rows, counts, seconds in self._made(engine, job, wanted, known):
-                known[index] = self._write_shard(manifest.stage, index, kind, rows, counts, seconds)
-                known[index].key = key(items[index])
-                self._record(manifest, known, len(items))
-                advance(1)
-        return manifest
-
-    def _made(
-        self, engine: Engine, job: Job[Task, R], wanted: Sequence[int], known: Mapping[int, Shard]
-    ) -> Iterator[tuple[int, list[R], Counts, float]]:
-        """Number, rows, counts and seconds of each of the shards ``wanted``, as they are finished."""
-        waiting = list(wanted)
-        asked: dict[int, tuple[Counts, float]] = {}
-
-        def take() -> tuple[int, Task] | None:
-            for index in waiting:
-                if all(before in known for before in job.after(index)):
-                    waiting.remove(index)
-                    counts, start = Counts(), time.perf_counter()
-                    task = job.ask(index, counts)
-                    asked[index] = counts, time.perf_counter() - start
-                    return index, task
-            return None
-
-        while waiting:
-            for index, done in engine.run(job.do, take):
-                counts, seconds = asked.pop(index)
-                counts.add(done.counts)
-                yield index, done.rows, counts, seconds + done.seconds - counts.waited + counts.spent
-
-    def _record(self, manifest: Manifest, known: Mapping[int, Shard], count: int) -> None:
-        """Save a manifest with the shards whose turn it is, and set down the others beside it."""
-        while (shard := known.get(len(manifest.shards))) is not None:
-            manifest.shards.append(shard)
-        manifest.done = len(manifest.shards) == count
-        self.save(manifest)
-        folder = self.path / manifest.stage
-        ahead = {index: shard for index, shard in known.items() if index >= len(manifest.shards)}
-        if ahead:
-            self._write_part(folder / AHEAD, manifest, ahead)
-        for file in folder.glob("worker-*.json"):
-            if not ahead or file.name != AHEAD:
-                file.unlink()
-
-    def _write_part(self, file: Path, manifest: Manifest, shards: Mapping[int, Shard]) -> None:
-        part = Manifest(
-            manifest.stage, manifest.fingerprint, manifest.parts, [shards[index] for index in sorted(shards)]
-        )
-        write_json(file, asdict(part))
-
-    def _ahead(self, folder: Path, manifest: Manifest) -> dict[int, Shard]:
+    def ahead(self, folder: Path, manifest: Manifest) -> dict[int, Shard]:
         """The shards in a stage's folder that wait for their turn in ``manifest``, by number.
 
         Raises:
@@ -458,9 +222,9 @@ class Run:
         listed = {shard.file for shard in manifest.shards}
         found: dict[int, Shard] = {}
         for file in sorted(folder.glob("worker-*.json")):
-            part = self._read_manifest(file)
+            part = read_manifest(file)
             if part.fingerprint != manifest.fingerprint:
-                changed = ", ".join(_differing(part.parts, manifest.parts))
+                changed = ", ".join(differing(part.parts, manifest.parts))
                 raise RunError(
                     f"{file} is of other work than {folder / 'manifest.json'} ({changed} differ); move it out of the folder, "
                     "with the shards that it names"
@@ -470,60 +234,13 @@ class Run:
                     found[shard.index] = shard
         return found
 
-    def stream(
-        self, stage: str, kind: type[R], parts: dict[str, str], batches: Callable[[], Iterable[tuple[list[R], Counts]]]
-    ) -> Manifest:
-        """Like :meth:`execute`, for a stage whose shards are only known while its input is read, in order.
-
-        Args:
-            stage: its name, and its folder's.
-            kind: the record it makes.
-            parts: what the result depends on, by name; hashed into the fingerprint.
-            batches: makes the rows and the counts of each shard, always the same for the same ``parts``. A stage that
-                was killed makes them again from the first, and writes those that are missing; so does one of which a
-                shard was deleted.
-
-        Raises:
-            RunError: a shard on disk is damaged, or the input is not what it was when the stage began.
-            StorageError: the disk is full.
-        """
-        manifest = self.prepare(stage, parts)
-        lost = self._lost(manifest)
-        if manifest.done and not lost:
-            return manifest
-        written = len(manifest.shards)
-        for place, shard in enumerate(manifest.shards):
-            if place not in lost:
-                self._verify(self.path / stage / shard.file, shard)
-        if written and not manifest.done:
-            self.say(f"{stage}: continues at part {written + 1}")
-        start = time.perf_counter()
-        for index, (rows, counts) in enumerate(batches()):
-            if index < written and not self._is_as_written(stage, manifest.shards[index], kind, rows, index in lost):
-                raise RunError(
-                    f"{self.path / stage}: the input of part {index + 1} has changed while the stage was not running, or "
-                    f"this version reads it otherwise; delete the folder to do it again"
-                )
-            if index >= written or index in lost:
-                seconds = time.perf_counter() - start - counts.waited
-                manifest.shards[index : index + 1] = [self._write_shard(stage, index, kind, rows, counts, seconds)]
-                self.save(manifest)
-            start = time.perf_counter()
-        manifest.done = True
-        self.save(manifest)
-        return manifest
-
-    def _is_as_written(self, stage: str, shard: Shard, kind: type[R], rows: list[R], is_lost: bool) -> bool:
-        """Whether a shard was made from these rows; of one that was deleted only their number is known."""
-        return len(rows) == shard.rows and (is_lost or rows == self.read_shard(self.path / stage, shard, kind))
-
     def prepare(self, stage: str, parts: dict[str, str], growing: Collection[str] = ()) -> Manifest:
         """The manifest to go on with for these ``parts``: the current one, an archived one, or a new one."""
         fingerprint = digest(stage, *(text for item in sorted(parts.items()) for text in item))
         current = self.manifest(stage)
         if current is not None and current.fingerprint != fingerprint:
-            changed = _differing(parts, current.parts)
-            grown = _fixed(parts, growing) == _fixed(current.parts, growing)
+            changed = differing(parts, current.parts)
+            grown = fixed_parts(parts, growing) == fixed_parts(current.parts, growing)
             again = "what was paid for is used again" if grown else "so it is done again"
             self.say(f"{stage}: {', '.join(changed)} changed, {again}; the old output is kept in archive/")
             self._move(self.path / stage, self._archived(stage, current.fingerprint))
@@ -554,60 +271,6 @@ class Run:
                 shutil.rmtree(target)
             source.rename(target)
 
-    def _write_shard(
-        self, stage: str, index: int, kind: type[R], rows: list[R], counts: Counts, seconds: float
-    ) -> Shard:
-        sink = pa.BufferOutputStream()
-        pq.write_table(to_table(kind, rows), sink, compression="zstd")
-        data = sink.getvalue().to_pybytes()
-        path = self.path / stage / f"part-{index:05d}.parquet"
-        write_bytes(path, data)
-        return Shard(
-            file=path.name,
-            rows=len(rows),
-            sha256=hashlib.sha256(data).hexdigest(),
-            seconds=seconds,
-            tokens=counts.tokens,
-            drops=dict(sorted(counts.drops.items())),
-            notes=dict(sorted(counts.notes.items())),
-            examples=dict(sorted(counts.examples.items())),
-        )
-
     def save(self, manifest: Manifest) -> None:
         """Write a manifest, whole or not at all."""
         write_json(self.path / manifest.stage / "manifest.json", asdict(manifest))
-
-    def artifact(self, stage: str, parts: dict[str, str], file: str, make: Callable[[Path], None]) -> Path:
-        """For a stage whose output is a file or folder (a model, a report) and not records.
-
-        ``make`` gets the path to write, below the stage's folder; a folder is made aside and renamed when complete.
-        """
-        manifest = self.prepare(stage, parts)
-        final = self.path / stage / file
-        if manifest.done and final.exists():
-            if tree_sha256(final) != manifest.shards[0].sha256:
-                raise RunError(
-                    f"{final} does not match its checksum (damaged or edited); "
-                    f"delete the folder {final.parent} to do the stage again"
-                )
-            return final
-        aside = final.with_name(f".{final.name}.partial")
-        start = time.perf_counter()
-        with disk_errors(final, Exception):  # the libraries that write models have errors of their own for a full disk
-            _remove(aside)  # what a killed attempt left must not be mixed into this one
-            make(aside)
-            _remove(final)
-            aside.replace(final)
-        manifest.shards = [Shard(file, 1, tree_sha256(final), time.perf_counter() - start, 0, {}, {})]
-        manifest.done = True
-        self.save(manifest)
-        return final
-
-
-def _with_batch(config: RunConfig, saved: RunConfig | None) -> RunConfig:
-    """The settings with a batch of ``generate``: what it was when the run began, else what this machine is best given.
-
-    It is settled once a run, since shards are counted by it: another machine goes on with the same.
-    """
-    batch = config.generate.batch or (saved and saved.generate.batch) or texts_together(config.llm)
-    return config.model_copy(update={"generate": config.generate.model_copy(update={"batch": batch})})

@@ -1,11 +1,14 @@
-"""TODO run.lock."""
+"""One process at a time in a folder."""
 
+import re
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from gecko.core.disk import disk_errors
 from gecko.core.errors import RunError
+
+_ASIDE = re.compile(r"\..+\.\d+")  # the names that write_bytes uses until a file is whole
 
 
 def lock_folder(path: Path, wait: float = 0) -> FileLock:
@@ -29,3 +32,10 @@ def lock_folder(path: Path, wait: float = 0) -> FileLock:
     except Timeout:
         raise RunError(f"another process works in {path}; wait for it to end, or use another folder") from None
     return lock
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writes left in a folder that is held: nobody else can be writing."""
+    for file in [*path.glob(".*"), *path.glob("*/.*")]:
+        if _ASIDE.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+            file.unlink()

@@ -1,18 +1,18 @@
-"""TODO run.manifest."""
+"""What a stage has done so far, as the file ``manifest.json`` in its folder tells."""
 
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gecko.core.counts import EXAMPLES
-from gecko.core.files import digest
+from gecko.core.errors import RunError
+from gecko.core.files import digest, read_json
 from gecko.core.records import SCHEMAS
 
 LAYOUT = 1
-
-
 AHEAD = "worker-ahead.json"
 
 
@@ -88,12 +88,12 @@ class Manifest:
         return sum((Counter(shard.notes) for shard in self.shards), Counter[str]())
 
 
-def _command(stage: str) -> str:
+def command_of(stage: str) -> str:
     """The command that makes a stage."""
     return {"asked": "generate"}.get(stage, stage.partition("-")[0])  # relabel-2 is a part of relabel
 
 
-def _fixed(parts: Mapping[str, str], growing: Collection[str]) -> dict[str, Any]:
+def fixed_parts(parts: Mapping[str, str], growing: Collection[str]) -> dict[str, Any]:
     """What was paid for hangs on these parts: those not in ``growing``, where ``settings.x`` is a key of a JSON part."""
     left: dict[str, Any] = {key: value for key, value in parts.items() if key not in growing}
     for name in growing:
@@ -104,7 +104,7 @@ def _fixed(parts: Mapping[str, str], growing: Collection[str]) -> dict[str, Any]
     return left
 
 
-def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     """The names of the parts in which two fingerprints differ."""
     return [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
 
@@ -112,3 +112,29 @@ def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 def schema_digest(kind: type) -> str:
     """Hash of a record's schema: a part of the fingerprint of the stage that writes it."""
     return digest(str(SCHEMAS[kind]))
+
+
+def manifest_of(folder: Path) -> Manifest | None:
+    """The manifest in a stage's folder, if there is one.
+
+    Raises:
+        RunError: it is damaged or of another layout.
+    """
+    file = folder / "manifest.json"
+    return read_manifest(file) if file.exists() else None
+
+
+def read_manifest(file: Path) -> Manifest:
+    """A manifest, as :func:`manifest_of`."""
+    raw = read_json(file)
+    if not isinstance(raw, dict):
+        raise RunError(f"{file} is damaged (no table); delete the folder {file.parent} to do the stage again")
+    if raw.get("layout") != LAYOUT:
+        raise RunError(
+            f"{file} has layout {raw.get('layout')}, this version reads {LAYOUT}; "
+            "use the version that made the run, or another folder"
+        )
+    try:
+        return Manifest(**{**raw, "shards": [Shard(**shard) for shard in raw["shards"]]})
+    except (TypeError, KeyError) as error:
+        raise RunError(f"{file} is damaged ({error}); delete the folder {file.parent} to do the stage again") from error

@@ -11,23 +11,10 @@ from pathlib import Path
 from gecko.config.run import RunConfig
 from gecko.config.stages import PromptsConfig
 from gecko.core.files import read_json, write_json
-from gecko.prompts import Prompt, make_prompt, read_files
-from gecko.run.folder import Run
+from gecko.prompts import read_files
 
 FOLDER = "prompts"
 ROLES = tuple(PromptsConfig.model_fields)
-
-
-def run_prompt(run: Run, role: str) -> Prompt:
-    """The prompt of a run for ``role``, a key of ``prompts``: the run's copy, or what the settings name.
-
-    Raises:
-        ConfigError: there is no such prompt, or it lacks what its form needs.
-        RunError: the copy is damaged.
-    """
-    name = getattr(run.config.prompts, role)
-    files = run.prompt_files.get(role) or _kept(run.path, role, name) or read_files(name)
-    return make_prompt(name, files)
 
 
 def read_prompts(
@@ -53,7 +40,7 @@ def read_prompts(
         if not name.endswith(".toml"):
             continue
         is_named = name == getattr(moved.prompts, role)
-        kept = _kept(path, role, getattr(saved.prompts, role)) if is_named else []
+        kept = kept_files(path, role, getattr(saved.prompts, role)) if is_named else []
         if kept and (same or not Path(name).exists()):
             found[role] = kept
             if not same:
@@ -76,7 +63,7 @@ def _place(path: Path, role: str) -> Path:
     return path / FOLDER / f"{role}.json"
 
 
-def _kept(path: Path, role: str, name: str) -> list[bytes]:
+def kept_files(path: Path, role: str, name: str) -> list[bytes]:
     """What the run's copy for a role holds, if it is of the file of this name."""
     place = _place(path, role)
     if not name.endswith(".toml") or not place.exists():

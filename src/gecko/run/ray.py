@@ -1,7 +1,7 @@
-"""The engine that works on a Ray cluster: ``--engine ray``.
+"""The executor that works on a Ray cluster: ``--engine ray``.
 
-A worker is a Ray actor that fetches what a stage needs once (:class:`gecko.run.engine.Job`) from the object store, and is handed
-task after task, one a shard. The driver alone has the run folder: it makes the tasks and writes the shards. A worker
+A worker is a Ray actor that fetches what a stage needs once (:class:`gecko.run.engine.Job`) from the object store, and is
+handed task after task, one a shard. The driver alone has the run folder: it makes the tasks and writes the shards. A worker
 that dies is replaced, and the shard that it had is done again.
 """
 

@@ -36,7 +36,7 @@ from gecko.encoder import Embedder
 from gecko.encoder.backend import Precision
 from gecko.encoder.spec import CARD
 from gecko.encoder.vectors import Output, Packed, not_finite
-from gecko.run.engine import LOCAL, Engine
+from gecko.run.engine import LOCAL, Executor
 from gecko.run.lock import lock_folder
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def embed_to_folder(
     folder: str | os.PathLike[str],
     config: BulkConfig,
     ui: Ui | None = None,
-    engine: Engine = LOCAL,
+    engine: Executor = LOCAL,
 ) -> BulkManifest:
     """Embed rows into ``folder``, or go on where an earlier call was stopped.
 
@@ -224,7 +224,7 @@ def embed_to_folder(
 
 
 def _embedded(
-    embedder: Embedder, batches: Iterator[list[Passage]], config: BulkConfig, engine: Engine
+    embedder: Embedder, batches: Iterator[list[Passage]], config: BulkConfig, engine: Executor
 ) -> Iterator[tuple[list[Passage], Packed]]:
     """Batches with their vectors, in order; of those that are finished before their turn a few are held."""
     begun: dict[int, list[Passage]] = {}

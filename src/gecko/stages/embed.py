@@ -16,7 +16,7 @@ import numpy as np
 from gecko.core.counts import Counts
 from gecko.core.files import read_json, tree_sha256, write_bytes, write_json
 from gecko.core.records import Passage
-from gecko.run.engine import LOCAL, Engine
+from gecko.run.engine import LOCAL, Executor
 from gecko.run.folder import Run
 from gecko.run.manifest import Shard
 
@@ -46,7 +46,7 @@ def write_vectors(
     path: Path,
     encoder: "Callable[[], Encoder]",
     say: Callable[[str], None],
-    engine: Engine = LOCAL,
+    engine: Executor = LOCAL,
 ) -> None:
     """Embed the passages of a run into one file: float32 (passages, d).
 

@@ -15,7 +15,7 @@ from gecko.core.counts import Counts
 from gecko.core.disk import temporary_file
 from gecko.corpus.documents import Documents, Extractor
 from gecko.corpus.readers import Reader, parsed_documents
-from gecko.run.engine import Engine
+from gecko.run.engine import Executor
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Extract:
             return [self._extractor(Path(copy.name), ending)]
 
 
-def read_ahead(config: CorpusConfig, cache: Path, engine: Engine) -> int:
+def read_ahead(config: CorpusConfig, cache: Path, engine: Executor) -> int:
     """Have an engine read the documents of all sources that ``cache`` does not hold, and keep them there.
 
     Returns:

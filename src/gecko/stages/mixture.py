@@ -21,6 +21,7 @@ from gecko.core.files import digest
 from gecko.core.records import Candidate, Example, Passage, Query, Score
 from gecko.run.folder import Run
 from gecko.run.manifest import schema_digest
+from gecko.run.shards import run_local
 
 if TYPE_CHECKING:
     from gecko.encoder.vectors import Vectors
@@ -85,7 +86,7 @@ def mixture_rows(pipeline: "Pipeline") -> list[Example]:
         pipeline.ui.say(f"{entry.name}: {len(rows):,} rows" + (f"; dropped: {dropped}" if dropped else ""))
         return rows
 
-    run.execute("mixture", Example, parts, sets, work)
+    run_local(run, "mixture", Example, parts, sets, work)
     converted: dict[str, list[Example]] = {entry.name: [] for entry in sets}
     for row in run.read("mixture", Example):
         converted[row.dataset].append(row)
@@ -156,7 +157,7 @@ class _Relabelled:
             )
             return rows
 
-        self.run.execute(stage, Example, parts, [0], work)
+        run_local(self.run, stage, Example, parts, [0], work)
         rows = self.run.read(stage, Example)
         if not rows:
             raise TrainingError(
@@ -183,7 +184,7 @@ class _Relabelled:
             asked = self.pipeline.start.queries([query.text for query in shard], [query.task for query in shard])
             return list(mine(shard, asked, list(self.passages), [lambda: self._vectors], n))
 
-        self.run.execute(f"mine-{self.name}", Candidate, parts, shards, work)
+        run_local(self.run, f"mine-{self.name}", Candidate, parts, shards, work)
 
     @cached_property
     def _vectors(self) -> "Vectors":
@@ -216,7 +217,9 @@ class _Relabelled:
 
         pairs = sum(map(len, by_passage.values()))
         title = f"{self.name}: judging {pairs:,} pairs, {config.shard_passages} of {len(order):,} passages at a time"
-        self.run.execute(f"relabel-{self.name}", Score, parts, shards, work, lambda left: pipeline.ui.bar(title, left))
+        run_local(
+            self.run, f"relabel-{self.name}", Score, parts, shards, work, lambda left: pipeline.ui.bar(title, left)
+        )
 
 
 def _passage_id(title: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""TODO stages.models."""
+"""The models of a run."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from gecko.config.training import WITHOUT_EFFECT
 from gecko.core.errors import RunError, TrainingError
-from gecko.core.files import digest, publish, write_json
+from gecko.core.files import digest, replace_folder, write_json
 from gecko.core.progress import Silent, Ui
 from gecko.run.folder import Run
+from gecko.run.shards import build_file
 
 if TYPE_CHECKING:
     from gecko.core.records import Example
@@ -67,7 +68,7 @@ def pretrain(run: Run, ui: Ui | None = None) -> Path:
         shutil.rmtree(checkpoints, ignore_errors=True)
 
     final = run.path / "model"
-    publish(run.artifact("pretrain", parts, "model", make), final)
+    replace_folder(build_file(run, "pretrain", parts, "model", make), final)
     return final
 
 

@@ -1,7 +1,8 @@
 """What a run gives away: its model and its rows, each with a card, as folders that a model hub takes as they are.
 
 ``RUN/model`` is the model; ``RUN/dataset/fret`` holds the rows. ``gecko push`` sends one of the two.
-``python -m gecko.stages.publish RUN... -o FOLDER`` writes the rows of one run or several, and of earlier releases, as one release.
+``python -m gecko.stages.publish RUN... -o FOLDER`` writes the rows of one run or several, and of earlier releases, as one
+release.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from gecko.core.errors import GeckoError, PublishError, RunError
 from gecko.core.files import CARD, digest, read_json, write_bytes
 from gecko.fret.release import FILE, read_release, released_rows, write_release
 from gecko.run.folder import Run
-from gecko.run.prompts import run_prompt
+from gecko.run.shards import build_file
 from gecko.stages.reuse import asked_parts
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def dataset_folder(pipeline: "Pipeline") -> Path:
     def make(path: Path) -> None:
         write_dataset([run], path)
 
-    return run.artifact("dataset", parts, "fret", make)
+    return build_file(run, "dataset", parts, "fret", make)
 
 
 def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()) -> tuple[int, int]:
@@ -103,7 +104,7 @@ def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()
 
 def _prompt_hashes(run: Run) -> dict[str, str]:
     roles = ("generate", "query_likelihood", "relevance")
-    return {Path(getattr(run.config.prompts, role)).name: run_prompt(run, role).hash for role in roles}
+    return {Path(getattr(run.config.prompts, role)).name: run.prompt(role).hash for role in roles}
 
 
 def push(

@@ -26,7 +26,7 @@ from gecko.config.run import parse_budget
 from gecko.config.training import TRAINING_VERSION, WITHOUT_EFFECT
 from gecko.core.counts import Counts, left_out
 from gecko.core.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused, TrainingError
-from gecko.core.files import digest, publish, read_json, tree_sha256, write_json
+from gecko.core.files import digest, read_json, replace_folder, tree_sha256, write_json
 from gecko.core.formats import InputFormat
 from gecko.core.progress import Silent, Ui
 from gecko.core.records import Candidate, Example, Passage, Query, Score
@@ -40,10 +40,10 @@ from gecko.fret.seeds import (
     within_count,
 )
 from gecko.prompts import Prompt
-from gecko.run.engine import LOCAL, Engine, Job
+from gecko.run.engine import LOCAL, Executor, Job
 from gecko.run.folder import Run
 from gecko.run.manifest import Manifest, Shard, schema_digest
-from gecko.run.prompts import run_prompt
+from gecko.run.shards import build_file, run_local, run_shards, run_stream
 from gecko.stages.jobs import EncoderLoader, Judge, Judging, Mine, SentTeacher, TeacherLoader, Write, Writing
 from gecko.stages.models import SentEncoder
 from gecko.stages.reuse import (
@@ -130,7 +130,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, run: Run, ui: Ui | None = None, *, force: bool = False, asks: bool = True, engine: Engine = LOCAL
+        self, run: Run, ui: Ui | None = None, *, force: bool = False, asks: bool = True, engine: Executor = LOCAL
     ) -> None:
         self.run = run
         self._asks = asks
@@ -187,7 +187,7 @@ class Pipeline:
         def make(path: Path) -> None:
             write_vectors(self.run, stage, parts, path, encoder, self.ui.say, self.engine)
 
-        vectors: np.ndarray = np.load(self.run.artifact(stage, parts, FILE, make), mmap_mode="r")
+        vectors: np.ndarray = np.load(build_file(self.run, stage, parts, FILE, make), mmap_mode="r")
         return vectors
 
     @cached_property
@@ -247,10 +247,10 @@ class Pipeline:
 
         return {
             "generate": varied(
-                run_prompt(self.run, "generate"), self.config.generate.variables, self.config.corpus.languages
+                self.run.prompt("generate"), self.config.generate.variables, self.config.corpus.languages
             ),
-            "likelihood": run_prompt(self.run, "query_likelihood"),
-            "relevance": run_prompt(self.run, "relevance"),
+            "likelihood": self.run.prompt("query_likelihood"),
+            "relevance": self.run.prompt("relevance"),
         }
 
     def teacher_parts(self, *roles: str) -> dict[str, str]:
@@ -316,7 +316,7 @@ class Pipeline:
                 self.ui.say(f"{found:,} documents were parsed")
             return ingest_shards(settings, tokenizer=tokenizer, cache=cache)
 
-        manifest = self.run.stream("ingest", Passage, parts, batches)
+        manifest = run_stream(self.run, "ingest", Passage, parts, batches)
         left = left_out(manifest)
         if reads and left:
             self.ui.say(f"of what was read:{left}")
@@ -364,7 +364,7 @@ class Pipeline:
             )
             write_json(path, asdict(result))
 
-        result = probe.ProbeResult(**read_json(self.run.artifact("check", parts, "probe.json", make)))
+        result = probe.ProbeResult(**read_json(build_file(self.run, "check", parts, "probe.json", make)))
         self._refusing(lambda: probe.refuse_by_probe(result, self.config.llm))
         return asdict(result)
 
@@ -379,7 +379,8 @@ class Pipeline:
     @cached_property
     def plan(self) -> Plan:
         """The seeds of the run. Speeds are measured when it is made, and never again."""
-        path = self.run.artifact(
+        path = build_file(
+            self.run,
             "plan",
             self._plan_parts() | asked_parts(self.run),
             PLAN,
@@ -677,7 +678,7 @@ class Pipeline:
         if not again and before is not None and before.done and parts.items() <= before.parts.items():
             return before
         parts["sources"] = asked_identity(config)
-        return self.run.execute(ASKED, Query, parts, [0], lambda _, counts: self._read_asked(counts))
+        return run_local(self.run, ASKED, Query, parts, [0], lambda _, counts: self._read_asked(counts))
 
     def _read_asked(self, counts: Counts) -> list[Query]:
         from gecko.fret.user_queries import read_asked
@@ -741,7 +742,8 @@ class Pipeline:
             return Job(write, ask, before.__getitem__)
 
         title = f"writing {len(seeds):,} queries, {size} at a time"
-        manifest = self.run.spread(
+        manifest = run_shards(
+            self.run,
             "generate",
             Query,
             parts,
@@ -798,7 +800,7 @@ class Pipeline:
                 lambda index, _: shards[index],
             )
 
-        manifest = self.run.spread("mine", Candidate, parts, shards, job, self.engine)
+        manifest = run_shards(self.run, "mine", Candidate, parts, shards, job, self.engine)
         if self.config.check.enabled and manifest.done and written:
             found = self._seeds_found(written, manifest)
             check, n, name = self.config.check, self.config.mine.n, self.config.llm
@@ -821,7 +823,7 @@ class Pipeline:
             write_json(path, {"found": sum(hits), "asked": len(hits)})
 
         parts = {"candidates": mined.identity, "start model": self.start_identity, "n": str(n), **_version("seeds")}
-        return int(read_json(self.run.artifact("seeds", parts, "found.json", make))["found"])
+        return int(read_json(build_file(self.run, "seeds", parts, "found.json", make))["found"])
 
     def _miner_identity(self) -> str:
         from gecko.encoder import model_identity, resolve_model
@@ -891,7 +893,7 @@ class Pipeline:
             )
             shutil.rmtree(checkpoints, ignore_errors=True)
 
-        return load_encoder(str(self.run.artifact("warmup", parts, "model", make)))
+        return load_encoder(str(build_file(self.run, "warmup", parts, "model", make)))
 
     @property
     def _warm_loader(self) -> EncoderLoader:
@@ -990,8 +992,16 @@ class Pipeline:
 
         size = min(config.shard_passages, len(order))
         title = f"judging {pairs:,} pairs, {size:,} of {len(order):,} passages at a time"
-        return self.run.spread(
-            stage, Score, parts, shards, job, self.engine, lambda left: self.ui.bar(title, left), growing=growing
+        return run_shards(
+            self.run,
+            stage,
+            Score,
+            parts,
+            shards,
+            job,
+            self.engine,
+            lambda left: self.ui.bar(title, left),
+            growing=growing,
         )
 
     def _affordable(self, queries: dict[str, Query], candidates: Sequence[Candidate]) -> set[str]:
@@ -1050,7 +1060,7 @@ class Pipeline:
         def make(path: Path) -> None:
             write_json(path, self._teachers_tokens(texts))
 
-        counts = read_json(self.run.artifact(stage, parts, "tokens.json", make))
+        counts = read_json(build_file(self.run, stage, parts, "tokens.json", make))
         return dict(zip(ids, counts, strict=True))
 
     def select(self) -> Manifest:
@@ -1082,7 +1092,7 @@ class Pipeline:
                 counts.notes[f"{ROWS_FROM}{released.name}"] = sum(row.query_id in ours for row in rows)
             return rows
 
-        return self.run.execute("select", Example, parts, [0], work)
+        return run_local(self.run, "select", Example, parts, [0], work)
 
     def embed_queries(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
         """Unit vectors of queries by the start model, which is loaded for it: (len(texts), d)."""
@@ -1147,7 +1157,7 @@ class Pipeline:
             self.student_folder(form)
         chosen = self.chosen_format()
         final = self.run.path / "model"
-        publish(self.student_folder(chosen), final)
+        replace_folder(self.student_folder(chosen), final)
         return final
 
     @cached_property
@@ -1214,7 +1224,7 @@ class Pipeline:
             write_json(checkpoints.parent / "training.json", asdict(report))
             shutil.rmtree(checkpoints, ignore_errors=True)
 
-        return self.run.artifact(f"train-{form}", parts, "model", make)
+        return build_file(self.run, f"train-{form}", parts, "model", make)
 
     def chosen_format(self) -> InputFormat:
         """The first of the trained formats, unless another agrees better with the teacher on held-out queries.
@@ -1263,7 +1273,7 @@ class Pipeline:
             }
             write_json(path, values)
 
-        values: dict[str, list[float]] = read_json(self.run.artifact("agreement", parts, "agreement.json", make))
+        values: dict[str, list[float]] = read_json(build_file(self.run, "agreement", parts, "agreement.json", make))
         return values
 
     def evaluate(self) -> dict[str, Any]:
@@ -1288,7 +1298,7 @@ class Pipeline:
         def make(path: Path) -> None:
             write_json(path, measure_run(self))
 
-        result: dict[str, Any] = read_json(self.run.artifact("evaluate", parts, "results.json", make))
+        result: dict[str, Any] = read_json(build_file(self.run, "evaluate", parts, "results.json", make))
         return result
 
     def report(self, figures: Path | None = None) -> Path:
@@ -1302,7 +1312,7 @@ class Pipeline:
         return path
 
 
-def distill(run: Run, ui: Ui | None = None, *, force: bool = False, engine: Engine = LOCAL) -> dict[str, Any]:
+def distill(run: Run, ui: Ui | None = None, *, force: bool = False, engine: Executor = LOCAL) -> dict[str, Any]:
     """All stages in order: from the corpus to the model, its numbers and the report.
 
     Args:
