@@ -26,6 +26,8 @@ def _as_text(value: Any) -> Any:
 
 
 class Section(BaseModel):
+    """A table of the settings: unknown keys are refused, and its JSON is what fingerprints hash."""
+
     # NaN differs from itself, so a run's settings would never be the ones it was saved with.
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
