@@ -206,6 +206,7 @@ def _stage(
 ) -> Iterator[Any]:
     """A pipeline on an existing run; ``--set`` and a recipe change its settings for good."""
     from gecko.config.load import change_config
+    from gecko.stages import user_queries
     from gecko.stages.runner import Pipeline
 
     ui = Terminal()
@@ -216,7 +217,7 @@ def _stage(
         with Run(path, config, force=True, same_prompts=True, say=ui.say) as run:
             pipeline = Pipeline(run, ui, force=force, asks=asks, engine=engine)
             if run.config.asked != before.asked:
-                pipeline.asked(again=True)
+                user_queries.make(pipeline, again=True)
             if run.config.corpus != before.corpus:
                 pipeline.ingest()
             yield pipeline
@@ -291,7 +292,7 @@ def select(run: RunArg, sets: Sets = None, force: Force = False) -> None:
     """Choose positives and negatives from the scores; no teacher is asked, unless --set changes what it was asked."""
     with _stage(run, sets, force, asks=bool(sets)) as pipeline:
         pipeline.through("select")
-        _say_rows(pipeline.select())
+        _say_rows(pipeline.make("select"))
 
 
 @app.command()

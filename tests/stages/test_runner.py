@@ -23,6 +23,9 @@ from gecko.fret.seeds import most_seeds, prefix_costs
 from gecko.llm.base import Usage
 from gecko.llm.fake import FakeLM
 from gecko.run.folder import Run
+from gecko.stages import plan
+from gecko.stages.choose import chosen_format
+from gecko.stages.mine import seeds_found
 from gecko.stages.reuse import REUSED
 from gecko.stages.runner import Pipeline, distill
 
@@ -178,10 +181,10 @@ def test_another_selection_costs_no_teacher(
     with Run(folder, settings(corpus, tiny_model, "select.positive=seed"), force=True) as run:
         pipeline = Pipeline(run)
         pipeline.ingest()
-        pipeline.generate()
-        pipeline.mine()
-        pipeline.relabel()
-        pipeline.select()
+        pipeline.make("generate")
+        pipeline.make("mine")
+        pipeline.make("relabel")
+        pipeline.make("select")
         rows = run.read("select", Example)
     assert rows and all(row.positive.id == row.seed_id for row in rows)
 
@@ -200,9 +203,9 @@ def test_a_budget_in_tokens_bounds_the_run(corpus: Path, tiny_model: Path, tmp_p
         with Run(tmp_path / str(number), config) as run:
             pipeline = Pipeline(run)
             pipeline.ingest()
-            pipeline.generate()
-            pipeline.mine()
-            pipeline.relabel()
+            pipeline.make("generate")
+            pipeline.make("mine")
+            pipeline.make("relabel")
             sizes.append(len({score.query_id for score in run.read("relabel", Score)}))
     assert 0 < sizes[0] < sizes[1]
 
@@ -236,7 +239,7 @@ def test_a_budget_that_is_more_than_the_seeds_need_says_so(corpus: Path, tiny_mo
         with Run(tmp_path / budget, settings(corpus, tiny_model, "generate.queries=null", f"budget={budget}")) as run:
             pipeline = Pipeline(run, ui)
             pipeline.ingest()
-            seeds = sum(map(len, pipeline.plan.blocks))
+            seeds = sum(map(len, plan.make(pipeline).blocks))
     few, many = (line for line in ui.said if "the budget of" in line)
     assert "buys about" in few
     assert f"is more than the {seeds} seeds of the corpus need" in many and "generate.rounds" in many
@@ -249,15 +252,15 @@ def test_drawing_no_more_seeds_than_a_budget_buys_changes_no_plan(
     monkeypatch.setattr(Pipeline, "_measure", lambda self: (150.0, 20.0, 1.0))
     plans, drawn = [], []
     monkeypatch.setattr(
-        "gecko.stages.runner.prefix_costs",
+        "gecko.stages.plan.prefix_costs",
         lambda blocks, *rest: drawn.append(len(blocks)) or prefix_costs(blocks, *rest),
     )
     config = settings(corpus, tiny_model, "generate.queries=null", f"budget={budget}", "generate.neighbourhood=1")
     for most in (most_seeds, lambda *_: 50_000):
-        monkeypatch.setattr("gecko.stages.runner.most_seeds", most)
+        monkeypatch.setattr("gecko.stages.plan.most_seeds", most)
         with Run(tmp_path / str(len(plans)), config) as run:
             Pipeline(run).ingest()
-            plans.append(Pipeline(run).plan)
+            plans.append(plan.make(Pipeline(run)))
     assert plans[0] == plans[1]
     assert drawn[0] < drawn[2]  # each plan is priced twice: all that was drawn, and what it buys
 
@@ -268,8 +271,8 @@ def test_the_papers_initial_embedder_is_trained_first(corpus: Path, tiny_model: 
         with Run(tmp_path / str(epochs), settings(corpus, tiny_model, f"mine.warmup_epochs={epochs}")) as run:
             pipeline = Pipeline(run)
             pipeline.ingest()
-            pipeline.generate()
-            pipeline.mine()
+            pipeline.make("generate")
+            pipeline.make("mine")
             mined.append(run.read("mine", Candidate))
     assert [row.query_id for row in mined[0]] == [row.query_id for row in mined[1]]
     assert mined[0] != mined[1]
@@ -289,10 +292,10 @@ def test_seeds_are_looked_for_by_the_start_model_whichever_model_mines(
         with Run(tmp_path / str(number), given) as run:
             pipeline = Pipeline(run)
             pipeline.ingest()
-            pipeline.generate()
-            manifest = pipeline.mine()
+            pipeline.make("generate")
+            manifest = pipeline.make("mine")
             queries = run.read("generate", Query)
-            found.append(pipeline._seeds_found(queries, manifest))
+            found.append(seeds_found(pipeline, queries, manifest))
             natural.append(len(queries) - sum(not row.natural for row in run.read("mine", Candidate)))
     assert found[0] == natural[0] == found[1] != natural[1]
 
@@ -344,7 +347,7 @@ def test_a_text_that_parses_counts_as_such_though_its_query_is_dropped(
     with Run(tmp_path / "run", settings(corpus, tiny_model, "check.enabled=true")) as run:
         pipeline = Pipeline(run)
         pipeline.ingest()
-        manifest = pipeline.generate()
+        manifest = pipeline.make("generate")
     assert manifest.rows == 0 and manifest.drops.keys() <= {"title alone", "repeated"}
 
 
@@ -368,8 +371,8 @@ def test_a_teacher_that_misorders_the_probe_is_refused_unless_forced(
         pipeline = Pipeline(run)
         pipeline.ingest()
         with pytest.raises(TeacherRefused, match="would make the embedder worse"):
-            pipeline.check()
-        assert Pipeline(run, ui, force=True).check() is not None
+            pipeline.make("check")
+        assert Pipeline(run, ui, force=True).make("check") is not None
     assert any("because of --force" in line for line in ui.said)
 
 
@@ -725,10 +728,10 @@ def test_another_format_is_kept_only_for_a_clear_gain(tmp_path: Path, monkeypatc
             (first, "native"),
         ):
             monkeypatch.setattr(pipeline, "agreements", lambda second=second: {"native": first, "unified": second})
-            assert pipeline.chosen_format() == kept
+            assert chosen_format(pipeline) == kept
         few = {"native": [0.5, 0.6], "unified": [0.6, 0.7]}  # an interval of two is above 0 whenever both are
         monkeypatch.setattr(pipeline, "agreements", lambda: few)
-        assert pipeline.chosen_format() == "native"
+        assert chosen_format(pipeline) == "native"
 
 
 def test_a_precision_that_is_chosen_is_part_of_what_was_asked(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -738,7 +741,7 @@ def test_a_precision_that_is_chosen_is_part_of_what_was_asked(corpus: Path, tiny
         pipeline.through("relabel")
         before = run.finished("relabel").parts
     with Run(tmp_path / "run", settings(corpus, tiny_model, "relabel.precision=full"), force=True) as run:
-        Pipeline(run).relabel()
+        Pipeline(run).make("relabel")
         assert run.finished("relabel").parts == {**before, "precision": "full"}
 
 
