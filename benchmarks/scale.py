@@ -259,6 +259,8 @@ def _run(size: int, backbone: str) -> dict[str, float]:
     """Seconds of each stage at one size, without those of models."""
     from gecko.config.run import RunConfig
     from gecko.run.folder import Run
+    from gecko.stages import plan
+    from gecko.stages.embed import vectors
     from gecko.stages.runner import Pipeline
 
     found: dict[str, float] = {}

@@ -22,6 +22,7 @@ from gecko.core.records import SCHEMAS, Candidate, Example, Passage, Query, Scor
 from gecko.fret.seeds import most_seeds, prefix_costs
 from gecko.llm.base import Usage
 from gecko.llm.fake import FakeLM
+from gecko.run import shards
 from gecko.run.folder import Run
 from gecko.stages import plan
 from gecko.stages.choose import chosen_format
@@ -125,7 +126,8 @@ def test_a_second_run_loads_no_model(
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from gecko import store
+from gecko.run import shards
+from gecko.run.folder import Run
 from gecko.stages.runner import distill
 from gecko.config.load import make_config
 import json
@@ -139,13 +141,13 @@ if stage == "train":
             os.kill(os.getpid(), signal.SIGKILL)
     trainer._Trainer._save_checkpoint = save
 else:
-    kept = store.Run._write_shard
-    def write(self, name, index, *rest):
+    kept = shards._write_shard
+    def write(run, name, index, *rest):
         if name == stage and index == int(part):
             os.kill(os.getpid(), signal.SIGKILL)
-        return kept(self, name, index, *rest)
-    store.Run._write_shard = write
-with store.Run(Path(folder), make_config(json.loads(config), "test")) as run:
+        return kept(run, name, index, *rest)
+    shards._write_shard = write
+with Run(Path(folder), make_config(json.loads(config), "test")) as run:
     distill(run)
 """
 
@@ -215,7 +217,7 @@ def test_the_batch_of_a_run_is_settled_when_it_is_begun(
 ) -> None:
     config = settings(corpus, tiny_model)
     open_ = config.model_copy(update={"generate": config.generate.model_copy(update={"batch": None})})
-    monkeypatch.setattr("gecko.run.folder.texts_together", lambda llm: 7)
+    monkeypatch.setattr("gecko.run.settings.texts_together", lambda llm: 7)
     folder = tmp_path / "run"
 
     def identities() -> list[str]:
@@ -224,7 +226,7 @@ def test_the_batch_of_a_run_is_settled_when_it_is_begun(
             return [run.finished(stage).identity for stage in ("generate", "mine", "relabel", "select")]
 
     before = identities()
-    monkeypatch.setattr("gecko.run.folder.texts_together", lambda llm: 512)  # another machine
+    monkeypatch.setattr("gecko.run.settings.texts_together", lambda llm: 512)  # another machine
     for given in (None, open_):
         with Run(folder, given) as run:
             assert run.config.generate.batch == 7
@@ -249,7 +251,7 @@ def test_a_budget_that_is_more_than_the_seeds_need_says_so(corpus: Path, tiny_mo
 def test_drawing_no_more_seeds_than_a_budget_buys_changes_no_plan(
     corpus: Path, tiny_model: Path, tmp_path: Path, budget: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pipeline, "_measure", lambda self: (150.0, 20.0, 1.0))
+    monkeypatch.setattr("gecko.stages.plan.measure", lambda context: (150.0, 20.0, 1.0))
     plans, drawn = [], []
     monkeypatch.setattr(
         "gecko.stages.plan.prefix_costs",
@@ -520,15 +522,15 @@ def test_killed_while_growing(
 ) -> None:
     """Ended before it was complete, grown, killed while growing in each stage that is paid for, and gone on with."""
     folder, large = tmp_path / "run", settings(corpus, tiny_model)
-    kept = Run._write_shard
+    kept = shards._write_shard
 
-    def write(self: Run, stage: str, index: int, *rest):
+    def write(run: Run, stage: str, index: int, *rest):
         if (stage, index) == ("relabel", 3):
             raise InterruptedError
-        return kept(self, stage, index, *rest)
+        return kept(run, stage, index, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "_write_shard", write)
+        patched.setattr(shards, "_write_shard", write)
         with pytest.raises(InterruptedError):
             through_select(folder, settings(corpus, tiny_model, "generate.queries=13"))
     env = dict(os.environ, HF_HUB_OFFLINE="1")
@@ -727,10 +729,11 @@ def test_another_format_is_kept_only_for_a_clear_gain(tmp_path: Path, monkeypatc
             ([0.4] * 8, "native"),
             (first, "native"),
         ):
-            monkeypatch.setattr(pipeline, "agreements", lambda second=second: {"native": first, "unified": second})
+            found = {"native": first, "unified": second}
+            monkeypatch.setattr("gecko.stages.agreement.make", lambda _, found=found: found)
             assert chosen_format(pipeline) == kept
         few = {"native": [0.5, 0.6], "unified": [0.6, 0.7]}  # an interval of two is above 0 whenever both are
-        monkeypatch.setattr(pipeline, "agreements", lambda: few)
+        monkeypatch.setattr("gecko.stages.agreement.make", lambda _: few)
         assert chosen_format(pipeline) == "native"
 
 

@@ -9,7 +9,7 @@ from gecko.core.files import digest
 from gecko.core.records import Candidate, Passage, Query, Score
 from gecko.fret.relabel import relabel
 from gecko.fret.view import ASKED, own_queries
-from gecko.llm.registry import teacher_identity
+from gecko.llm import registry
 from gecko.prompts import Prompt
 from gecko.run.engine import Job
 from gecko.run.manifest import Manifest, Shard
@@ -76,7 +76,7 @@ def make(context: Context) -> Manifest:
     first, *others = RELABEL.folders_of(context.config)
     manifest = _judge(context, first, models.teacher_identity, models.teacher_loader, work)
     for folder, spec in zip(others, context.config.relabel.teachers, strict=True):
-        _judge(context, folder, teacher_identity(spec), models.other_teacher(spec), work)
+        _judge(context, folder, registry.teacher_identity(spec), models.other_teacher(spec), work)
     return manifest
 
 
