@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-GECKO = [sys.executable, "-c", "from gecko.cli import main; main()"]
+GECKO = [sys.executable, "-c", "from gecko.cli.main import main; main()"]
 
 
 def gecko(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
@@ -161,7 +161,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_after_it(corpus: Path, tiny_mo
         "    if left[0] < 0: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "    return kept(handle)\n"
         "store.os.fsync = full\n"
-        "from gecko.cli import main; main()\n"
+        "from gecko.cli.main import main; main()\n"
     )
     arguments = ["distill", str(corpus), "-o", str(tmp_path / "run"), *options(tiny_model)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -213,7 +213,9 @@ def test_eval_prints_the_documented_json(tiny_model: Path, corpus: Path, tmp_pat
 
 
 def test_help_and_version_import_nothing_heavy() -> None:
-    code = "import sys\nfrom gecko.cli import main\ntry:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
+    code = (
+        "import sys\nfrom gecko.cli.main import main\ntry:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.startswith("gecko "), done.stderr
 
@@ -221,12 +223,12 @@ def test_help_and_version_import_nothing_heavy() -> None:
 def test_ctrl_c_is_told_and_waits_for_no_thread() -> None:
     program = """
 import threading
-from gecko import cli
-@cli.app.command()
+from gecko.cli import main
+@main.app.command()
 def hang():
     threading.Thread(target=threading.Event().wait).start()  # not a daemon: the interpreter would wait for it
     raise KeyboardInterrupt
-cli.main()
+main.main()
 """
     done = subprocess.run(
         [sys.executable, "-c", program, "hang"], capture_output=True, text=True, check=False, timeout=120
