@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from rich.console import Console
-
 
 class Ui(Protocol):
     """Where sentences and progress go."""
@@ -57,6 +55,8 @@ class Terminal:
     """Sentences and bars on standard error, so that standard output stays for results."""
 
     def __init__(self) -> None:
+        from rich.console import Console  # half of what it takes to start, and not all commands say something
+
         self.console = Console(stderr=True, highlight=False)
 
     def say(self, text: str) -> None:
