@@ -259,6 +259,8 @@ def _run(size: int, backbone: str) -> dict[str, float]:
     """Seconds of each stage at one size, without those of models."""
     from gecko.config.run import RunConfig
     from gecko.run.folder import Run
+    from gecko.stages import plan
+    from gecko.stages.embed import vectors
     from gecko.stages.runner import Pipeline
 
     found: dict[str, float] = {}
@@ -269,15 +271,15 @@ def _run(size: int, backbone: str) -> dict[str, float]:
         config = RunConfig(llm="fake", backbone=backbone, select={"min_rc": None}, check={"enabled": False}, **settings)
         with Run(Path(folder) / "run", config) as run:
             pipeline = Pipeline(run)
-            pipeline.start = _Given()
+            pipeline.models.start = _Given()
             for stage in STAGES:
                 start = time.perf_counter()
                 if stage == "plan":
-                    np.asarray(pipeline.vectors)
+                    np.asarray(vectors(pipeline))
                     start = time.perf_counter()
-                    pipeline.plan  # noqa: B018
+                    plan.make(pipeline)
                 else:
-                    getattr(pipeline, stage)()
+                    pipeline.make(stage)
                 found[stage] = time.perf_counter() - start
     return found
 

@@ -13,8 +13,9 @@ import pytest
 
 from gecko.core.files import write_json
 from gecko.encoder import model_identity
-from gecko.fret.release import FILE, released_rows, write_release
+from gecko.fret.release import FILE, write_release
 from gecko.run.folder import Run
+from gecko.stages.publish import released_rows
 from gecko.stages.runner import Pipeline, distill
 
 from .golden.scenarios import SCENARIOS, fingerprints, settings, use_teachers, write_sources

@@ -11,6 +11,7 @@ from gecko.config.run import RunConfig
 from gecko.report import write_report
 from gecko.report.inspect import statistics
 from gecko.run.folder import Run
+from gecko.stages.graph import history
 from gecko.stages.runner import Pipeline
 
 ATTACKS = [
@@ -53,7 +54,7 @@ def page(tiny_model: Path, words: list[str], tmp_path_factory: pytest.TempPathFa
         pipeline = Pipeline(run)
         pipeline.ingest()
         pipeline.through("select")
-        write_report(pipeline, folder / "report.html")
+        write_report(pipeline, history(pipeline.run), folder / "report.html")
         found = statistics(pipeline)
     assert found["drops"]["ingest"]["too short"] > 0
     assert found["rows"] > 8

@@ -9,6 +9,7 @@ from gecko.core.errors import RunError
 from gecko.core.files import read_json, write_json
 from gecko.report import write_report
 from gecko.report.page import EXAMPLES
+from gecko.stages.graph import history
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -47,7 +48,7 @@ class Page(HTMLParser):
 
 def write(pipeline):
     path = pipeline.run.path / "report.html"
-    write_report(pipeline, path)
+    write_report(pipeline, history(pipeline.run), path)
     return path.read_text(encoding="utf-8")
 
 
@@ -73,7 +74,7 @@ def test_whole_report(make_run, result):
 def test_the_plots_stand_alone_in_a_folder(make_run, result, tmp_path):
     pipeline = make_run(result())
     folder = tmp_path / "new" / "plots"
-    write_report(pipeline, tmp_path / "report.html", folder)
+    write_report(pipeline, history(pipeline.run), tmp_path / "report.html", folder)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page == write(pipeline)
     assert {path.name for path in folder.iterdir()} == {"gain.svg", "loss.svg", "time.svg", "seed.svg", "rc.svg"}

@@ -18,9 +18,8 @@ from gecko.run.folder import Run
 from gecko.run.manifest import Manifest
 from gecko.run.ray import Cluster, _division
 from gecko.search import BulkConfig, embed_to_folder
-from gecko.search.bulk import SentEmbedder
-from gecko.stages.jobs import SentTeacher
-from gecko.stages.models import SentEncoder
+from gecko.search.bulk import RemoteEmbedder
+from gecko.stages.models import RemoteEncoder, RemoteTeacher
 from gecko.stages.runner import Pipeline
 
 from ..conftest import write_corpus
@@ -110,7 +109,7 @@ def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_loses_workers(
     cluster: Cluster, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gecko.stages.runner.QUERIES_A_SHARD", 40)
+    monkeypatch.setattr("gecko.stages.mine.QUERIES_A_SHARD", 40)
     monkeypatch.setattr(nearest, "PASSAGE_BLOCK", 16)
     monkeypatch.setattr(nearest, "PART", 16)  # the passages' vectors are sent in four parts
     config = settings(corpus, tiny_model, "corpus.shard_passages=20")
@@ -191,7 +190,7 @@ def test_a_shard_that_kills_every_worker(cluster: Cluster) -> None:
 
 
 def test_errors_of_a_worker_are_those_of_the_stage(cluster: Cluster) -> None:
-    teacher = SentTeacher("fake", "other", RunConfig(budget="1m").relabel, True)
+    teacher = RemoteTeacher("fake", "other", RunConfig(budget="1m").relabel, True)
     with pytest.raises(TeacherError, match=r"fake is another model on .* \(fake-1\) than in the run \(other\)"):
         list(cluster.run(lambda _, counts: [teacher(counts)], tasks(1)))
     with pytest.raises(ZeroDivisionError):
@@ -200,7 +199,7 @@ def test_errors_of_a_worker_are_those_of_the_stage(cluster: Cluster) -> None:
 
 
 def test_another_model_is_refused(tiny_model: Path) -> None:
-    for sent in (SentEncoder(str(tiny_model), "other"), SentEmbedder(str(tiny_model), "other", "float32")):
+    for sent in (RemoteEncoder(str(tiny_model), "other"), RemoteEmbedder(str(tiny_model), "other", "float32")):
         with pytest.raises(ConfigError, match=r"is another model on .* than in the run \(other\)"):
             sent()
 
@@ -212,7 +211,7 @@ def test_large_values_are_kept_for_all_workers(cluster: Cluster) -> None:
 
 
 def test_a_teacher_is_loaded_once_a_worker(cluster: Cluster, tmp_path: Path) -> None:
-    teacher = SentTeacher("fake", "fake-1", RunConfig(budget="1m").relabel, True)
+    teacher = RemoteTeacher("fake", "fake-1", RunConfig(budget="1m").relabel, True)
 
     def work(_: int, counts: Counts) -> list[tuple[int, int]]:
         return [(os.getpid(), id(teacher(counts)))]

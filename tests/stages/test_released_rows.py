@@ -16,13 +16,14 @@ from gecko.core.progress import Silent
 from gecko.core.records import Example, Query, Score
 from gecko.encoder import load_encoder
 from gecko.evaluation import evaluate_retrieval, load_beir
-from gecko.fret.release import COLUMNS, FILE, load_release, read_release, released_rows, write_release
+from gecko.fret.release import COLUMNS, FILE, load_release, read_release, write_release
 from gecko.prompts import load_prompt
 from gecko.report.cards import dataset_card, licenses, model_card, public_name
 from gecko.report.table import origins, verdict
 from gecko.run.folder import Run
 from gecko.run.manifest import Shard
-from gecko.stages.publish import push, write_cards
+from gecko.stages.choose import chosen_format
+from gecko.stages.publish import push, released_rows, write_cards
 from gecko.stages.runner import Pipeline, distill
 
 from ..conftest import write_corpus
@@ -420,7 +421,7 @@ def test_the_models_card_names_what_it_was_trained_from_and_how(both: Path, tiny
     with Run(both) as run:
         pipeline = Pipeline(run)
         text = model_card(pipeline, None)
-        trained = json.loads((both / f"train-{pipeline.chosen_format()}" / "training.json").read_text())
+        trained = json.loads((both / f"train-{chosen_format(pipeline)}" / "training.json").read_text())
         assert f"{trained['steps']:,} steps" in text
         sets = [{"name": "nli", "kind": "snli", "source": "hf:stanfordnlp/snli"}]
         values = {**run.config.model_dump(), "student": "hf:me/stage-one", "mixture": {"sets": sets}}

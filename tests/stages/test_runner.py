@@ -22,7 +22,11 @@ from gecko.core.records import SCHEMAS, Candidate, Example, Passage, Query, Scor
 from gecko.fret.seeds import most_seeds, prefix_costs
 from gecko.llm.base import Usage
 from gecko.llm.fake import FakeLM
+from gecko.run import shards
 from gecko.run.folder import Run
+from gecko.stages import plan
+from gecko.stages.choose import chosen_format
+from gecko.stages.mine import seeds_found
 from gecko.stages.reuse import REUSED
 from gecko.stages.runner import Pipeline, distill
 
@@ -122,7 +126,8 @@ def test_a_second_run_loads_no_model(
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from gecko import store
+from gecko.run import shards
+from gecko.run.folder import Run
 from gecko.stages.runner import distill
 from gecko.config.load import make_config
 import json
@@ -136,13 +141,13 @@ if stage == "train":
             os.kill(os.getpid(), signal.SIGKILL)
     trainer._Trainer._save_checkpoint = save
 else:
-    kept = store.Run._write_shard
-    def write(self, name, index, *rest):
+    kept = shards._write_shard
+    def write(run, name, index, *rest):
         if name == stage and index == int(part):
             os.kill(os.getpid(), signal.SIGKILL)
-        return kept(self, name, index, *rest)
-    store.Run._write_shard = write
-with store.Run(Path(folder), make_config(json.loads(config), "test")) as run:
+        return kept(run, name, index, *rest)
+    shards._write_shard = write
+with Run(Path(folder), make_config(json.loads(config), "test")) as run:
     distill(run)
 """
 
@@ -178,10 +183,10 @@ def test_another_selection_costs_no_teacher(
     with Run(folder, settings(corpus, tiny_model, "select.positive=seed"), force=True) as run:
         pipeline = Pipeline(run)
         pipeline.ingest()
-        pipeline.generate()
-        pipeline.mine()
-        pipeline.relabel()
-        pipeline.select()
+        pipeline.make("generate")
+        pipeline.make("mine")
+        pipeline.make("relabel")
+        pipeline.make("select")
         rows = run.read("select", Example)
     assert rows and all(row.positive.id == row.seed_id for row in rows)
 
@@ -200,9 +205,9 @@ def test_a_budget_in_tokens_bounds_the_run(corpus: Path, tiny_model: Path, tmp_p
         with Run(tmp_path / str(number), config) as run:
             pipeline = Pipeline(run)
             pipeline.ingest()
-            pipeline.generate()
-            pipeline.mine()
-            pipeline.relabel()
+            pipeline.make("generate")
+            pipeline.make("mine")
+            pipeline.make("relabel")
             sizes.append(len({score.query_id for score in run.read("relabel", Score)}))
     assert 0 < sizes[0] < sizes[1]
 
@@ -212,7 +217,7 @@ def test_the_batch_of_a_run_is_settled_when_it_is_begun(
 ) -> None:
     config = settings(corpus, tiny_model)
     open_ = config.model_copy(update={"generate": config.generate.model_copy(update={"batch": None})})
-    monkeypatch.setattr("gecko.run.folder.texts_together", lambda llm: 7)
+    monkeypatch.setattr("gecko.run.settings.texts_together", lambda llm: 7)
     folder = tmp_path / "run"
 
     def identities() -> list[str]:
@@ -221,7 +226,7 @@ def test_the_batch_of_a_run_is_settled_when_it_is_begun(
             return [run.finished(stage).identity for stage in ("generate", "mine", "relabel", "select")]
 
     before = identities()
-    monkeypatch.setattr("gecko.run.folder.texts_together", lambda llm: 512)  # another machine
+    monkeypatch.setattr("gecko.run.settings.texts_together", lambda llm: 512)  # another machine
     for given in (None, open_):
         with Run(folder, given) as run:
             assert run.config.generate.batch == 7
@@ -236,7 +241,7 @@ def test_a_budget_that_is_more_than_the_seeds_need_says_so(corpus: Path, tiny_mo
         with Run(tmp_path / budget, settings(corpus, tiny_model, "generate.queries=null", f"budget={budget}")) as run:
             pipeline = Pipeline(run, ui)
             pipeline.ingest()
-            seeds = sum(map(len, pipeline.plan.blocks))
+            seeds = sum(map(len, plan.make(pipeline).blocks))
     few, many = (line for line in ui.said if "the budget of" in line)
     assert "buys about" in few
     assert f"is more than the {seeds} seeds of the corpus need" in many and "generate.rounds" in many
@@ -246,18 +251,18 @@ def test_a_budget_that_is_more_than_the_seeds_need_says_so(corpus: Path, tiny_mo
 def test_drawing_no_more_seeds_than_a_budget_buys_changes_no_plan(
     corpus: Path, tiny_model: Path, tmp_path: Path, budget: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pipeline, "_measure", lambda self: (150.0, 20.0, 1.0))
+    monkeypatch.setattr("gecko.stages.plan.measure", lambda context: (150.0, 20.0, 1.0))
     plans, drawn = [], []
     monkeypatch.setattr(
-        "gecko.stages.runner.prefix_costs",
+        "gecko.stages.plan.prefix_costs",
         lambda blocks, *rest: drawn.append(len(blocks)) or prefix_costs(blocks, *rest),
     )
     config = settings(corpus, tiny_model, "generate.queries=null", f"budget={budget}", "generate.neighbourhood=1")
     for most in (most_seeds, lambda *_: 50_000):
-        monkeypatch.setattr("gecko.stages.runner.most_seeds", most)
+        monkeypatch.setattr("gecko.stages.plan.most_seeds", most)
         with Run(tmp_path / str(len(plans)), config) as run:
             Pipeline(run).ingest()
-            plans.append(Pipeline(run).plan)
+            plans.append(plan.make(Pipeline(run)))
     assert plans[0] == plans[1]
     assert drawn[0] < drawn[2]  # each plan is priced twice: all that was drawn, and what it buys
 
@@ -268,8 +273,8 @@ def test_the_papers_initial_embedder_is_trained_first(corpus: Path, tiny_model: 
         with Run(tmp_path / str(epochs), settings(corpus, tiny_model, f"mine.warmup_epochs={epochs}")) as run:
             pipeline = Pipeline(run)
             pipeline.ingest()
-            pipeline.generate()
-            pipeline.mine()
+            pipeline.make("generate")
+            pipeline.make("mine")
             mined.append(run.read("mine", Candidate))
     assert [row.query_id for row in mined[0]] == [row.query_id for row in mined[1]]
     assert mined[0] != mined[1]
@@ -289,10 +294,10 @@ def test_seeds_are_looked_for_by_the_start_model_whichever_model_mines(
         with Run(tmp_path / str(number), given) as run:
             pipeline = Pipeline(run)
             pipeline.ingest()
-            pipeline.generate()
-            manifest = pipeline.mine()
+            pipeline.make("generate")
+            manifest = pipeline.make("mine")
             queries = run.read("generate", Query)
-            found.append(pipeline._seeds_found(queries, manifest))
+            found.append(seeds_found(pipeline, queries, manifest))
             natural.append(len(queries) - sum(not row.natural for row in run.read("mine", Candidate)))
     assert found[0] == natural[0] == found[1] != natural[1]
 
@@ -344,7 +349,7 @@ def test_a_text_that_parses_counts_as_such_though_its_query_is_dropped(
     with Run(tmp_path / "run", settings(corpus, tiny_model, "check.enabled=true")) as run:
         pipeline = Pipeline(run)
         pipeline.ingest()
-        manifest = pipeline.generate()
+        manifest = pipeline.make("generate")
     assert manifest.rows == 0 and manifest.drops.keys() <= {"title alone", "repeated"}
 
 
@@ -368,8 +373,8 @@ def test_a_teacher_that_misorders_the_probe_is_refused_unless_forced(
         pipeline = Pipeline(run)
         pipeline.ingest()
         with pytest.raises(TeacherRefused, match="would make the embedder worse"):
-            pipeline.check()
-        assert Pipeline(run, ui, force=True).check() is not None
+            pipeline.make("check")
+        assert Pipeline(run, ui, force=True).make("check") is not None
     assert any("because of --force" in line for line in ui.said)
 
 
@@ -517,15 +522,15 @@ def test_killed_while_growing(
 ) -> None:
     """Ended before it was complete, grown, killed while growing in each stage that is paid for, and gone on with."""
     folder, large = tmp_path / "run", settings(corpus, tiny_model)
-    kept = Run._write_shard
+    kept = shards._write_shard
 
-    def write(self: Run, stage: str, index: int, *rest):
+    def write(run: Run, stage: str, index: int, *rest):
         if (stage, index) == ("relabel", 3):
             raise InterruptedError
-        return kept(self, stage, index, *rest)
+        return kept(run, stage, index, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "_write_shard", write)
+        patched.setattr(shards, "_write_shard", write)
         with pytest.raises(InterruptedError):
             through_select(folder, settings(corpus, tiny_model, "generate.queries=13"))
     env = dict(os.environ, HF_HUB_OFFLINE="1")
@@ -724,11 +729,12 @@ def test_another_format_is_kept_only_for_a_clear_gain(tmp_path: Path, monkeypatc
             ([0.4] * 8, "native"),
             (first, "native"),
         ):
-            monkeypatch.setattr(pipeline, "agreements", lambda second=second: {"native": first, "unified": second})
-            assert pipeline.chosen_format() == kept
+            found = {"native": first, "unified": second}
+            monkeypatch.setattr("gecko.stages.agreement.make", lambda _, found=found: found)
+            assert chosen_format(pipeline) == kept
         few = {"native": [0.5, 0.6], "unified": [0.6, 0.7]}  # an interval of two is above 0 whenever both are
-        monkeypatch.setattr(pipeline, "agreements", lambda: few)
-        assert pipeline.chosen_format() == "native"
+        monkeypatch.setattr("gecko.stages.agreement.make", lambda _: few)
+        assert chosen_format(pipeline) == "native"
 
 
 def test_a_precision_that_is_chosen_is_part_of_what_was_asked(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -738,7 +744,7 @@ def test_a_precision_that_is_chosen_is_part_of_what_was_asked(corpus: Path, tiny
         pipeline.through("relabel")
         before = run.finished("relabel").parts
     with Run(tmp_path / "run", settings(corpus, tiny_model, "relabel.precision=full"), force=True) as run:
-        Pipeline(run).relabel()
+        Pipeline(run).make("relabel")
         assert run.finished("relabel").parts == {**before, "precision": "full"}
 
 

@@ -12,6 +12,7 @@ from gecko.llm.fake import FakeLM
 from gecko.prompts import Prompt
 from gecko.run.folder import Run
 from gecko.stages.runner import Pipeline
+from gecko.stages.speed import measure
 
 from .test_runner import Listener
 
@@ -48,8 +49,8 @@ def measured(
     monkeypatch.setattr(time, "perf_counter", lambda: teacher.now)
     with Run(tmp_path / "run", load_config(None, ["generate.batch=6"], {"llm": "fake"})) as run:
         pipeline = Pipeline(run, ui)
-        pipeline._teacher = teacher
-        return pipeline._measure()
+        pipeline.models.teacher = teacher
+        return measure(pipeline)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from gecko.core.errors import TeacherError
 from gecko.core.files import digest
 from gecko.core.progress import Ui
 from gecko.core.records import Example, Score
+from gecko.fret.view import all_scores
 from gecko.llm import registry
 from gecko.llm.base import Group
 from gecko.llm.fake import FakeLM
 from gecko.prompts import Prompt
 from gecko.run.folder import Run
-from gecko.stages.reuse import all_scores
 from gecko.stages.runner import Pipeline
 
 

@@ -24,6 +24,8 @@ from gecko.prompts import load_prompt
 from gecko.report.inspect import lines, statistics
 from gecko.report.table import AGREEMENT, agreement_rows, verdict
 from gecko.run.folder import Run
+from gecko.stages import plan, user_queries
+from gecko.stages.embed import vectors
 from gecko.stages.publish import dataset_folder, push
 from gecko.stages.reuse import REUSED
 from gecko.stages.runner import Pipeline, distill
@@ -137,9 +139,9 @@ def test_they_are_mined_judged_and_taught_without_a_seed(run_folder: Path) -> No
         asked, written = run.read("asked", Query), run.read("generate", Query)
         scores, rows = run.read("relabel", Score), run.read("select", Example)
         mined, result = run.read("mine", Candidate), pipeline.evaluate()
-        vectors = pipeline.vectors
-        questions = pipeline.embed_queries([query.text for query in asked], [query.task for query in asked])
-        found = {query.id: vector for query, vector in zip(asked, questions @ vectors.T, strict=True)}
+        embedded = vectors(pipeline)
+        questions = pipeline.models.embed_queries([query.text for query in asked], [query.task for query in asked])
+        found = {query.id: vector for query, vector in zip(asked, questions @ embedded.T, strict=True)}
         notes = run.finished("select").notes
     assert len(asked) == QUERIES and len(written) > 15
     assert {query.split for query in asked} == {"train", "heldout"}
@@ -252,7 +254,7 @@ def test_a_longer_log_pays_for_the_new_ones_only(corpus: Path, tiny_model: Path,
     def through(folder: Path, config: RunConfig) -> Counter[str]:
         with Run(folder, config) as run:
             pipeline = Pipeline(run)
-            pipeline.asked(again=True)
+            user_queries.make(pipeline, again=True)
             pipeline.ingest()
             pipeline.through("select")
             return run.finished("relabel").notes
@@ -277,7 +279,7 @@ def test_stages_do_not_look_at_the_log_again(corpus: Path, tiny_model: Path, log
     def through(*, again: bool) -> list[str]:
         with Run(tmp_path / "run", config) as run:
             pipeline = Pipeline(run)
-            pipeline.asked(again=again)
+            user_queries.make(pipeline, again=again)
             pipeline.ingest()
             pipeline.through("select")
             return [run.finished(stage).identity for stage in ("asked", "mine", "relabel", "select")]
@@ -334,7 +336,7 @@ def test_half_of_a_budget_is_theirs_at_most(corpus: Path, tiny_model: Path, log:
             spent = run.finished("relabel").tokens
             kinds.append((len(judged & asked), len(judged - asked)))
             assert spent <= float(budget.removesuffix("tok"))
-            assert pipeline.plan.asked == len(judged & asked)
+            assert plan.make(pipeline).asked == len(judged & asked)
         assert any("that people asked" in line for line in said.said) == (number == 0)
     assert 4 <= kinds[0][0] < QUERIES and kinds[0][1] > 0
     assert kinds[1][0] == QUERIES and kinds[1][1] > kinds[0][1]
@@ -343,7 +345,7 @@ def test_half_of_a_budget_is_theirs_at_most(corpus: Path, tiny_model: Path, log:
         pipeline = Pipeline(run)
         pipeline.ingest()
         pipeline.through("relabel")
-        assert 4 <= len({score.query_id for score in run.read("relabel", Score)}) == pipeline.plan.asked < QUERIES
+        assert 4 <= len({score.query_id for score in run.read("relabel", Score)}) == plan.make(pipeline).asked < QUERIES
     with (
         Run(tmp_path / "small", asking(corpus, tiny_model, log, "generate.queries=null", "budget=50tok")) as run,
         pytest.raises(ConfigError, match="too small to judge 4 of the 30 queries that people asked"),

@@ -13,6 +13,7 @@ from gecko.fret.variables import draw
 from gecko.report import write_report
 from gecko.report.inspect import statistics
 from gecko.run.folder import Run
+from gecko.stages.graph import history
 from gecko.stages.runner import Pipeline
 
 from ..conftest import write_corpus
@@ -83,7 +84,7 @@ def test_pages_show_what_was_asked(corpus: Path, tiny_model: Path, tmp_path: Pat
     with Run(tmp_path / "run") as run:
         pipeline = Pipeline(run)
         found = statistics(pipeline)
-        write_report(pipeline, tmp_path / "report.html")
+        write_report(pipeline, history(pipeline.run), tmp_path / "report.html")
     report = (tmp_path / "report.html").read_text()
     assert report.count("persona: <bdi>a ") == found["rows"] > 0
     assert "What was asked of the queries" in report and "a pilot" in report
@@ -95,4 +96,4 @@ def test_variables_need_a_prompt_that_has_them(corpus: Path, tiny_model: Path, t
         Run(tmp_path / "run", config) as run,
         pytest.raises(ConfigError, match=r"language: the prompt 'generate' has no variables; set .*'generate_varied'"),
     ):
-        Pipeline(run).generate()
+        Pipeline(run).make("generate")

@@ -36,6 +36,7 @@ def on_run(
     """
     from gecko.config.load import change_config
     from gecko.run.folder import Run
+    from gecko.stages import user_queries
     from gecko.stages.runner import Pipeline
 
     ui = Terminal()
@@ -47,7 +48,7 @@ def on_run(
         with Run(options.run, config, force=True, same_prompts=True, say=ui.say) as run:
             pipeline = Pipeline(run, ui, force=options.force, asks=asks, engine=used)
             if run.config.asked != before.asked:
-                pipeline.asked(again=True)
+                user_queries.make(pipeline, again=True)
             if run.config.corpus != before.corpus:
                 pipeline.ingest()
             if through is not None:

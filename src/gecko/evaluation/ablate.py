@@ -37,8 +37,8 @@ from gecko.evaluation.metrics import per_query
 from gecko.evaluation.sets import load_set
 from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
+from gecko.fret.view import all_scores, own_queries
 from gecko.run.folder import Run
-from gecko.stages.reuse import all_scores, own_queries
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder

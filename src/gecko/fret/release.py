@@ -30,8 +30,6 @@ from gecko.core.records import Candidate, Example, Passage, Query, Score
 from gecko.corpus import ingest
 from gecko.fret.fuse import Label, fuse
 from gecko.fret.select import select
-from gecko.run.folder import Run
-from gecko.stages.reuse import own_queries
 
 FILE = "fret.parquet"
 STDLIB = "fret-stdlib"
@@ -205,58 +203,6 @@ def _ranked(row: Mapping[str, Any], config: SelectConfig) -> list[Label]:
             entry["rc"],
         )
     return fuse(candidates, scores, config.fusion, config.rrf_constant)
-
-
-def released_rows(run: Run) -> list[dict[str, Any]]:
-    """The judged queries of a run, as rows of :data:`SCHEMA`; those of which every candidate is judged, if it was stopped.
-
-    Queries that people asked are not everybody's to read: they are among them with ``asked.publish`` only.
-
-    Raises:
-        RunError: nothing of the run is relabelled.
-    """
-    content = {passage.id: content_hash(passage) for passage in run.read("ingest", Passage)}
-    scores = {(score.query_id, score.passage_id): score for score in run.read_so_far("relabel", Score)}
-    candidates: dict[str, list[Candidate]] = {}
-    for candidate in run.read("mine", Candidate):
-        candidates.setdefault(candidate.query_id, []).append(candidate)
-    return [
-        _row(query, candidates[query.id], scores, content)
-        for query in own_queries(run)
-        if candidates.get(query.id) and (not query.asked or run.config.asked.publish)
-        if all((query.id, candidate.passage_id) in scores for candidate in candidates[query.id])
-    ]
-
-
-def _row(
-    query: Query,
-    candidates: Sequence[Candidate],
-    scores: Mapping[tuple[str, str], Score],
-    content: Mapping[str, str],
-) -> dict[str, Any]:
-    ordered = sorted(candidates, key=lambda candidate: candidate.rank)
-    judged = [scores[query.id, candidate.passage_id] for candidate in ordered]
-    return {
-        "query_id": query.id,
-        "task": query.task,
-        "query": query.text,
-        "split": query.split,
-        "seed_id": query.seed_id,
-        "llm": query.llm,
-        "teacher": judged[0].teacher,
-        "prompt_hash": judged[0].prompt_hash,
-        "candidates": [
-            {
-                "passage_id": candidate.passage_id,
-                "content": content[candidate.passage_id],
-                "cosine": candidate.score,
-                "ql_sum": score.ql_sum,
-                "ql_tokens": score.ql_tokens,
-                "rc": score.rc,
-            }
-            for candidate, score in zip(ordered, judged, strict=True)
-        ],
-    }
 
 
 def write_release(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -7,17 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gecko.config.run import RunConfig
 from gecko.core.files import read_json
 from gecko.corpus.sources import SQL_SCHEMES
 from gecko.fret.release import COLUMNS
+from gecko.fret.view import RunView
 from gecko.report.table import asked_rows, closing_rows, origins
 from gecko.report.text import shown
-
-if TYPE_CHECKING:
-    from gecko.stages.runner import Pipeline
 
 UNKNOWN = "unknown"
 # Of what a fresh installation works with: the documentation, the teachers and the start models.
@@ -66,22 +64,22 @@ def _license_fields(name: str) -> dict[str, Any]:
     return {"license": name}
 
 
-def model_card(pipeline: "Pipeline", result: Mapping[str, Any] | None) -> str:
+def model_card(view: RunView, form: str, result: Mapping[str, Any] | None) -> str:
     """The card of ``RUN/model``.
 
     Args:
-        pipeline: of a run whose model is trained.
+        view: of a run whose model is trained.
+        form: the input format that was kept.
         result: what ``evaluate`` measured; none: nothing yet.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
     from gecko.training.schedule import enough_steps
 
-    config = pipeline.config
+    config = view.config
     start = _trained_from(config)
     name = config.card.title or f"{public_name(start).rpartition(':')[2].rpartition('/')[2]}-gecko"
-    form = result["form"] if result else pipeline.chosen_format()
-    trained = read_json(pipeline.run.path / f"train-{form}" / "training.json")
+    trained = read_json(view.run.path / f"train-{form}" / "training.json")
     measured = [
         EvalResult(
             task_type="retrieval",
@@ -104,7 +102,7 @@ def model_card(pipeline: "Pipeline", result: Mapping[str, Any] | None) -> str:
         eval_results=measured or None,
         **_license_fields(allowed["start model"]),
     )
-    selected = pipeline.run.finished("select")
+    selected = view.run.finished("select")
     own, released = origins(selected)
     asked = asked_rows(selected)
     return _render(
@@ -119,7 +117,7 @@ def model_card(pipeline: "Pipeline", result: Mapping[str, Any] | None) -> str:
         sets=[(entry.name, entry.kind) for entry in config.mixture.sets],
         teacher=public_name(config.llm),
         corpus=[public_name(source) for source in config.corpus.sources],
-        passages=len(pipeline.passages),
+        passages=len(view.passages),
         own=own - asked,
         asked=asked,
         released={public_name(spec): count for spec, count in released.items()},

@@ -6,7 +6,7 @@ The measures of ``fret/quality.py`` are shown for the generated queries, whether
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +16,7 @@ from gecko.core.text import words
 from gecko.corpus.language import likeliest_of
 from gecko.fret.quality import copied, kind, leaked, near_by_words, speaks_of_itself
 from gecko.fret.variables import LANGUAGE, SAME, draw
-from gecko.stages.reuse import ASKED
-
-if TYPE_CHECKING:
-    from gecko.stages.runner import Pipeline
+from gecko.fret.view import ASKED, RunView
 
 ENGLISH = "en"
 QUANTILES = (5, 25, 50, 75, 95)
@@ -46,35 +43,35 @@ SHARES = {
 }
 
 
-def statistics(pipeline: "Pipeline") -> dict[str, Any]:
+def statistics(view: RunView) -> dict[str, Any]:
     """Numbers of a run whose rows are selected; shares are on 0 to 1, quantiles are the 5th, 25th, 50th, 75th and 95th.
 
     Raises:
         RunError: a stage up to ``select`` is not finished, or a shard is damaged.
     """
-    run = pipeline.run
+    run = view.run
     stages = [stage for stage in STAGES if stage != ASKED or run.config.asked.sources]
-    queries, rows = pipeline.queries, run.read("select", Example)
+    queries, rows = view.queries, run.read("select", Example)
     mined = run.read("mine", Candidate)
     places: list[int] = []
     for query in queries:
-        order = [label.passage_id for label in pipeline.labels.get(query.id, ())]
+        order = [label.passage_id for label in view.labels.get(query.id, ())]
         if query.seed_id in order:
             places.append(order.index(query.seed_id) + 1)
-    first = [ranked[0].rc for ranked in pipeline.labels.values() if ranked]
+    first = [ranked[0].rc for ranked in view.labels.values() if ranked]
     texts = [query.text for query in queries]
     written = [query for query in queries if not query.asked]
-    seeds = [pipeline.by_id[query.seed_id] for query in written]
+    seeds = [view.by_id[query.seed_id] for query in written]
     own = len({row.query_id for row in mined} & {query.id for query in written})
     return {
-        "passages": len(pipeline.passages),
+        "passages": len(view.passages),
         "queries": len(queries),
         "rows": len(rows),
-        "passage_chars": _quantiles([len(passage.text) for passage in pipeline.passages]),
+        "passage_chars": _quantiles([len(passage.text) for passage in view.passages]),
         "query_words": _quantiles([len(words(text)) for text in texts]),
         "kinds": dict(Counter(kind(query.task) for query in queries).most_common()),
         "tasks": len({query.task for query in queries}),
-        "variables": variable_counts(pipeline, rows),
+        "variables": variable_counts(view, rows),
         "asked": len(queries) - len(written),
         "seeds": len({query.seed_id for query in written}),
         "seed_retrieved": _share(own - sum(not row.natural for row in mined), own),
@@ -91,23 +88,23 @@ def statistics(pipeline: "Pipeline") -> dict[str, Any]:
             sum(leaked(query.text, seed.title) > TITLE for query, seed in zip(written, seeds, strict=True)),
             len(written),
         ),
-        "in_the_language": _in_the_language(pipeline),
+        "in_the_language": _in_the_language(view),
         "near_duplicate": _share(sum(like is not None for like in near_by_words(texts, NEAR)), len(queries)),
         "drops": {stage: dict(run.finished(stage).drops.most_common()) for stage in stages},
-        "made_by": provenance(pipeline),
+        "made_by": provenance(view),
     }
 
 
-def _in_the_language(pipeline: "Pipeline") -> float | None:
+def _in_the_language(view: RunView) -> float | None:
     """The share of the queries that were asked for in a language by name that are written in it, as far as can be told.
 
     A query is in the likeliest of those languages and English, in which a teacher writes that does not obey.
     """
-    asked = {value for value in pipeline.config.generate.variables.get(LANGUAGE, {}) if value != SAME}
+    asked = {value for value in view.config.generate.variables.get(LANGUAGE, {}) if value != SAME}
     if not asked - {ENGLISH}:
         return None
-    prompt, obeyed = pipeline.prompts["generate"], []
-    for query in pipeline.run.read("generate", Query):
+    prompt, obeyed = view.prompts["generate"], []
+    for query in view.run.read("generate", Query):
         if (wanted := draw(prompt, query.id)[LANGUAGE]) != SAME:
             try:
                 obeyed.append(likeliest_of(asked | {ENGLISH}, query.text, "") == wanted)
@@ -116,11 +113,11 @@ def _in_the_language(pipeline: "Pipeline") -> float | None:
     return _share(sum(obeyed), len(obeyed))
 
 
-def provenance(pipeline: "Pipeline") -> dict[str, str]:
+def provenance(view: RunView) -> dict[str, str]:
     """Where every row comes from, beside its seed passage: prompts and models by hash, and the random seed."""
     made = {}
     for stage in ("generate", "mine", "relabel"):
-        parts = pipeline.run.finished(stage).parts
+        parts = view.run.finished(stage).parts
         for name in ("teacher", "model", "prompt generate", "prompt likelihood", "prompt relevance", "seed"):
             if name in parts:
                 made[f"{stage}: {name}"] = parts[name]
@@ -174,17 +171,17 @@ def shares(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [(label, f"{100 * found[name]:.1f} %") for name, label in SHARES.items() if found[name] is not None]
 
 
-def variable_counts(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, dict[str, dict[str, int]]]:
+def variable_counts(view: RunView, rows: Sequence[Example]) -> dict[str, dict[str, dict[str, int]]]:
     """By variable and value how many queries were asked to be so, and how many of them became a row."""
-    if not pipeline.config.generate.variables:
+    if not view.config.generate.variables:
         return {}
-    prompt, kept = pipeline.prompts["generate"], {row.query_id for row in rows}
+    prompt, kept = view.prompts["generate"], {row.query_id for row in rows}
     counted: dict[str, dict[str, dict[str, int]]] = {
         one.name: {value: {"queries": 0, "rows": 0} for value, _ in one.weights}
         for one in prompt.variables
         if one.weights
     }
-    for query in pipeline.run.read("generate", Query):
+    for query in view.run.read("generate", Query):
         for name, value in draw(prompt, query.id).items():
             counted[name][value]["queries"] += 1
             counted[name][value]["rows"] += query.id in kept

@@ -17,6 +17,7 @@ from gecko.core.files import read_json, write_bytes
 from gecko.core.records import Candidate, Example, Passage, Query
 from gecko.fret.quality import copied
 from gecko.fret.variables import draw
+from gecko.fret.view import RunView, asked_queries
 from gecko.report import plots
 from gecko.report.inspect import KINDS, QUANTILES, shares, spreads, statistics
 from gecko.report.render import render
@@ -34,18 +35,31 @@ from gecko.report.table import (
 )
 from gecko.run.folder import Run
 from gecko.run.manifest import Manifest
-from gecko.stages.reuse import ASKED, asked_queries, relabel_stages, scores_identity
 
 if TYPE_CHECKING:
     from gecko.fret.fuse import Label
-    from gecko.stages.runner import Pipeline
 
 EXAMPLES = 50
 TASKS = 15
 EXCERPT = 300
 PLOT = "_plot"  # what a plot's name ends with in the page's content
-RECORD_STAGES = ("ingest", ASKED, "generate", "mine", "relabel", "select")
-TEACHER_STAGES = ("generate", "relabel")
+
+
+@dataclass(frozen=True)
+class History:
+    """What the stages of a run have done.
+
+    Attributes:
+        made: the manifests that exist, by folder, in the order of the work.
+        of_records: the folders that hold records.
+        of_teacher: the folders that the teacher's time was spent on.
+        stale: in words, which stages were made from what has been made anew since.
+    """
+
+    made: dict[str, Manifest]
+    of_records: Sequence[str]
+    of_teacher: Sequence[str]
+    stale: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -57,11 +71,12 @@ class Shown:
     label: "Label | None"
 
 
-def write_report(pipeline: "Pipeline", path: Path, figures: Path | None = None) -> None:
+def write_report(view: RunView, history: History, path: Path, figures: Path | None = None) -> None:
     """Write the report of a run whose rows are selected; what is not measured yet is left out.
 
     Args:
-        pipeline: of the run.
+        view: of the run.
+        history: what its stages have done.
         path: of the HTML file.
         figures: a folder for the report's plots, an SVG file each.
 
@@ -69,7 +84,7 @@ def write_report(pipeline: "Pipeline", path: Path, figures: Path | None = None) 
         RunError: a stage up to ``select`` is not finished, or a file is damaged.
         StorageError: the disk refuses a file.
     """
-    content = _content(pipeline)
+    content = _content(view, history)
     write_bytes(path, render("report.html.j2", content).encode("utf-8"))
     if figures is None:
         return
@@ -79,17 +94,16 @@ def write_report(pipeline: "Pipeline", path: Path, figures: Path | None = None) 
             write_bytes(figures / f"{name.removesuffix(PLOT)}.svg", alone.encode("utf-8"))
 
 
-def _content(pipeline: "Pipeline") -> dict[str, Any]:
-    run, config = pipeline.run, pipeline.config
+def _content(view: RunView, history: History) -> dict[str, Any]:
+    run, config, stages = view.run, view.config, history.made
     rows = run.read("select", Example)
-    stages = _stages(run, config.train.formats)
     result = _file(run, "evaluate", "results.json")
-    seconds = sum(stages[stage].seconds for stage in TEACHER_STAGES if stage in stages)
+    seconds = sum(stages[stage].seconds for stage in history.of_teacher if stage in stages)
     own, released = origins(stages["select"])
-    found = statistics(pipeline)
+    found = statistics(view)
     return {
         "config": config,
-        "passages": len(pipeline.passages),
+        "passages": len(view.passages),
         "rows": len(rows),
         "result": result,
         "verdict": verdict(result, own, seconds, released, asked_rows(stages["select"])) if result else "",
@@ -102,22 +116,22 @@ def _content(pipeline: "Pipeline") -> dict[str, Any]:
         "growth_plot": _placed(_growth_plot(run, result)) if result else None,
         "check": _check(run, stages),
         "stages": stages,
-        "record_stages": RECORD_STAGES,
-        "stale": _stale(run, stages),
+        "record_stages": history.of_records,
+        "stale": history.stale,
         "loss_plot": _placed(plots.losses(_losses(run, stages, config.train.formats))),
         "time_plot": _placed(plots.times({stage: manifest.seconds for stage, manifest in stages.items()})),
-        "labels": _labels(pipeline, rows),
+        "labels": _labels(view, rows),
         "tasks": _tasks(rows),
         "found": found,
         "spreads": spreads(found),
         "quantiles": QUANTILES,
         "shares": shares(found),
         "kinds": list(found["kinds"].items())[:KINDS],
-        "examples": _examples(pipeline, rows),
+        "examples": _examples(view, rows),
         "seconds": seconds,
         "cost": [(size, seconds / own * size) for size in SIZES] if own else [],
         "excerpt": EXCERPT,
-        "heldout": len(pipeline.heldout),
+        "heldout": len(view.heldout),
     }
 
 
@@ -209,64 +223,6 @@ def _check(run: Run, stages: dict[str, Manifest]) -> dict[str, Any]:
     }
 
 
-# --- stages
-
-
-def _stages(run: Run, forms: Sequence[str]) -> dict[str, Manifest]:
-    """The manifests that exist, in the order of the work."""
-    names = [
-        "ingest",
-        "embed",
-        "check",
-        *([ASKED] if run.config.asked.sources else []),
-        "plan",
-        "generate",
-        "warmup",
-        "embed-warmup",
-        "mine",
-        *relabel_stages(run),
-        "select",
-        *(f"train-{form}" for form in forms),
-        "agreement",
-        "evaluate",
-    ]
-    found = {name: run.manifest(name) for name in names}
-    return {name: manifest for name, manifest in found.items() if manifest is not None}
-
-
-def stale_stages(run: Run) -> list[str]:
-    """In words, a run's stages whose input has been made anew since: their numbers are not of the rows that are there."""
-    return _stale(run, _stages(run, run.config.train.formats))
-
-
-def _stale(run: Run, stages: dict[str, Manifest]) -> list[str]:
-    trained = {name.removeprefix("train-"): name for name in stages if name.startswith("train-")}
-    made_of: dict[str, dict[str, str]] = {
-        "generate": {"passages": "ingest"},
-        "mine": {"queries": "generate", "passages": "ingest"},
-        **{name: {"candidates": "mine"} for name in relabel_stages(run)},
-        "select": {"queries": "generate", "scores": "relabel", "candidates": "mine"},
-        **{name: {"rows": "select"} for name in trained.values()},
-        "agreement": {"scores": "relabel", "selection": "select", **trained},
-        "evaluate": trained,
-    }
-    identities = {name: manifest.identity for name, manifest in stages.items()}
-    if all(name in stages for name in relabel_stages(run)):
-        identities["relabel"] = scores_identity(run)  # what is made of scores is made of every teacher's
-    people = identities.get(ASKED, "")
-    unlike = "mine" in stages and stages["mine"].parts.get(ASKED, "") != people
-    return [
-        *(["mine was made from other queries that people asked"] if unlike else []),
-        *(
-            f"{stage} was made from an earlier {source}"
-            for stage, sources in made_of.items()
-            for part, source in sources.items()
-            if stage in stages and source in stages
-            if stages[stage].parts.get(part, identities[source]) != identities[source]
-        ),
-    ]
-
-
 def _losses(run: Run, stages: dict[str, Manifest], forms: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     curves = {}
     for form in forms:
@@ -279,10 +235,10 @@ def _losses(run: Run, stages: dict[str, Manifest], forms: Sequence[str]) -> dict
 # --- what the teacher said
 
 
-def _labels(pipeline: "Pipeline", rows: Sequence[Example]) -> dict[str, Any]:
+def _labels(view: RunView, rows: Sequence[Example]) -> dict[str, Any]:
     """Where the teacher differs from the seeds, over every query that it judged in full."""
-    labels = pipeline.labels
-    seeds = {query.id: query.seed_id for query in pipeline.queries}
+    labels = view.labels
+    seeds = {query.id: query.seed_id for query in view.queries}
     places: list[int] = []
     for identifier, ranked in labels.items():
         order = [label.passage_id for label in ranked]
@@ -311,25 +267,25 @@ def _tasks(rows: Sequence[Example]) -> dict[str, Any]:
     return {"different": len(counted), "first": sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:TASKS]}
 
 
-def _examples(pipeline: "Pipeline", rows: Sequence[Example]) -> list[dict[str, Any]]:
+def _examples(view: RunView, rows: Sequence[Example]) -> list[dict[str, Any]]:
     """Rows drawn at random by the run's seed, in their order."""
-    places = np.random.default_rng(pipeline.config.seed).permutation(len(rows))[:EXAMPLES]
-    varied = bool(pipeline.config.generate.variables)
-    own = {query.id for query in pipeline.run.read("generate", Query)} if varied else ()
+    places = np.random.default_rng(view.config.seed).permutation(len(rows))[:EXAMPLES]
+    varied = bool(view.config.generate.variables)
+    own = {query.id for query in view.run.read("generate", Query)} if varied else ()
     return [
         {
             "row": row,
-            "asked": draw(pipeline.prompts["generate"], row.query_id) if row.query_id in own else {},
-            "copied": copied(row.query, pipeline.by_id[row.seed_id].content) if row.seed_id in pipeline.by_id else None,
-            "passages": _roles(pipeline, row),
+            "asked": draw(view.prompts["generate"], row.query_id) if row.query_id in own else {},
+            "copied": copied(row.query, view.by_id[row.seed_id].content) if row.seed_id in view.by_id else None,
+            "passages": _roles(view, row),
         }
         for row in (rows[place] for place in sorted(places.tolist()))
     ]
 
 
-def _roles(pipeline: "Pipeline", row: Example) -> list[Shown]:
+def _roles(view: RunView, row: Example) -> list[Shown]:
     """The passages of a row, each once, with all that it is there."""
-    ranked = pipeline.labels.get(row.query_id, [])
+    ranked = view.labels.get(row.query_id, [])
     named = [(row.seed_id, "seed"), *((label.passage_id, "p_1") for label in ranked[:1])]
     named += [(label.passage_id, "p_N") for label in ranked[-1:]]
     named += [(row.positive.id, "positive"), *((text.id, "hard negative") for text in row.negatives)]
@@ -338,7 +294,7 @@ def _roles(pipeline: "Pipeline", row: Example) -> list[Shown]:
         roles.setdefault(identifier, []).append(role)
     places = {label.passage_id: label for label in ranked}
     return [
-        Shown(", ".join(names), pipeline.by_id[identifier], places.get(identifier))
+        Shown(", ".join(names), view.by_id[identifier], places.get(identifier))
         for identifier, names in roles.items()
-        if identifier in pipeline.by_id
+        if identifier in view.by_id
     ]

@@ -37,7 +37,7 @@ from gecko.core.files import digest, file_sha256, write_json
 from gecko.core.records import SCHEMAS, from_table
 from gecko.prompts import Prompt, make_prompt, read_files
 from gecko.run.lock import lock_folder, sweep
-from gecko.run.manifest import Manifest, Shard, command_of, differing, fixed_parts, manifest_of, read_manifest
+from gecko.run.manifest import Manifest, Shard, differing, fixed_parts, manifest_of, read_manifest
 from gecko.run.prompts import kept_files
 from gecko.run.settings import settle
 
@@ -71,6 +71,8 @@ class Run:
     ) -> None:
         self.path = path = folder_of(path)
         self.say = say
+        # What makes a stage's folder, for messages; whoever knows the stages sets it.
+        self.command_of: Callable[[str], str] = lambda folder: folder.partition("-")[0]
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; give the path of a folder for the run")
         if config is None and not (path / "config.json").exists():
@@ -122,7 +124,7 @@ class Run:
                 raise RunError(
                     f"{self.path} is a run of gecko pretrain and has no stage {stage}; use its model, {self.path / 'model'}"
                 )
-            command = command_of(stage)
+            command = self.command_of(stage)
             raise RunError(f"{self.path}: stage {stage} is not finished; run: gecko {command} {self.path}")
         return manifest
 
@@ -204,7 +206,7 @@ class Run:
 
     def verify(self, path: Path, shard: Shard) -> None:
         """Raise RunError if a shard's file is missing, damaged or edited."""
-        again = f"gecko {command_of(path.parent.name)} {self.path} makes it again"
+        again = f"gecko {self.command_of(path.parent.name)} {self.path} makes it again"
         mend = f"delete it, and {again}"
         if path.parent.parent != self.path:
             mend = again = f"delete the folder {path.parent}, and what it holds is paid for again"

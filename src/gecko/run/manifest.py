@@ -88,11 +88,6 @@ class Manifest:
         return sum((Counter(shard.notes) for shard in self.shards), Counter[str]())
 
 
-def command_of(stage: str) -> str:
-    """The command that makes a stage."""
-    return {"asked": "generate"}.get(stage, stage.partition("-")[0])  # relabel-2 is a part of relabel
-
-
 def fixed_parts(parts: Mapping[str, str], growing: Collection[str]) -> dict[str, Any]:
     """What was paid for hangs on these parts: those not in ``growing``, where ``settings.x`` is a key of a JSON part."""
     left: dict[str, Any] = {key: value for key, value in parts.items() if key not in growing}

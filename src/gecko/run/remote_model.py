@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=_Identified)
 
 
 @dataclass
-class _Sent(ABC, Generic[Model]):
+class RemoteModel(ABC, Generic[Model]):
     """A model that is loaded where it is called; ``identity`` is what it must have."""
 
     spec: str

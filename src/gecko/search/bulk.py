@@ -42,7 +42,7 @@ from gecko.run.lock import lock_folder
 if TYPE_CHECKING:
     from gecko.encoder.backend import Precision
     from gecko.encoder.embedder import Embedder
-from gecko.run.remote_model import _Sent
+from gecko.run.remote_model import RemoteModel
 
 LAYOUT = 1
 MANIFEST = ".manifest.parquet"
@@ -243,7 +243,7 @@ def _embedded(
     if engine.remote:
         exported = (Path(embedder.spec).expanduser() / CARD).is_file()  # it refuses to be given a precision
         precision = "auto" if exported else cast(Precision, embedder.precision)
-        model = SentEmbedder(embedder.spec, embedder.identity, precision)
+        model = RemoteEmbedder(embedder.spec, embedder.identity, precision)
     for index, done in engine.run(partial(_vectors, model=model, config=config), take):
         finished[index] = done.rows[0]
         while following in finished:
@@ -339,7 +339,7 @@ def _write(folder: Path, manifest: BulkManifest, batch: list[Passage], vectors: 
 
 
 @dataclass
-class SentEmbedder(_Sent["Embedder"]):
+class RemoteEmbedder(RemoteModel["Embedder"]):
     """An embedder; ``spec`` and ``precision`` as for :func:`gecko.encoder.load`."""
 
     precision: "Precision" = "auto"

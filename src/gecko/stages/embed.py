@@ -1,4 +1,4 @@
-"""The corpus as vectors, shard by shard: resumed where it was killed, and a grown corpus costs only what changed.
+"""Stage ``embed``: the corpus as vectors, shard by shard; a grown corpus costs only what changed.
 
 The vectors of a shard of passages depend on that shard and the model alone. So while the file is being made each shard's
 vectors lie in ``pieces/`` under the shard's checksum, and a shard that an earlier, archived file covers is copied from it.
@@ -7,7 +7,7 @@ vectors lie in ``pieces/`` under the shard's checksum, and a shard that an earli
 import io
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,11 @@ from gecko.core.records import Passage
 from gecko.run.engine import LOCAL, Executor
 from gecko.run.folder import Run
 from gecko.run.manifest import Shard
+from gecko.run.shards import build_file
+from gecko.stages.context import Context
+from gecko.stages.ingest import INGEST
+from gecko.stages.models import EncoderLoader
+from gecko.stages.stage import Stage
 
 if TYPE_CHECKING:
     from gecko.encoder.encoder import Encoder
@@ -111,3 +116,33 @@ def _earlier(run: Run, stage: str, parts: Mapping[str, str]) -> Iterator[tuple[s
         for sha, rows in read_json(index):
             yield sha, vectors[start : start + rows]
             start += rows
+
+
+def vectors(context: Context) -> np.ndarray:
+    """The start model's embeddings of the corpus: float32 (passages, d), unit rows."""
+    models = context.models
+    return context.once(EMBED.name, lambda: embedded(context, EMBED, models.start_identity, models.start_loader))
+
+
+def embedded(context: Context, stage: Stage, identity: str, encoder: EncoderLoader) -> np.ndarray:
+    """A model's embeddings of the corpus: float32 (passages, d), unit rows.
+
+    Args:
+        context: of the run.
+        stage: which of the three stages below.
+        identity: hash of the model.
+        encoder: loads it.
+    """
+    parts = stage.parts(context) | {"model": identity}
+
+    def make(path: Path) -> None:
+        write_vectors(context.run, stage.name, parts, path, encoder, context.ui.say, context.engine)
+
+    found: np.ndarray = np.load(build_file(context.run, stage.name, parts, FILE, make), mmap_mode="r")
+    return found
+
+
+EMBED = Stage(name="embed", version=1, make=vectors, reads={"passages": INGEST}, command="generate")
+# The same by the model of mine.warmup_epochs, and by that of mine.model; ``mine`` makes them.
+EMBED_WARMUP = replace(EMBED, name="embed-warmup", command="mine", applies=lambda config: config.mine.warmup_epochs > 0)
+EMBED_MINER = replace(EMBED, name="embed-miner", command="mine", applies=lambda config: bool(config.mine.model))

@@ -1,7 +1,7 @@
-"""What a run measures at its end: the trained models, the start model and BM25 on the test sets, and agreement."""
+"""Stage ``evaluate``: the trained models, the start model and BM25 on the test sets, and agreement with the teacher."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,20 +9,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gecko.config.mixture import FRET
-from gecko.core.files import digest, read_json
-from gecko.evaluation.beir import RetrievalSet
+from gecko.core.errors import CorpusError
+from gecko.core.files import digest, read_json, tree_sha256, write_json
+from gecko.core.formats import InputFormat
+from gecko.corpus.readers import source_identity
+from gecko.evaluation import builtin
+from gecko.evaluation.beir import RetrievalSet, parse_spec
 from gecko.evaluation.evaluate import BM25, SetScores, evaluate_retrieval
 from gecko.evaluation.metrics import bootstrap_ci
+from gecko.evaluation.sets import load_set
+from gecko.run.shards import build_file
+from gecko.stages import agreement, train
+from gecko.stages.choose import chosen_format
+from gecko.stages.context import Context
+from gecko.stages.stage import Stage, value
+from gecko.stages.train import TRAIN, student_folder, training_rows
 
 if TYPE_CHECKING:
-    from gecko.stages.runner import Pipeline
-from gecko.evaluation.sets import load_set
+    from gecko.encoder import Encoder
 
 START, STUDENT = "start", "student"
 SHOWN = ("ndcg@10", "recall@20")
 
 
-def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
+def measure_run(context: Context) -> dict[str, Any]:
     """The numbers of a run, on 0–1.
 
     Returns:
@@ -34,66 +44,73 @@ def measure_run(pipeline: "Pipeline") -> dict[str, Any]:
         trained on, and ``recipe``, a hash of how, so that evaluations of one recipe can be put beside each other.
     """
     from gecko.encoder import load_encoder
-    from gecko.evaluation.cache import KeptEmbeddings
 
-    config = pipeline.config
-    forms = config.train.formats
-    chosen = pipeline.chosen_format()
-    sets = [load_set(spec) for spec in config.evaluate.sets]
+    config, chosen = context.config, chosen_format(context)
+    forms, sets = config.train.formats, [load_set(spec) for spec in config.evaluate.sets]
     result: dict[str, Any] = {"form": chosen, "formats": list(forms), "sets": {}, "agreement": None}
     how = config.model_dump_json(include={"train", "select", "mixture", "student", "backbone", "seed"})
     if config.asked.sources:  # of another kind than written ones, so no point on their curve
         how += f"{config.asked.task} {config.generate.queries == 0}"
-    result |= {"rows": len(pipeline.training_rows), "recipe": digest(how)}
+    result |= {"rows": len(training_rows(context)), "recipe": digest(how)}
     if sets:
-        models = {START: pipeline.start} | {form: load_encoder(str(pipeline.student_folder(form))) for form in forms}
-        pipeline.ui.say(f"measuring {len(models)} models on {', '.join(data.name for data in sets)}")
-        for data in sets:
-            if data.gaps:
-                pipeline.ui.say(f"{data.name}: {data.gaps}")
-        with _scratch(pipeline.run.path / ".vectors") as kept:
-            whole = {label: KeptEmbeddings(encoder, kept) for label, encoder in models.items()}
-            scores = evaluate_retrieval(sets, whole, progress=True)
-            widths: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
-            for dim in _widths(pipeline, chosen):
-                labels = [label for label in (START, chosen) if dim <= models[label].dim]
-                cut = {
-                    label: KeptEmbeddings(models[label].truncated(dim), kept)
-                    for label in labels
-                    if dim < models[label].dim
-                }
-                narrow = evaluate_retrieval(sets, cut, bm25=False) if cut else {}
-                for name, score in scores.items():
-                    means = {label: (narrow[name] if label in cut else score).mean(label) for label in labels}
-                    widths[name].append({"dim": dim} | means)
-        result["sets"] = {
-            name: _set(score, list(forms), config.evaluate.resamples, config.seed) | {"widths": widths[name]}
-            for name, score in scores.items()
-        }
-        for name, count in _trained_on(pipeline, sets).items():
-            result["sets"][name]["trained_on"] = count
-            pipeline.ui.say(
-                f"warning: {count:,} queries of {name} are among those that people asked, and were trained on: its numbers "
-                "flatter the student; leave them out of asked.sources"
-            )
-    if pipeline.heldout:
-        values = {label: np.array(row) for label, row in pipeline.agreements().items()}
+        models = {START: context.models.start}
+        models |= {form: load_encoder(str(student_folder(context, form))) for form in forms}
+        result["sets"] = _measured(context, sets, models, chosen)
+    if context.heldout:
+        values = {label: np.array(row) for label, row in agreement.make(context).items()}
 
         def part(chosen: np.ndarray) -> dict[str, Any]:
             base, settings = values[START][chosen], (config.evaluate.resamples, config.seed)
             models = {label: _against(row[chosen], base, *settings, label == START) for label, row in values.items()}
             return {"queries": len(base), "models": models}
 
-        asked = np.array([query.asked for query in pipeline.heldout])
+        asked = np.array([query.asked for query in context.heldout])
         result["agreement"] = part(np.ones_like(asked)) | ({"asked": part(asked)} if asked.any() else {})
     return result
 
 
-def _trained_on(pipeline: "Pipeline", sets: list[RetrievalSet]) -> dict[str, int]:
+def _measured(
+    context: Context, sets: list[RetrievalSet], models: "dict[str, Encoder]", chosen: InputFormat
+) -> dict[str, Any]:
+    """The numbers of each test set."""
+    from gecko.evaluation.cache import KeptEmbeddings
+
+    config = context.config
+    context.ui.say(f"measuring {len(models)} models on {', '.join(data.name for data in sets)}")
+    for data in sets:
+        if data.gaps:
+            context.ui.say(f"{data.name}: {data.gaps}")
+    with _scratch(context.run.path / ".vectors") as kept:
+        whole = {label: KeptEmbeddings(encoder, kept) for label, encoder in models.items()}
+        scores = evaluate_retrieval(sets, whole, progress=True)
+        widths: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
+        for dim in _widths(context, chosen):
+            labels = [label for label in (START, chosen) if dim <= models[label].dim]
+            cut = {
+                label: KeptEmbeddings(models[label].truncated(dim), kept) for label in labels if dim < models[label].dim
+            }
+            narrow = evaluate_retrieval(sets, cut, bm25=False) if cut else {}
+            for name, score in scores.items():
+                means = {label: (narrow[name] if label in cut else score).mean(label) for label in labels}
+                widths[name].append({"dim": dim} | means)
+    found = {
+        name: _set(score, config.train.formats, config.evaluate.resamples, config.seed) | {"widths": widths[name]}
+        for name, score in scores.items()
+    }
+    for name, count in _trained_on(context, sets).items():
+        found[name]["trained_on"] = count
+        context.ui.say(
+            f"warning: {count:,} queries of {name} are among those that people asked, and were trained on: its numbers "
+            "flatter the student; leave them out of asked.sources"
+        )
+    return found
+
+
+def _trained_on(context: Context, sets: list[RetrievalSet]) -> dict[str, int]:
     """By test set how many of its queries are among the rows that people asked; sets without such are left out."""
     from gecko.fret.user_queries import likeness
 
-    taught = {likeness(row.query) for row in pipeline.training_rows if row.dataset == FRET and not row.seed_id}
+    taught = {likeness(row.query) for row in training_rows(context) if row.dataset == FRET and not row.seed_id}
     found = {data.name: sum(likeness(text) in taught for _, text in data.queries) for data in sets}
     return {name: count for name, count in found.items() if count}
 
@@ -109,13 +126,13 @@ def _scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _widths(pipeline: "Pipeline", form: str) -> list[int]:
+def _widths(context: Context, form: str) -> list[int]:
     """The widths that the model was trained in, largest first; none where it was one."""
-    dims: list[int] = read_json(pipeline.run.path / f"train-{form}" / "training.json")["dims"]
+    dims: list[int] = read_json(context.run.path / f"train-{form}" / "training.json")["dims"]
     return dims if len(dims) > 1 else []
 
 
-def _set(score: SetScores, forms: list[str], resamples: int, seed: int) -> dict[str, Any]:
+def _set(score: SetScores, forms: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
     measures = {}
     for measure in SHOWN:
         base = score.per_query[START][measure]
@@ -137,3 +154,52 @@ def _against(values: np.ndarray, base: np.ndarray, resamples: int, seed: int, is
         return {"mean": float(values.mean()), "delta": None, "ci95": None}
     delta, low, high = bootstrap_ci(values - base, resamples, seed)
     return {"mean": float(values.mean()), "delta": delta, "ci95": [low, high]}
+
+
+def make(context: Context) -> dict[str, Any]:
+    """Hold the start model, the trained ones and BM25 against the test sets.
+
+    Returns:
+        the numbers: see :func:`measure_run`.
+    """
+    train.make(context)
+    file = build_file(
+        context.run,
+        EVALUATE.name,
+        EVALUATE.parts(context),
+        "results.json",
+        lambda path: write_json(path, measure_run(context)),
+    )
+    result: dict[str, Any] = read_json(file)
+    return result
+
+
+def _depends(context: Context) -> dict[str, str]:
+    return {
+        "form": chosen_format(context),
+        "agreement": digest(str(agreement.make(context))) if context.heldout else "",
+        "start model": context.models.start_identity,
+        "sets": digest(*(f"{spec}={_set_identity(spec)}" for spec in context.config.evaluate.sets)),
+        "questions": builtin.data_hash("stdlib-questions.jsonl"),
+    }
+
+
+def _set_identity(spec: str) -> str:
+    if spec == builtin.STDLIB_QUESTIONS:
+        return source_identity("stdlib")
+    path = parse_spec(spec, None)[0]
+    if not path.exists():
+        raise CorpusError(f"{path} does not exist; give a file, a folder or `stdlib`")
+    return tree_sha256(path)
+
+
+EVALUATE = Stage(
+    name="evaluate",
+    version=2,
+    make=make,
+    reads_each=TRAIN,
+    settings={"resamples": value("evaluate.resamples"), "seed": value("seed")},
+    depends=_depends,
+    made="by its command",
+    after=(agreement.AGREEMENT,),
+)

@@ -22,10 +22,10 @@ from gecko.core.records import Candidate, Example, Passage, Query, Score
 from gecko.run.folder import Run
 from gecko.run.manifest import schema_digest
 from gecko.run.shards import run_local
+from gecko.stages.context import Context
 
 if TYPE_CHECKING:
     from gecko.encoder.vectors import Vectors
-    from gecko.stages.runner import Pipeline
 
 VERSION = 1  # raised by hand when a set gives other rows for the same source and settings
 QUERIES_A_SHARD = 512
@@ -50,7 +50,7 @@ def refuse_names(run: Run) -> None:
                 )
 
 
-def mixture_rows(pipeline: "Pipeline") -> list[Example]:
+def mixture_rows(context: Context) -> list[Example]:
     """The training rows of all sets of the run's mixture, set by set; none where it has no sets.
 
     Raises:
@@ -60,7 +60,7 @@ def mixture_rows(pipeline: "Pipeline") -> list[Example]:
     from gecko.corpus.tables import source_identity
     from gecko.training.converters import convert
 
-    run, config = pipeline.run, pipeline.config
+    run, config = context.run, context.config
     sets = config.mixture.sets
     if not sets:
         return []
@@ -83,7 +83,7 @@ def mixture_rows(pipeline: "Pipeline") -> list[Example]:
     def work(entry: MixtureSet, counts: Counts) -> list[Example]:
         rows = convert(entry, config.seed, counts.drops)
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items() if count)
-        pipeline.ui.say(f"{entry.name}: {len(rows):,} rows" + (f"; dropped: {dropped}" if dropped else ""))
+        context.ui.say(f"{entry.name}: {len(rows):,} rows" + (f"; dropped: {dropped}" if dropped else ""))
         return rows
 
     run_local(run, "mixture", Example, parts, sets, work)
@@ -93,7 +93,7 @@ def mixture_rows(pipeline: "Pipeline") -> list[Example]:
     rows: list[Example] = []
     for entry in sets:
         again = isinstance(entry, RetrievalSet | FeverSet) and entry.relabel
-        rows += _Relabelled(pipeline, entry.name, converted[entry.name]).rows() if again else converted[entry.name]
+        rows += _Relabelled(context, entry.name, converted[entry.name]).rows() if again else converted[entry.name]
     return rows
 
 
@@ -101,13 +101,13 @@ class _Relabelled:
     """One set, labelled anew.
 
     Args:
-        pipeline: gives the start model, the teacher, the prompts and the settings of FRet's own steps.
+        context: gives the start model, the teacher, the prompts and the settings of FRet's own steps.
         name: the set's.
         human: its rows as people labelled them; their positives and negatives are the passages.
     """
 
-    def __init__(self, pipeline: "Pipeline", name: str, human: Sequence[Example]) -> None:
-        self.pipeline, self.run, self.config, self.name = pipeline, pipeline.run, pipeline.config, name
+    def __init__(self, context: Context, name: str, human: Sequence[Example]) -> None:
+        self.context, self.run, self.config, self.name = context, context.run, context.config, name
         texts = [text for row in human for text in (row.positive, *row.negatives)]
         self.passages = {
             (made := _passage_id(text.title, text.text)): Passage(made, text.title, text.text, name) for text in texts
@@ -151,7 +151,7 @@ class _Relabelled:
             rows = [replace(row, dataset=self.name, candidates=(), fused=()) for row in chosen]
             changed = counts.notes["positive is not the seed"]
             dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items())
-            self.pipeline.ui.say(
+            self.context.ui.say(
                 f"{self.name}: the teacher keeps {len(rows):,} of {len(self.queries):,} queries and gives {changed:,} "
                 "another positive" + (f"; dropped: {dropped}" if dropped else "")
             )
@@ -174,26 +174,26 @@ class _Relabelled:
         ]
         parts = {
             **self.source,
-            "model": self.pipeline.start_identity,
+            "model": self.context.models.start_identity,
             "candidates": str(n),
             "schema": schema_digest(Candidate),
             "version": str(VERSION),
         }
 
         def work(shard: Sequence[Query], _: Counts) -> list[Candidate]:
-            asked = self.pipeline.start.queries([query.text for query in shard], [query.task for query in shard])
+            asked = self.context.models.start.queries([query.text for query in shard], [query.task for query in shard])
             return list(mine(shard, asked, list(self.passages), [lambda: self._vectors], n))
 
         run_local(self.run, f"mine-{self.name}", Candidate, parts, shards, work)
 
     @cached_property
     def _vectors(self) -> "Vectors":
-        return self.pipeline.start.passages(list(self.passages.values()), progress=True)
+        return self.context.models.start.passages(list(self.passages.values()), progress=True)
 
     def _relabel(self) -> None:
         from gecko.fret.relabel import relabel
 
-        pipeline, config = self.pipeline, self.config.relabel
+        context, config = self.context, self.config.relabel
         queries = {query.id: query for query in self.queries}
         by_passage: dict[str, list[Query]] = {}
         for candidate in self.run.read(f"mine-{self.name}", Candidate):
@@ -202,8 +202,8 @@ class _Relabelled:
         shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
         parts = {
             **self.source,
-            **pipeline.teacher_parts("likelihood", "relevance"),
-            **pipeline.precision_parts,
+            **context.teacher_parts("likelihood", "relevance"),
+            **context.precision_parts,
             "candidates": self.run.finished(f"mine-{self.name}").identity,
             "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
             "schema": schema_digest(Score),
@@ -211,14 +211,14 @@ class _Relabelled:
         }
 
         def work(shard: Sequence[str], counts: Counts) -> list[Score]:
-            teacher = pipeline.loaded_teacher(counts)
+            teacher = context.models.loaded_teacher(counts)
             chosen = [(self.passages[identifier], by_passage[identifier]) for identifier in shard]
-            return list(relabel(chosen, teacher, pipeline.prompts["likelihood"], pipeline.prompts["relevance"], counts))
+            return list(relabel(chosen, teacher, context.prompts["likelihood"], context.prompts["relevance"], counts))
 
         pairs = sum(map(len, by_passage.values()))
         title = f"{self.name}: judging {pairs:,} pairs, {config.shard_passages} of {len(order):,} passages at a time"
         run_local(
-            self.run, f"relabel-{self.name}", Score, parts, shards, work, lambda left: pipeline.ui.bar(title, left)
+            self.run, f"relabel-{self.name}", Score, parts, shards, work, lambda left: context.ui.bar(title, left)
         )
 
 

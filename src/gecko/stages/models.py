@@ -1,15 +1,32 @@
-"""The models of a run."""
+"""The models of a run: the start model and the teachers, loaded when they are first needed, here or where the work is."""
 
-from dataclasses import dataclass
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from gecko.config.run import RunConfig
+from gecko.config.stages import RelabelConfig
+from gecko.core.counts import Counts
+from gecko.core.errors import TeacherError
+from gecko.core.progress import Silent, Ui
+from gecko.run.engine import Executor, another_model
+from gecko.run.remote_model import RemoteModel
+
 if TYPE_CHECKING:
-    from gecko.encoder.encoder import Encoder
-from gecko.run.remote_model import _Sent
+    from gecko.encoder import Encoder
+    from gecko.llm.base import LanguageModel
+
+TeacherLoader = Callable[[Counts], "LanguageModel"]
+EncoderLoader = Callable[[], "Encoder"]
 
 
 @dataclass
-class SentEncoder(_Sent["Encoder"]):
+class RemoteEncoder(RemoteModel["Encoder"]):
     """An encoder; ``spec`` and ``pad_token`` as for :func:`gecko.encoder.load_encoder`."""
 
     pad_token: str = ""
@@ -18,3 +35,151 @@ class SentEncoder(_Sent["Encoder"]):
         from gecko.encoder import load_encoder
 
         return load_encoder(self.spec, pad_token=self.pad_token)
+
+
+@dataclass
+class RemoteTeacher:
+    """A teacher that is loaded where the work is.
+
+    Attributes:
+        spec: an LLM SPEC.
+        identity: that its weights must have.
+        config: how it reads.
+        scores: whether it must return the log-probabilities of a given text.
+    """
+
+    spec: str
+    identity: str
+    config: RelabelConfig
+    scores: bool
+    _loaded: "LanguageModel | None" = field(default=None, init=False, repr=False)
+
+    def __call__(self, counts: Counts) -> "LanguageModel":
+        """The teacher; the time that loading it takes is not counted as work.
+
+        Raises:
+            TeacherError: it cannot be loaded, or is another one here.
+        """
+        if self._loaded is None:
+            from gecko.llm.registry import check_scores, load_teacher
+
+            began = time.perf_counter()
+            loaded = load_teacher(self.spec, self.config, Silent())
+            if loaded.identity != self.identity:
+                raise TeacherError(another_model(self.spec, loaded.identity, self.identity))
+            if self.scores:
+                check_scores(loaded)
+            self._loaded = loaded
+            counts.waited += time.perf_counter() - began
+        return self._loaded
+
+
+class Models:
+    """The start model and the teachers of a run.
+
+    Args:
+        config: of the run.
+        ui: where sentences go.
+        engine: who does the work; where it is done elsewhere, models are loaded there.
+        may_ask: called before a teacher is loaded; an error where none may be.
+    """
+
+    def __init__(self, config: RunConfig, ui: Ui, engine: Executor, may_ask: Callable[[], None]) -> None:
+        self.config, self.ui, self.engine, self.may_ask = config, ui, engine, may_ask
+        self._teacher: LanguageModel | None = None
+        self._loading = 0.0
+
+    @cached_property
+    def start_identity(self) -> str:
+        """Hash of the start model."""
+        from gecko.encoder import model_identity
+
+        return model_identity(self.config.backbone)
+
+    @cached_property
+    def start(self) -> "Encoder":
+        """The start model, in its own input format."""
+        from gecko.encoder import load_encoder
+
+        return load_encoder(self.config.backbone, pad_token=self.config.train.backbone.pad_token)
+
+    @property
+    def start_loader(self) -> EncoderLoader:
+        """The start model where the work is done."""
+        if self.engine.remote:
+            return RemoteEncoder(self.config.backbone, self.start_identity, self.config.train.backbone.pad_token)
+        return lambda: self.start
+
+    def embed_queries(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
+        """Unit vectors of queries by the start model, which is loaded for it: (len(texts), d)."""
+        return self.start.queries(texts, tasks)
+
+    @cached_property
+    def teacher_identity(self) -> str:
+        """Hash of the teacher's weights."""
+        from gecko.llm.registry import teacher_identity
+
+        return teacher_identity(self.config.llm)
+
+    @property
+    def teacher(self) -> "LanguageModel":
+        """The teacher, loaded on first use."""
+        if self._teacher is None:
+            from gecko.llm.registry import check_scores, load_teacher
+
+            self.may_ask()
+            began = time.perf_counter()
+            self.ui.say(f"loading the teacher ({self.config.llm})")
+            self._teacher = load_teacher(self.config.llm, self.config.relabel, self.ui)
+            self._loading += time.perf_counter() - began
+            self.ui.say(f"{self._teacher.name} is ready after {time.perf_counter() - began:.0f} s")
+            if self.config.select.fusion != "rc":
+                check_scores(self._teacher)
+        return self._teacher
+
+    @teacher.setter
+    def teacher(self, teacher: "LanguageModel") -> None:
+        self._teacher = teacher
+
+    def loaded_teacher(self, counts: Counts) -> "LanguageModel":
+        """The teacher; the time that loading it takes is not counted as work."""
+        before = self._loading
+        teacher = self.teacher
+        counts.waited += self._loading - before
+        return teacher
+
+    @property
+    def teacher_loader(self) -> TeacherLoader:
+        """The teacher where the work is done."""
+        if self.engine.remote:
+            self.forget_teacher()  # this process has no more use for it, and may share its memory with a worker
+            scores = self.config.select.fusion != "rc"
+            return RemoteTeacher(self.config.llm, self.teacher_identity, self.config.relabel, scores)
+        return self.loaded_teacher
+
+    def other_teacher(self, spec: str) -> TeacherLoader:
+        """A further teacher, loaded on first use in the place of the one before."""
+        from gecko.llm.registry import load_teacher, teacher_identity
+
+        if self.engine.remote:
+            return RemoteTeacher(spec, teacher_identity(spec), self.config.relabel, scores=False)
+
+        @cache
+        def load() -> "LanguageModel":
+            self.may_ask()
+            self.forget_teacher()
+            self.ui.say(f"loading the teacher ({spec})")
+            return load_teacher(spec, self.config.relabel, self.ui)
+
+        def loaded(counts: Counts) -> "LanguageModel":
+            began = time.perf_counter()
+            teacher = load()
+            counts.waited += time.perf_counter() - began
+            return teacher
+
+        return loaded
+
+    def forget_teacher(self) -> None:
+        """Free the teacher's memory."""
+        self._teacher = None
+        gc.collect()

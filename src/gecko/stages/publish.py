@@ -7,20 +7,29 @@ release.
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from gecko.core.errors import GeckoError, PublishError, RunError
 from gecko.core.files import CARD, digest, read_json, write_bytes
-from gecko.fret.release import FILE, read_release, released_rows, write_release
+from gecko.core.records import Candidate, Passage, Query, Score
+from gecko.fret.release import FILE, content_hash, read_release, write_release
+from gecko.fret.view import ASKED, own_queries
 from gecko.run.folder import Run
 from gecko.run.shards import build_file
-from gecko.stages.reuse import asked_parts
-
-if TYPE_CHECKING:
-    from gecko.stages.runner import Pipeline
+from gecko.stages import graph
+from gecko.stages.choose import chosen_format
+from gecko.stages.context import Context
+from gecko.stages.evaluate import EVALUATE
+from gecko.stages.generate import GENERATE
+from gecko.stages.ingest import INGEST
+from gecko.stages.mine import MINE
+from gecko.stages.relabel import RELABEL
+from gecko.stages.stage import Stage
+from gecko.stages.train import TRAIN
+from gecko.stages.user_queries import USER_QUERIES
 
 Kind = Literal["model", "dataset"]
 _SECRET = re.compile(r"hf_\w+|(?<=[Bb]earer )\S+")
@@ -38,37 +47,49 @@ class HubApi(Protocol):
         ...
 
 
-def write_cards(pipeline: "Pipeline") -> None:
+def write_cards(context: Context) -> None:
     """Write ``RUN/dataset/fret`` and, if a model is trained on the rows that are there, ``RUN/model/README.md``."""
-    from gecko.report import stale_stages
-
-    dataset_folder(pipeline)
-    model = pipeline.run.path / "model"
-    trained = [pipeline.run.manifest(f"train-{form}") for form in pipeline.config.train.formats]
-    is_current = all(manifest is not None and manifest.done for manifest in trained) and not stale_stages(pipeline.run)
+    dataset_folder(context)
+    model = context.run.path / "model"
+    trained = [context.run.manifest(folder) for folder in TRAIN.folders_of(context.config)]
+    is_current = all(manifest is not None and manifest.done for manifest in trained) and not graph.stale(context.run)
     if model.exists() and is_current:
-        write_bytes(model / CARD, _model_card(pipeline).encode("utf-8"))
+        write_bytes(model / CARD, _model_card(context).encode("utf-8"))
 
 
-def _model_card(pipeline: "Pipeline") -> str:
+def _model_card(context: Context) -> str:
     from gecko.report.cards import model_card
 
-    manifest, path = pipeline.run.manifest("evaluate"), pipeline.run.path / "evaluate" / "results.json"
-    done = manifest is not None and manifest.done and path.exists()
-    return model_card(pipeline, read_json(path) if done else None)
+    manifest, path = context.run.manifest(EVALUATE.name), context.run.path / EVALUATE.name / "results.json"
+    result = read_json(path) if manifest is not None and manifest.done and path.exists() else None
+    return model_card(context, result["form"] if result else chosen_format(context), result)
 
 
-def dataset_folder(pipeline: "Pipeline") -> Path:
+def dataset_folder(context: Context) -> Path:
     """The run's rows as a release with its card; written anew only if they changed."""
-    run = pipeline.run
-    parts = {stage: run.finished(stage).identity for stage in ("ingest", "generate", "mine", "relabel")}
-    parts |= asked_parts(run)
-    parts |= {"settings": digest(run.config.model_dump_json(exclude={"train", "evaluate"})), "version": "1"}
 
     def make(path: Path) -> None:
-        write_dataset([run], path)
+        write_dataset([context.run], path)
 
-    return build_file(run, "dataset", parts, "fret", make)
+    return build_file(context.run, DATASET.name, DATASET.parts(context), "fret", make)
+
+
+def _depends(context: Context) -> dict[str, str]:
+    run = context.run
+    return {
+        "relabel": run.finished(RELABEL.name).identity,  # a release holds the scores of the first teacher
+        "settings": digest(run.config.model_dump_json(exclude={"train", "evaluate"})),
+    }
+
+
+DATASET = Stage(
+    name="dataset",
+    version=1,
+    make=dataset_folder,
+    reads={"ingest": INGEST, "generate": GENERATE, "mine": MINE, ASKED: USER_QUERIES},
+    depends=_depends,
+    command="report",
+)
 
 
 def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()) -> tuple[int, int]:
@@ -102,13 +123,65 @@ def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()
     return len(rows), len(found) - len(rows)
 
 
+def released_rows(run: Run) -> list[dict[str, Any]]:
+    """The judged queries of a run, as rows of a release; those of which every candidate is judged, if it was stopped.
+
+    Queries that people asked are not everybody's to read: they are among them with ``asked.publish`` only.
+
+    Raises:
+        RunError: nothing of the run is relabelled.
+    """
+    content = {passage.id: content_hash(passage) for passage in run.read("ingest", Passage)}
+    scores = {(score.query_id, score.passage_id): score for score in run.read_so_far("relabel", Score)}
+    candidates: dict[str, list[Candidate]] = {}
+    for candidate in run.read("mine", Candidate):
+        candidates.setdefault(candidate.query_id, []).append(candidate)
+    return [
+        _row(query, candidates[query.id], scores, content)
+        for query in own_queries(run)
+        if candidates.get(query.id) and (not query.asked or run.config.asked.publish)
+        if all((query.id, candidate.passage_id) in scores for candidate in candidates[query.id])
+    ]
+
+
+def _row(
+    query: Query,
+    candidates: Sequence[Candidate],
+    scores: Mapping[tuple[str, str], Score],
+    content: Mapping[str, str],
+) -> dict[str, Any]:
+    ordered = sorted(candidates, key=lambda candidate: candidate.rank)
+    judged = [scores[query.id, candidate.passage_id] for candidate in ordered]
+    return {
+        "query_id": query.id,
+        "task": query.task,
+        "query": query.text,
+        "split": query.split,
+        "seed_id": query.seed_id,
+        "llm": query.llm,
+        "teacher": judged[0].teacher,
+        "prompt_hash": judged[0].prompt_hash,
+        "candidates": [
+            {
+                "passage_id": candidate.passage_id,
+                "content": content[candidate.passage_id],
+                "cosine": candidate.score,
+                "ql_sum": score.ql_sum,
+                "ql_tokens": score.ql_tokens,
+                "rc": score.rc,
+            }
+            for candidate, score in zip(ordered, judged, strict=True)
+        ],
+    }
+
+
 def _prompt_hashes(run: Run) -> dict[str, str]:
     roles = ("generate", "query_likelihood", "relevance")
     return {Path(getattr(run.config.prompts, role)).name: run.prompt(role).hash for role in roles}
 
 
 def push(
-    pipeline: "Pipeline",
+    context: Context,
     repo: str,
     kind: Kind = "model",
     *,
@@ -120,7 +193,7 @@ def push(
     """Send the model or the rows of a run to a hub.
 
     Args:
-        pipeline: of the run.
+        context: of the run.
         repo: ``OWNER/NAME``.
         kind: which of the two.
         private: make the repository private if it is made now.
@@ -139,19 +212,17 @@ def push(
         validate_repo_id(repo)
     except HFValidationError as error:
         raise PublishError(f"{repo!r} is no name of a repository ({error}); write OWNER/NAME") from error
-    from gecko.report import stale_stages
-
-    run = pipeline.run
+    run = context.run
     if kind == "model":
-        for form in pipeline.config.train.formats:
-            run.finished(f"train-{form}")
-        if stale := stale_stages(run):
+        for name in TRAIN.folders_of(context.config):
+            run.finished(name)
+        if stale := graph.stale(run):
             raise PublishError(
                 f"{run.path}: {'; '.join(stale)}, so that the card would tell of another model than the one that is there; "
                 f"run: gecko train {run.path}, then: gecko evaluate {run.path}"
             )
-    write_cards(pipeline)
-    folder = run.path / "model" if kind == "model" else dataset_folder(pipeline)
+    write_cards(context)
+    folder = run.path / "model" if kind == "model" else dataset_folder(context)
     if kind == "dataset":
         seeds = [row["seed_id"] for row in read_release(str(folder), ["seed_id"])]
         if not seeds:

@@ -20,12 +20,12 @@ from gecko.core.counts import Counts
 from gecko.core.files import digest, file_sha256, read_json
 from gecko.core.records import Passage, Query, Score
 from gecko.fret.seeds import Seed
+from gecko.fret.view import ASKED
 from gecko.run.folder import Run
 from gecko.run.manifest import Shard
 
 REUSED = "taken over"
 PLAN = "plan.json"
-ASKED = "asked"
 
 
 def seeds_key(seeds: Sequence[Seed]) -> str:
@@ -196,34 +196,3 @@ def paid_scores(
                 if score.query_id in same and score.passage_id in there and pair not in paid.scores:
                     paid.scores[pair], paid.price[pair] = score, price
     return paid
-
-
-def own_queries(run: Run) -> list[Query]:
-    """The queries of a run: those that people asked, and those that the teacher wrote."""
-    return [*asked_queries(run), *run.read("generate", Query)]
-
-
-def asked_queries(run: Run) -> list[Query]:
-    """The queries of a run that people asked, in the order in which they are judged; none where it has no such."""
-    return run.read(ASKED, Query) if run.config.asked.sources else []
-
-
-def asked_parts(run: Run) -> dict[str, str]:
-    """What queries that people asked add to a fingerprint: nothing where there are none."""
-    return {ASKED: run.finished(ASKED).identity} if run.config.asked.sources else {}
-
-
-def relabel_stages(run: Run) -> list[str]:
-    """The stages that hold scores: one a teacher, that of ``llm`` first."""
-    return ["relabel", *(f"relabel-{number}" for number, _ in enumerate(run.config.relabel.teachers, start=2))]
-
-
-def scores_identity(run: Run) -> str:
-    """What all teachers of a run said, as the stages after them know it: a hash of every teacher's scores."""
-    identities = [run.finished(stage).identity for stage in relabel_stages(run)]
-    return digest(*identities) if len(identities) > 1 else identities[0]
-
-
-def all_scores(run: Run) -> list[Score]:
-    """The scores of every teacher of a run."""
-    return [score for stage in relabel_stages(run) for score in run.read(stage, Score)]

@@ -1,0 +1,48 @@
+"""Stage ``agreement``: how far each trained model agrees with the teacher on held-out queries."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gecko.core.files import read_json, write_json
+from gecko.evaluation.agreement import agreement
+from gecko.run.shards import build_file
+from gecko.stages.context import Context
+from gecko.stages.plan import released_parts
+from gecko.stages.relabel import RELABEL
+from gecko.stages.select import SELECT
+from gecko.stages.stage import Stage
+from gecko.stages.train import TRAIN, student_folder
+
+if TYPE_CHECKING:
+    from gecko.encoder import Encoder
+
+
+def make(context: Context) -> dict[str, list[float]]:
+    """Agreement with the teacher on each held-out query: for ``start`` and each trained format."""
+    from gecko.encoder import load_encoder
+
+    folders = {form: student_folder(context, form) for form in context.config.train.formats}
+
+    def measure(path: Path) -> None:
+        models: dict[str, Encoder] = {"start": context.models.start}
+        models.update({form: load_encoder(str(folder)) for form, folder in folders.items()})
+        values = {
+            label: agreement(context.heldout, context.labels, context.by_id, encoder).tolist()
+            for label, encoder in models.items()
+        }
+        write_json(path, values)
+
+    file = build_file(context.run, AGREEMENT.name, AGREEMENT.parts(context), "agreement.json", measure)
+    values: dict[str, list[float]] = read_json(file)
+    return values
+
+
+AGREEMENT = Stage(
+    name="agreement",
+    version=1,
+    make=make,
+    reads={"scores": RELABEL, "selection": SELECT},
+    reads_each=TRAIN,
+    depends=lambda context: {"start model": context.models.start_identity, **released_parts(context)},
+    command="train",
+)

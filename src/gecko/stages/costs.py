@@ -1,0 +1,76 @@
+"""What a run costs the teacher: tokens that it reads of passages, queries and prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gecko.core.files import digest, read_json, write_json
+from gecko.encoder.nearest import top_k
+from gecko.fret.seeds import Reading
+from gecko.llm.registry import reads_once
+from gecko.run.shards import build_file
+from gecko.stages.context import Context
+from gecko.stages.embed import vectors
+
+CHARACTERS_A_TOKEN = 4  # of English
+TOKENISED = 1024  # texts at a time
+
+
+def reads_per_passage(context: Context) -> int:
+    """How often a passage is read for judging it: once if one prompt gives both scores."""
+    return 1 if context.prompts["likelihood"].hash == context.prompts["relevance"].hash else 2
+
+
+def prompt_overhead(context: Context) -> tuple[int, int] | None:
+    """About the tokens of the prompts that write and that judge, for a teacher that reads each call in full."""
+    if reads_once(context.config.llm):
+        return None
+
+    def tokens(role: str) -> int:
+        prompt = context.prompts[role]
+        return (len(prompt.text) + sum(len(content) for _, content in prompt.messages)) // CHARACTERS_A_TOKEN
+
+    judging = {context.prompts[role].hash: tokens(role) for role in ("likelihood", "relevance")}
+    return tokens("generate"), sum(judging.values())
+
+
+def new_reading(context: Context) -> Reading:
+    """The count of what judging reads, at its beginning."""
+    overhead = prompt_overhead(context)
+    return Reading(reads_per_passage(context), overhead and overhead[1])
+
+
+def token_counts(context: Context, texts: Sequence[str]) -> list[int]:
+    """Tokens that are read of each text; counted a block at a time, since a tokenizer holds much."""
+    limit = context.config.relabel.passage_tokens
+    most = 16 * limit  # characters; what is behind them is not read
+    return [
+        min(count, limit)
+        for start in range(0, len(texts), TOKENISED)
+        for count in context.models.teacher.count_tokens([text[:most] for text in texts[start : start + TOKENISED]])
+    ]
+
+
+def kept_token_counts(context: Context, folder: str, texts: Sequence[str], ids: Sequence[str]) -> dict[str, int]:
+    """:func:`token_counts` by id; kept in a folder of the run, so that a finished run needs no teacher."""
+    parts = {
+        "texts": digest(*texts),
+        **context.teacher_parts(),
+        "passage tokens": str(context.config.relabel.passage_tokens),
+    }
+
+    def make(path: Path) -> None:
+        write_json(path, token_counts(context, texts))
+
+    counts = read_json(build_file(context.run, folder, parts, "tokens.json", make))
+    return dict(zip(ids, counts, strict=True))
+
+
+def neighbours_and_lengths(context: Context, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the N nearest passages to each vector, and of every passage the tokens, 0 if it is none of them."""
+    near, _ = top_k(asked, np.asarray(vectors(context)), context.config.mine.n)
+    read = np.unique(near)
+    lengths = np.zeros(len(context.passages), dtype=np.int64)
+    lengths[read] = token_counts(context, [context.passages[index].content for index in read])
+    return near, lengths

@@ -1,0 +1,72 @@
+"""What a run would cost, stage by stage, in words: ``--dry-run``."""
+
+import time
+
+from gecko.core.counts import Counts
+from gecko.evaluation.sets import load_set
+from gecko.stages import ingest, user_queries
+from gecko.stages.context import Context
+from gecko.stages.plan import new_plan
+from gecko.stages.speed import measure
+
+SAMPLE = 64  # passages whose embedding is timed
+
+
+def estimate(context: Context) -> str:
+    """What the run would cost, stage by stage, in words; embeds the corpus and measures teacher and start model.
+
+    Raises:
+        GeckoError: the corpus, a source of queries, a test set or the teacher cannot be used.
+    """
+    config = context.config
+    people = user_queries.read(context, Counts())
+    ingest.make(context)
+    plan = new_plan(context, people)
+    cost, queries = plan.expected, plan.asked + sum(map(len, plan.blocks))
+    read_speed, write_speed = plan.read_speed, plan.write_speed
+    if not read_speed:
+        read_speed, write_speed, _ = measure(context)
+    writing = cost.generate_read / read_speed + cost.written / write_speed
+    judged, further = cost.read - cost.generate_read, len(config.relabel.teachers)
+    text = _seconds_a_passage(context)
+    training, epochs = _training(context, queries, text)
+    tested = sum(len(load_set(spec).passages) for spec in config.evaluate.sets)
+    forms = len(config.train.formats)
+    testing = text * tested * (1 + forms) / 60
+    before = context.run.manifest("generate")
+    paid = before.rows + before.drops.total() if before else 0
+    known = [f"{paid:,} queries are there; what is paid for is in these numbers and not paid again"] if paid else []
+    return "\n".join(
+        [
+            f"{len(context.passages):,} passages, {queries:,} queries"
+            + (f" ({plan.asked:,} that people asked)" if plan.asked else "")
+            + f", {config.mine.n} candidates each",
+            f"generate: {cost.generate_read:,} tokens read, {cost.written:,} written, about {writing / 60:.1f} minutes",
+            f"mine:     about {text * queries / 60:.1f} minutes; the passages are embedded",
+            f"relabel:  {judged:,} tokens read, about {judged / read_speed / 60:.1f} minutes"
+            + (f"; as many tokens by each of {further} further teachers" if further else ""),
+            f"train:    roughly {training / 60:.1f} minutes ({epochs} epochs, {forms} formats)",
+            *([f"evaluate: roughly {testing:.1f} minutes for {tested:,} passages"] if tested else []),
+            *known,
+            f"(measured: {read_speed:.0f} tokens/s read, {write_speed:.0f} written, {1 / text:.0f} passages/s embedded)",
+        ]
+    )
+
+
+def _seconds_a_passage(context: Context) -> float:
+    """How long the start model takes for a passage."""
+    start, passages = context.models.start, context.passages
+    start.passages(passages[:1])  # loaded and warm
+    began = time.perf_counter()
+    start.passages(passages[:SAMPLE])
+    return (time.perf_counter() - began) / min(len(passages), SAMPLE)
+
+
+def _training(context: Context, queries: int, text: float) -> tuple[float, int]:
+    """Seconds of training and passes, if a text is embedded in ``text`` seconds."""
+    from gecko.training.schedule import enough_steps
+
+    config = context.config.train
+    epochs = enough_steps(config, queries).epochs
+    # A step forwards and backwards takes about three times an encoding; a row has a query and two passages.
+    return 3 * 2.5 * text * queries * epochs * len(config.formats), epochs

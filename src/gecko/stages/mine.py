@@ -1,0 +1,149 @@
+"""Stage ``mine``: each query's candidates, the N nearest passages for the initial embedder (step 2 of FRet)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from gecko.config.training import WITHOUT_EFFECT
+from gecko.core.counts import Counts
+from gecko.core.errors import ConfigError, RunError
+from gecko.core.files import read_json, write_json
+from gecko.core.records import Candidate, Query
+from gecko.encoder import model_identity, resolve_model
+from gecko.encoder.nearest import cuts, top_k
+from gecko.evaluation.teacher.probe import refuse_by_seeds
+from gecko.fret.mine import mine
+from gecko.fret.view import ASKED, own_queries
+from gecko.run.engine import Job
+from gecko.run.manifest import Manifest, Shard
+from gecko.run.shards import build_file, run_shards
+from gecko.stages import warmup
+from gecko.stages.context import Context
+from gecko.stages.embed import EMBED_MINER, EMBED_WARMUP, embedded, vectors
+from gecko.stages.generate import GENERATE
+from gecko.stages.ingest import INGEST
+from gecko.stages.models import EncoderLoader, RemoteEncoder
+from gecko.stages.stage import Stage, section
+from gecko.stages.user_queries import USER_QUERIES
+
+QUERIES_A_SHARD = 512
+
+
+@dataclass(frozen=True)
+class Mine:
+    """What is done with a shard: the encoder, the passages' ids, how to come by each part of their vectors, and N."""
+
+    encoder: EncoderLoader
+    ids: Callable[[], Sequence[str]]
+    parts: Sequence[Callable[[], np.ndarray]]
+    n: int
+
+    def __call__(self, queries: Sequence[Query], counts: Counts) -> list[Candidate]:
+        """The candidates of each query."""
+        asked = self.encoder().queries([query.text for query in queries], [query.task for query in queries])
+        return list(mine(queries, asked, self.ids(), self.parts, self.n))
+
+
+def make(context: Context) -> Manifest:
+    """Find each query's candidates.
+
+    Raises:
+        RunError: there is no query.
+        TeacherRefused: too few seeds are found again.
+    """
+    queries = own_queries(context.run)
+    if not queries:
+        raise RunError(f"{context.run.path}: no generated query can be used; see the drops in generate/manifest.json")
+    written = [query for query in queries if not query.asked]
+    shards = [queries[start : start + QUERIES_A_SHARD] for start in range(0, len(queries), QUERIES_A_SHARD)]
+
+    def job(_: Mapping[int, Shard]) -> Job[Sequence[Query], Candidate]:
+        encoder, found = _miner(context)
+        plain, keep = np.asarray(found), context.engine.keep
+        ids, parts = keep([passage.id for passage in context.passages]), [keep(plain[cut]) for cut in cuts(len(plain))]
+        return Job(Mine(encoder, ids, parts, context.config.mine.n), lambda index, _: shards[index])
+
+    manifest = run_shards(context.run, MINE.name, Candidate, MINE.parts(context), shards, job, context.engine)
+    if context.config.check.enabled and manifest.done and written:
+        found = seeds_found(context, written, manifest)
+        check, n, name = context.config.check, context.config.mine.n, context.config.llm
+        context.refusing(lambda: refuse_by_seeds(found, len(written), n, check, name))
+    return manifest
+
+
+def seeds_found(context: Context, queries: Sequence[Query], mined: Manifest) -> int:
+    """How many seeds are among the start model's first N; a model that was trained on them finds more."""
+    if not context.config.mine.warmup_epochs and _identity(context) == context.models.start_identity:
+        return len(queries) - sum(not row.natural for row in context.run.read(MINE.name, Candidate))
+
+    def count(path: Path) -> None:
+        place = {passage.id: index for index, passage in enumerate(context.passages)}
+        asked = context.models.embed_queries([query.text for query in queries], [query.task for query in queries])
+        found, _ = top_k(asked, np.asarray(vectors(context)), context.config.mine.n)
+        hits = [place[query.seed_id] in row for query, row in zip(queries, found.tolist(), strict=True)]
+        write_json(path, {"found": sum(hits), "asked": len(hits)})
+
+    parts = SEEDS.parts(context) | {"candidates": mined.identity}
+    return int(read_json(build_file(context.run, SEEDS.name, parts, "found.json", count))["found"])
+
+
+def _identity(context: Context) -> str:
+    """Hash of the model that mines, before it is trained by ``warmup``."""
+    spec = context.config.mine.model
+    if not spec:
+        return context.models.start_identity
+    final = (context.run.path / "model").resolve()
+    if Path(resolve_model(spec)).resolve() == final:
+        raise ConfigError(
+            f"mine.model = {spec!r} is the run's own model, which the next training replaces; copy it first: "
+            f"cp -r {final} {final.parent / 'round-1'}"
+        )
+    return model_identity(spec)
+
+
+def _miner(context: Context) -> tuple[EncoderLoader, np.ndarray]:
+    """The model that mines, and its embeddings of the corpus."""
+    from gecko.encoder import load_encoder
+
+    if context.config.mine.warmup_epochs:
+        return warmup.loader(context), warmup.vectors(context)
+    spec = context.config.mine.model
+    if not spec:
+        return context.models.start_loader, vectors(context)
+    identity = _identity(context)
+    encoder = RemoteEncoder(spec, identity) if context.engine.remote else cache(lambda: load_encoder(spec))
+    return encoder, context.once(EMBED_MINER.name, lambda: embedded(context, EMBED_MINER, identity, encoder))
+
+
+def _depends(context: Context) -> dict[str, str]:
+    found = {"model": _identity(context)}
+    if context.config.mine.warmup_epochs:
+        found["training"] = context.config.train.model_dump_json(exclude=WITHOUT_EFFECT | {"epochs"})
+    return found
+
+
+MINE = Stage(
+    name="mine",
+    version=1,
+    make=make,
+    record=Candidate,
+    reads={"queries": GENERATE, ASKED: USER_QUERIES, "passages": INGEST},
+    settings={"settings": section("mine")},
+    depends=_depends,
+    made="on the way",
+    after=(warmup.WARMUP, EMBED_WARMUP, EMBED_MINER),
+)
+
+# Beside ``mine``, where another model mines than the start model.
+SEEDS = Stage(
+    name="seeds",
+    version=1,
+    make=make,
+    reads={"candidates": MINE},
+    settings={"n": lambda config: str(config.mine.n)},
+    depends=lambda context: {"start model": context.models.start_identity},
+    command="mine",
+)

@@ -1,0 +1,119 @@
+"""Stage ``train``: the start model is trained in each input format that is asked for."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from gecko.config.mixture import FRET, MixtureConfig
+from gecko.config.training import TRAINING_VERSION, WITHOUT_EFFECT
+from gecko.core.errors import TrainingError
+from gecko.core.files import digest, replace_folder, write_json
+from gecko.core.formats import InputFormat
+from gecko.core.records import Example
+from gecko.run.shards import build_file
+from gecko.stages.context import Context
+from gecko.stages.mixture import mixture_rows
+from gecko.stages.select import SELECT
+from gecko.stages.stage import Stage, section, value
+
+
+def make(context: Context) -> Path:
+    """Train the start model in each input format, and keep one (:func:`gecko.stages.choose.chosen_format`).
+
+    Returns:
+        the folder of the final model, ``RUN/model``.
+
+    Raises:
+        TrainingError: fewer than two rows are left, or the training fails.
+    """
+    from gecko.stages.choose import chosen_format
+
+    examples = training_rows(context)
+    context.models.forget_teacher()
+    if len(examples) < 2:
+        drops = ", ".join(f"{count} {reason}" for reason, count in context.run.finished(SELECT.name).drops.items())
+        raise TrainingError(
+            f"{len(examples)} training rows are left ({drops}); raise the budget, or lower select.min_rc"
+        )
+    for form in context.config.train.formats:
+        student_folder(context, form)
+    final = context.run.path / "model"
+    replace_folder(student_folder(context, chosen_format(context)), final)
+    return final
+
+
+def training_rows(context: Context) -> list[Example]:
+    """What is trained on: the rows of FRet and those of the mixture."""
+    from gecko.training.mixture import without_tasks
+
+    def read() -> list[Example]:
+        mixture = context.config.mixture
+        fret = context.run.read(SELECT.name, Example) if mixture.fret_weight > 0 else []
+        return without_tasks([*fret, *mixture_rows(context)], mixture.task_dropout, context.config.seed)
+
+    return context.once("training rows", read)
+
+
+def student_folder(context: Context, form: InputFormat) -> Path:
+    """The model trained in one input format; trained now if it is not there."""
+    config, folder = context.config, f"{TRAIN.name}-{form}"
+
+    def fit(path: Path) -> None:
+        from gecko.encoder import resolve_model
+        from gecko.training import train
+        from gecko.training.mixture import sampling_of
+        from gecko.training.schedule import TOO_FEW
+
+        examples = training_rows(context)
+        context.ui.say(f"training on {len(examples)} rows, {form} format")
+        if len(examples) < TOO_FEW and form == config.train.formats[0]:
+            context.ui.say(
+                f"warning: {len(examples)} rows are few to learn from, and may make the model worse; raise "
+                "generate.queries or the budget, and measure the model"
+            )
+        checkpoints = context.run.path / folder / "checkpoints"
+        report = train(
+            examples,
+            resolve_model(config.student or config.backbone),
+            path,
+            form,
+            config.train,
+            config.seed,
+            checkpoints=checkpoints,
+            say=context.ui.say,
+            sampling=sampling_of(config.mixture),
+            passages=context.by_id,
+        )
+        write_json(checkpoints.parent / "training.json", asdict(report))
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    return build_file(context.run, folder, TRAIN.parts(context) | {"format": form}, "model", fit)
+
+
+def _depends(context: Context) -> dict[str, str]:
+    from gecko.encoder import model_identity
+
+    student = context.config.student
+    start = model_identity(student) if student else context.models.start_identity
+    return {"start model": start, **context.once("mixture parts", lambda: _mixture_parts(context))}
+
+
+def _mixture_parts(context: Context) -> dict[str, str]:
+    """What a training depends on beside FRet; nothing where FRet is alone."""
+    mixture = context.config.mixture
+    if mixture == MixtureConfig():
+        return {}
+    drawn = mixture.model_dump_json(exclude={"sets"}) + str([(entry.name, entry.weight) for entry in mixture.sets])
+    return {"mixture": digest(drawn, *(repr(row) for row in training_rows(context) if row.dataset != FRET))}
+
+
+TRAIN = Stage(
+    name="train",
+    version=TRAINING_VERSION,
+    make=make,
+    reads={"rows": SELECT},
+    settings={"settings": section("train", without=WITHOUT_EFFECT), "seed": value("seed")},
+    depends=_depends,
+    made="by its command",
+    folders=lambda config: [f"train-{form}" for form in config.train.formats],
+)
