@@ -69,7 +69,7 @@ def contenders(model: Path, port: int, peer: Path | None, folder: Path) -> list[
     """What is measured here."""
     plain = folder / "plain.py"
     plain.write_text(PLAIN)
-    gecko = [sys.executable, "-c", "from gecko.cli import main; main()", "serve", str(model), "--name", "m"]
+    gecko = [sys.executable, "-c", "from gecko.cli.main import main; main()", "serve", str(model), "--name", "m"]
     found = [
         Contender(
             f"gecko {precision}", precision, [*gecko, "--port", str(port), "--precision", precision], "/readyz", True

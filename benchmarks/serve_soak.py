@@ -145,7 +145,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         keys, log = Path(folder, "keys"), Path(folder, "log")
         key = new_key("soak", keys)
-        command = [sys.executable, "-c", "from gecko.cli import main; main()", "serve", options.model, "--name", "soak"]
+        command = [
+            sys.executable,
+            "-c",
+            "from gecko.cli.main import main; main()",
+            "serve",
+            options.model,
+            "--name",
+            "soak",
+        ]
         with log.open("w") as file:
             server = subprocess.Popen(
                 [*command, "--port", "0", "--api-keys", str(keys), "--log-requests"],

@@ -100,7 +100,7 @@ def train(given: argparse.Namespace, size: Size) -> dict[str, Path]:
 
 def gecko(*words: object) -> None:
     """Run a command of gecko in this process, and show it."""
-    from gecko.cli import app
+    from gecko.cli.main import app
 
     arguments = [str(word) for word in words]
     print("$ gecko", *arguments, flush=True)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def gecko(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from gecko.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from gecko.cli.main import main; main()", *map(str, arguments)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 

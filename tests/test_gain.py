@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gecko.cli import app
+from gecko.cli.main import app
 from gecko.encoder import load_encoder
 from gecko.evaluation.evaluate import dense_run
 from gecko.evaluation.metrics import per_query

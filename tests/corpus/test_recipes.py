@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from gecko.cli import app
+from gecko.cli.main import app
 from gecko.core.records import Passage
 from gecko.run.folder import Run
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gecko.cli import app
+from gecko.cli.main import app
 from gecko.config.load import change_config, load_config
 from gecko.config.run import RunConfig
 from gecko.config.stages import GenerateConfig

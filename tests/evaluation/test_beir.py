@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gecko.cli import app
+from gecko.cli.main import app
 from gecko.core.errors import ConfigError, EvaluationError
 from gecko.encoder import load_encoder
 from gecko.evaluation import load_beir

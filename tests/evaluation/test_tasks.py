@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 from typer.testing import CliRunner
 
-from gecko.cli import app
+from gecko.cli.main import app
 from gecko.core.errors import EvaluationError
 from gecko.encoder import Encoder, load_encoder
 from gecko.evaluation import sets, task_scores, tasks

@@ -119,7 +119,7 @@ def test_each_row_is_traced_to_its_origin(page: Path) -> None:
 def test_the_command_prints_the_same_numbers(page: Path) -> None:
     from typer.testing import CliRunner
 
-    from gecko.cli import app
+    from gecko.cli.main import app
 
     run = page.parent / "run"
     done = CliRunner().invoke(app, ["inspect", str(run), "--json"])

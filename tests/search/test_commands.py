@@ -7,7 +7,7 @@ from click.testing import Result
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
-from gecko.cli import app
+from gecko.cli.main import app
 from gecko.core.errors import ConfigError, NonFiniteError
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--corpus", default="stdlib")
     parser.add_argument("--query", default="read a file line by line")
     options = parser.parse_args()
-    command = [sys.executable, "-c", "from gecko.cli import main; main()", "serve", options.model]
+    command = [sys.executable, "-c", "from gecko.cli.main import main; main()", "serve", options.model]
     command += ["--start", "minilm", "--corpus", options.corpus, "--port", "0"]
     with tempfile.TemporaryDirectory() as profile:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

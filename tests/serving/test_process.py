@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def gecko(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from gecko.cli import main; main()", "serve", *map(str, arguments)]
+    command = [sys.executable, "-c", "from gecko.cli.main import main; main()", "serve", *map(str, arguments)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | {"GECKO_API_KEYS": ""}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=300)
 

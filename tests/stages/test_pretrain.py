@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import gecko
-from gecko.cli import app
+from gecko.cli.main import app
 from gecko.core.errors import RunError, TrainingError
 from gecko.training import Sampling
 from gecko.training.loss import GeckoLoss
@@ -114,7 +114,7 @@ def test_one_pair_alone_teaches_nothing(tiny_bert, tmp_path):
 CHILD = """
     import os, signal, sys
     import torch
-    from gecko.cli import app
+    from gecko.cli.main import app
     from gecko.training.loss import GeckoLoss
 
     torch.set_num_threads(1)

@@ -5,9 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 
 class Ui(Protocol):
     """Where sentences and progress go."""
@@ -58,6 +55,8 @@ class Terminal:
     """Sentences and bars on standard error, so that standard output stays for results."""
 
     def __init__(self) -> None:
+        from rich.console import Console  # half of what it takes to start, and not all commands say something
+
         self.console = Console(stderr=True, highlight=False)
 
     def say(self, text: str) -> None:
@@ -71,6 +70,15 @@ class Terminal:
             self.say(title if total is None else f"{title} ({total:,})")
             yield lambda _: None
             return
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task(title, total=total)

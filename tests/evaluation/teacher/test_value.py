@@ -336,7 +336,7 @@ def test_what_cannot_be_measured(start: Encoder) -> None:
 
 
 def test_the_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from gecko.cli import app
+    from gecko.cli.main import app
 
     folder = tmp_path / "set"
     (folder / "qrels").mkdir(parents=True)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gecko.cli.stdin import Lines, standard_input, typed_queries
 from gecko.core.errors import ConfigError
-from gecko.stdin import Lines, standard_input, typed_queries
 
 
 @given(st.lists(st.binary(max_size=12), max_size=6).map(b"\n".join), st.integers(1, 8))

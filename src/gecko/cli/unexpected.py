@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import gecko
+
 TRACEBACK = "GECKO_TRACEBACK"
 LONGEST = 400  # characters of an exception's own message
 LITTLE = 1 << 22  # bytes: a disk with less is as good as full
@@ -107,7 +109,7 @@ def _full_disks() -> Iterator[str]:
 
 def _near(error: BaseException) -> str:
     """The last place in this package that the exception went through."""
-    here = Path(__file__).parent
+    here = Path(gecko.__file__).parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if Path(frame.filename).is_relative_to(here):
             return f" (gecko/{Path(frame.filename).relative_to(here).as_posix()}, line {frame.lineno})"

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-GECKO = [sys.executable, "-c", "from gecko.cli import main; main()"]
+GECKO = [sys.executable, "-c", "from gecko.cli.main import main; main()"]
 
 
 def gecko(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
@@ -154,14 +154,14 @@ def test_a_run_of_other_settings_is_not_touched(run: Path, corpus: Path, tiny_mo
 def test_a_full_disk_is_named_and_the_run_goes_on_after_it(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     code = (
         "import errno, os, sys\n"
-        "from gecko import store\n"
-        "kept, left = store.os.fsync, [9]\n"
+        "from gecko.core import files\n"
+        "kept, left = files.os.fsync, [9]\n"
         "def full(handle):\n"
         "    left[0] -= 1\n"
         "    if left[0] < 0: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "    return kept(handle)\n"
-        "store.os.fsync = full\n"
-        "from gecko.cli import main; main()\n"
+        "files.os.fsync = full\n"
+        "from gecko.cli.main import main; main()\n"
     )
     arguments = ["distill", str(corpus), "-o", str(tmp_path / "run"), *options(tiny_model)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -212,21 +212,30 @@ def test_eval_prints_the_documented_json(tiny_model: Path, corpus: Path, tmp_pat
     assert table.returncode == 0 and "squares" in table.stdout
 
 
-def test_help_and_version_import_nothing_heavy() -> None:
-    code = "import sys\nfrom gecko.cli import main\ntry:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stdout.startswith("gecko "), done.stderr
+@pytest.mark.parametrize(("option", "first"), [("--version", "gecko "), ("--help", "Usage: ")])
+def test_help_and_version_import_nothing_heavy(option: str, first: str) -> None:
+    code = """
+import sys
+from gecko.cli.main import main
+try:
+    main()
+finally:
+    heavy = {"torch", "numpy", "pyarrow", "pydantic", "transformers", "gecko.config.section", "rich.progress"}
+    assert not heavy & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.strip().startswith(first), done.stderr
 
 
 def test_ctrl_c_is_told_and_waits_for_no_thread() -> None:
     program = """
 import threading
-from gecko import cli
-@cli.app.command()
+from gecko.cli import main
+@main.app.command()
 def hang():
     threading.Thread(target=threading.Event().wait).start()  # not a daemon: the interpreter would wait for it
     raise KeyboardInterrupt
-cli.main()
+main.main()
 """
     done = subprocess.run(
         [sys.executable, "-c", program, "hang"], capture_output=True, text=True, check=False, timeout=120

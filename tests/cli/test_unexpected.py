@@ -13,19 +13,19 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from gecko.unexpected import sentence
+from gecko.cli.unexpected import sentence
 
 # Runs the command line with a command whose code is given.
 PROGRAM = """
 import sys
-from gecko import cli
+from gecko.cli import main
 
-@cli.app.command()
+@main.app.command()
 def fail() -> None:
     exec(sys.stdin.read(), {})
 
 sys.argv = ["gecko", "fail"]
-cli.main()
+main.main()
 """
 
 

@@ -1,0 +1,109 @@
+"""The main job: from passages to a model, its data set and a report."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gecko.cli.options import (
+    HERE,
+    Backbone,
+    Budget,
+    EngineOptions,
+    Evals,
+    Force,
+    Llm,
+    Recipe,
+    RunArg,
+    RunOptions,
+    Sets,
+    named,
+)
+from gecko.cli.output import print_closing
+from gecko.cli.stages import on_run
+from gecko.core.progress import Terminal
+
+if TYPE_CHECKING:
+    from gecko.config.run import RunConfig
+
+DEMO = Path("runs/demo")
+
+
+def demo(
+    budget: Budget = None, llm: Llm = None, backbone: Backbone = None, sets: Sets = None, force: Force = False
+) -> None:
+    """The main job on the embedded default: the standard library's documentation, a 1.5B teacher, MiniLM."""
+    from gecko.config.load import load_config
+    from gecko.config.run import DEFAULT_BUDGET
+    from gecko.fret.release import STDLIB, shipped
+
+    base: dict[str, Any] = {"corpus": {"sources": ["stdlib"]}, "evaluate": {"sets": ["stdlib-questions"]}}
+    live = DEFAULT_BUDGET
+    if STDLIB in shipped():
+        # In half an hour: the rows that ship take the time of the second format, of which native was measured to be kept,
+        # and of half of the rows that the teacher writes live. Queries that name their passage's title teach to match names.
+        live = "10m"
+        base |= {
+            "select": {"released": [STDLIB], "max_title": 0.5},
+            "train": {"formats": ["native"], "epochs": 2},
+        }
+    settings = load_config(None, sets or (), named(base, budget=budget, llm=llm, backbone=backbone), live)
+    _distil(DEMO, settings, HERE, force=force, dry_run=False)
+
+
+def distill(
+    corpus: Annotated[list[str], typer.Argument(help="Files, folders, or `stdlib`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run folder.")],
+    config: Recipe = None,
+    sets: Sets = None,
+    llm: Llm = None,
+    backbone: Backbone = None,
+    budget: Budget = None,
+    evals: Evals = None,
+    queries: Annotated[
+        list[str] | None,
+        typer.Option(help="Queries that people asked, without labels: a text file of one a line, or a table."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and embed the corpus, say what each stage would cost, and stop.")
+    ] = False,
+    force: Force = False,
+    *,
+    engine: EngineOptions,
+) -> None:
+    """From your passages to a better embedding model, the dataset that taught it, and a report."""
+    from gecko.config.load import load_config
+
+    base: dict[str, Any] = {"corpus": {"sources": corpus}}
+    if evals:
+        base["evaluate"] = {"sets": evals}
+    if queries:
+        base["asked"] = {"sources": queries}
+    settings = load_config(config, sets or (), named(base, budget=budget, llm=llm, backbone=backbone))
+    _distil(out, settings, engine, force=force, dry_run=dry_run)
+
+
+def _distil(folder: Path, config: "RunConfig", engine: EngineOptions, *, force: bool, dry_run: bool) -> None:
+    from gecko.run.folder import Run
+    from gecko.stages.runner import Pipeline
+    from gecko.stages.runner import distill as run_all
+
+    ui, began = Terminal(), time.perf_counter()
+    with engine.executor(ui) as used, Run(folder, config, force=force, keep=not dry_run, say=ui.say) as run:
+        if dry_run:
+            print(Pipeline(run, ui, force=force, engine=used).estimate())
+            return
+        print_closing(run, run_all(run, ui, force=force, engine=used))
+        print(f"model: {folder / 'model'}   report: {folder / 'report.html'}   {time.perf_counter() - began:.0f} s")
+
+
+def report(
+    run: RunArg,
+    figures: Annotated[
+        Path | None, typer.Option("--plots", help="A folder for its plots, an SVG file each.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Write the report of a run again."""
+    with on_run(RunOptions(run)) as pipeline:
+        print(pipeline.report(figures))

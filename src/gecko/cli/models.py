@@ -1,0 +1,210 @@
+"""What is done with a model: vectors of texts, a search, a graph, a mean of several."""
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gecko.cli.options import EngineOptions, PrecisionOption, chosen
+from gecko.cli.output import print_table, say_left_out
+from gecko.cli.stdin import Lines, standard_input, typed_queries
+from gecko.core.errors import ConfigError
+from gecko.core.progress import Terminal
+
+if TYPE_CHECKING:
+    from gecko.core.records import Passage
+    from gecko.encoder import Embedder
+    from gecko.search import BulkConfig, Hit
+
+ModelArg = Annotated[str, typer.Argument(help="A folder, hf:NAME or minilm.", metavar="MODEL")]
+Task = Annotated[
+    str, typer.Option(help="What the vectors are for: RETRIEVAL_DOCUMENT, CLUSTERING, …, or a task in words.")
+]
+Dim = Annotated[int | None, typer.Option(help="Keep only so many dimensions.")]
+
+
+def embed(
+    model: ModelArg,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders or `stdlib`; none, or -: standard input, one text a line."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="A folder for parquet shards; none: JSON lines on standard output."),
+    ] = None,
+    task: Task = "RETRIEVAL_DOCUMENT",
+    dim: Dim = None,
+    output: Annotated[str, typer.Option(help="float32, int8 or binary.")] = "float32",
+    split: Annotated[
+        bool,
+        typer.Option("--split", help="Make passages of long texts, and drop repeated ones, as distill and search do."),
+    ] = False,
+    precision: PrecisionOption = "auto",
+    *,
+    engine: EngineOptions,
+) -> None:
+    """Turn texts into vectors: any source of gecko distill, or lines of standard input.
+
+    A text is one vector, of as much of it as the model reads; --split gives one a passage.
+    """
+    from gecko.core.counts import Counts
+    from gecko.encoder import load
+    from gecko.encoder.backend import Precision
+    from gecko.encoder.vectors import Output
+    from gecko.search import BulkConfig, embed_to_folder
+
+    config = BulkConfig(task=task, dim=dim, output=chosen("--output", output, Output))
+    specs, counts, ui = inputs or ["-"], Counts(), Terminal()
+    lines = Lines(standard_input("files or folders, or lines from a pipe")) if "-" in specs else None
+    embedder = load(model, precision=chosen("--precision", precision, Precision))
+    if split and lines:
+        raise ConfigError("--split: lines of standard input are taken as they are; give files or folders")
+    if out is None and engine.on_ray:
+        raise ConfigError(f"--engine {engine.engine}: give a folder with -o")
+    rows = _read(specs, lines, counts, split=split)
+    with engine.executor(ui) as used:
+        if out is not None:
+            began = time.perf_counter()
+            manifest = embed_to_folder(embedder, rows, out, config, ui, used)
+            ui.say(f"{manifest.rows:,} vectors in {out}   {time.perf_counter() - began:.0f} s")
+        else:
+            _print_vectors(embedder, rows, config, lines)
+    say_left_out(counts, ui)
+
+
+def _read(specs: Sequence[str], lines: Lines | None, counts: Any, *, split: bool) -> "Iterable[Passage]":
+    """The texts of all sources, read as they are asked for; ``-`` stands for the lines."""
+    from itertools import chain
+
+    from gecko.config.stages import CorpusConfig
+    from gecko.corpus import ingest
+    from gecko.corpus.readers import Reader, read_source
+    from gecko.search import read_lines
+
+    if split:
+        return ingest(CorpusConfig(sources=list(specs)), counts)
+    reader = Reader(counts=counts)
+    return chain.from_iterable(
+        read_lines(lines) if spec == "-" and lines else read_source(spec, reader) for spec in specs
+    )
+
+
+def _print_vectors(embedder: "Embedder", rows: "Iterable[Passage]", config: "BulkConfig", lines: Lines | None) -> None:
+    import json
+
+    from gecko.search import embed_rows
+
+    for batch, vectors in embed_rows(embedder, rows, config, *([lines.pause] if lines else [])):
+        for row, vector in zip(batch, vectors, strict=True):
+            print(json.dumps({"id": row.id, "embedding": vector.tolist()}))
+        print(end="", flush=True)  # who asks line by line waits for it
+
+
+def search(
+    model: ModelArg,
+    corpus: Annotated[list[str], typer.Argument(help="Files, folders or `stdlib`.")],
+    query: Annotated[list[str] | None, typer.Option("-q", "--query", help="A query. Can be repeated.")] = None,
+    index: Annotated[Path | None, typer.Option(help="The index folder; none: one in the user's cache.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many passages.")] = 10,
+    method: Annotated[str, typer.Option(help="hybrid (vectors and BM25, fused), dense or bm25.")] = "hybrid",
+    task: Annotated[str, typer.Option(help="What the queries are for.")] = "RETRIEVAL_QUERY",
+    kind: Annotated[str, typer.Option(help="flat (exact), hnsw, or auto: by the size of the corpus.")] = "auto",
+    store: Annotated[str, typer.Option(help="float32, int8, binary, or auto.")] = "auto",
+    dim: Dim = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
+) -> None:
+    """Search a corpus: the index is built once; queries come from --query, the terminal or standard input."""
+    from gecko.config.stages import CorpusConfig
+    from gecko.core.counts import Counts
+    from gecko.corpus import ingest
+    from gecko.encoder import load
+    from gecko.search import IndexConfig, build_index
+    from gecko.search.index import Kind, Method, Store, default_folder, sources_identity
+    from gecko.weights.cache import cache_folder
+
+    ui = Terminal()
+    how = chosen("--method", method, Method)
+    _refuse_queries(query or (), k)
+    config = IndexConfig(kind=chosen("--kind", kind, Kind), store=chosen("--store", store, Store), dim=dim)
+    for source in corpus:
+        if index is not None and index.absolute().is_relative_to(Path(source).expanduser().absolute()):
+            raise ConfigError(
+                f"--index {index} lies in the corpus folder {source}, whose files it would be; give one outside"
+            )
+    asked = query or typed_queries(standard_input("queries with --query, or lines from a pipe"), ui.say)
+    if index is None:
+        cache_folder()  # refused before a model is loaded
+    embedder, sources, counts = load(model), sources_identity(corpus), Counts()
+    folder = index or default_folder(embedder, sources, config)
+    passages = ingest(CorpusConfig(sources=corpus), counts)
+    show = _print_json if as_json else _print_hits
+    with build_index(embedder, passages, folder, config, ui, sources=sources) as built:
+        say_left_out(counts, ui)
+        ui.say(f"{len(built):,} passages, {built.manifest.kind} index, {built.manifest.store} vectors, in {folder}")
+        for text in asked:
+            show(text, built.search([text], k, method=how, task=task)[0])
+
+
+def _refuse_queries(queries: Iterable[str], k: int) -> None:
+    from gecko.core.text import half_of_pair
+
+    if k < 1:
+        raise ConfigError(f"k = {k}: give at least 1")
+    for text in queries:
+        if not text.strip():
+            raise ConfigError(f"--query {text!r} is blank; write what to look for")
+        if half := half_of_pair(text):  # the terminal's bytes were not UTF-8
+            raise ConfigError(f"--query {text!a} holds {half}")
+
+
+def _print_json(query: str, hits: "Sequence[Hit]") -> None:
+    import json
+    from dataclasses import asdict
+
+    print(json.dumps({"query": query, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False), flush=True)
+
+
+def _print_hits(query: str, hits: "Sequence[Hit]") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", "score", "passage", title=escape(query), show_lines=False)
+    for hit in hits:
+        shown = " ".join(hit.passage.text.split())
+        title = f"[bold]{escape(hit.passage.title)}[/bold]\n" if hit.passage.title else ""
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", title + escape(shown[:160]))
+    print_table(table)
+
+
+def export(
+    model: ModelArg,
+    to: Annotated[str, typer.Option(help="onnx or openvino.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A new folder.")],
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8-bit weights, and activations rounded token by token.")
+    ] = False,
+) -> None:
+    """Write a model as a graph, token ids in and unit vectors out; gecko reads the folder as a model."""
+    from gecko.encoder.export import Target, export_model
+
+    card = export_model(model, out, chosen("--to", to, Target), int8=int8)
+    print(
+        f"{out}: {card.target}, {'int8' if card.int8 else 'float32'}, {card.dim} dimensions; use it with: gecko embed {out}"
+    )
+
+
+def merge(
+    models: Annotated[list[str], typer.Argument(help="Two models or more from one start: folders, hf:NAME or minilm.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the merged model.")],
+    weight: Annotated[
+        list[float] | None, typer.Option(help="How much a model counts; once for each, or not at all.")
+    ] = None,
+) -> None:
+    """Average the weights of several models that were trained from the same start."""
+    from gecko.training.merge import merge_models
+
+    merge_models(models, out, weight or ())
+    print(out)

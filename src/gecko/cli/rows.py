@@ -1,0 +1,59 @@
+"""What a run holds: sent to a hub, in numbers, and as examples of a prompt."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gecko.cli.options import AsJson, RunArg, RunOptions, Sets
+from gecko.cli.output import print_rows
+from gecko.cli.stages import on_run
+from gecko.core.errors import ConfigError
+
+
+def push(
+    run: RunArg,
+    repo: Annotated[str, typer.Argument(help="The repository on the hub, OWNER/NAME.", metavar="REPO")],
+    dataset: Annotated[bool, typer.Option("--dataset", help="Send the rows instead of the model.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Send the model of a run, or its rows, to the Hugging Face Hub, with a card."""
+    from gecko.stages.publish import push as send
+
+    with on_run(RunOptions(run, sets)) as pipeline:
+        send(pipeline, repo, "dataset" if dataset else "model", private=private, dry_run=dry_run)
+
+
+def inspect(run: RunArg, as_json: AsJson = False) -> None:
+    """What the rows of a run are like, in numbers; the report has them, too, and rows drawn at random."""
+    import json
+
+    from gecko.report.inspect import lines, statistics
+
+    with on_run(RunOptions(run)) as pipeline:
+        found = statistics(pipeline)
+    if as_json:
+        print(json.dumps(found))
+        return
+    print_rows([("of the run", ""), *lines(found)])
+
+
+def examples(
+    run: RunArg,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The prompt's file, FILE.toml.")],
+    count: Annotated[int, typer.Option(min=1, help="Examples in it.")] = 5,
+) -> None:
+    """A generation prompt whose examples are queries that people asked, for prompts.generate."""
+    from gecko.core.records import Example
+    from gecko.fret.example_prompt import write_prompt
+
+    if out.suffix != ".toml":
+        raise ConfigError(f"-o {out}: a prompt's file ends in .toml")
+    with on_run(RunOptions(run), through="select") as pipeline:
+        found = pipeline.run.read("select", Example)
+        used = write_prompt(found, pipeline.labels, out, count, pipeline.config.seed)
+    for row in used:
+        print(f"{row.query} ← {row.positive.title or row.positive.text[:60]}")
+    print(out)
