@@ -1,13 +1,28 @@
-"""Which of the trained input formats a run keeps."""
+"""Stage ``choose``: which of the trained models a run keeps, as ``RUN/model``."""
+
+from pathlib import Path
 
 import numpy as np
 
+from gecko.core.files import replace_folder
 from gecko.core.formats import InputFormat
 from gecko.evaluation.metrics import bootstrap_ci
-from gecko.stages import agreement
+from gecko.stages import agreement, train
 from gecko.stages.context import Context
+from gecko.stages.stage import Stage
 
 LEAST_HELDOUT = 8  # held-out queries that a choice between two formats is left to
+
+
+def make(context: Context) -> Path:
+    """Train the start model in each input format that is asked for, and keep one of the models.
+
+    Returns:
+        the folder of the final model, ``RUN/model``.
+    """
+    folders, final = train.make(context), context.run.path / "model"
+    replace_folder(folders[chosen_format(context)], final)
+    return final
 
 
 def chosen_format(context: Context) -> InputFormat:
@@ -30,3 +45,14 @@ def chosen_format(context: Context) -> InputFormat:
     }
     clear = [form for form in others if gains[form][1] > 0]
     return max(clear, key=lambda form: gains[form][0], default=first)
+
+
+CHOOSE = Stage(
+    name="choose",
+    version=1,
+    make=make,
+    reads_each=train.TRAIN,
+    made="by its command",
+    after=(agreement.AGREEMENT,),
+    command="train",
+)

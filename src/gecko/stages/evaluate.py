@@ -19,8 +19,8 @@ from gecko.evaluation.evaluate import BM25, SetScores, evaluate_retrieval
 from gecko.evaluation.metrics import bootstrap_ci
 from gecko.evaluation.sets import load_set
 from gecko.run.shards import build_file
-from gecko.stages import agreement, train
-from gecko.stages.choose import chosen_format
+from gecko.stages import agreement, choose
+from gecko.stages.choose import CHOOSE, chosen_format
 from gecko.stages.context import Context
 from gecko.stages.stage import Stage, value
 from gecko.stages.train import TRAIN, student_folder, training_rows
@@ -162,7 +162,7 @@ def make(context: Context) -> dict[str, Any]:
     Returns:
         the numbers: see :func:`measure_run`.
     """
-    train.make(context)
+    choose.make(context)
     file = build_file(
         context.run,
         EVALUATE.name,
@@ -201,5 +201,5 @@ EVALUATE = Stage(
     settings={"resamples": value("evaluate.resamples"), "seed": value("seed")},
     depends=_depends,
     made="by its command",
-    after=(agreement.AGREEMENT,),
+    after=(CHOOSE,),
 )

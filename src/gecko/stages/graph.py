@@ -8,6 +8,7 @@ from gecko.run.folder import Run
 from gecko.run.manifest import Manifest
 from gecko.stages.agreement import AGREEMENT
 from gecko.stages.check import CHECK
+from gecko.stages.choose import CHOOSE
 from gecko.stages.embed import EMBED, EMBED_MINER, EMBED_WARMUP
 from gecko.stages.evaluate import EVALUATE
 from gecko.stages.generate import GENERATE
@@ -23,7 +24,7 @@ from gecko.stages.warmup import WARMUP
 
 _ALL = (
     *(INGEST, EMBED, CHECK, USER_QUERIES, PLAN, GENERATE, WARMUP, EMBED_WARMUP, EMBED_MINER, MINE, SEEDS, RELABEL),
-    *(SELECT, TRAIN, AGREEMENT, EVALUATE),
+    *(SELECT, TRAIN, AGREEMENT, CHOOSE, EVALUATE),
 )
 
 

@@ -65,7 +65,7 @@ class Pipeline(Context):
 
     def train(self) -> Path:
         """Train the start model in each input format that is asked for, and keep one; the folder of the model."""
-        folder: Path = self.make("train")
+        folder: Path = self.make("choose")
         return folder
 
     def evaluate(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from gecko.config.mixture import FRET, MixtureConfig
 from gecko.config.training import TRAINING_VERSION, WITHOUT_EFFECT
 from gecko.core.errors import TrainingError
-from gecko.core.files import digest, replace_folder, write_json
+from gecko.core.files import digest, write_json
 from gecko.core.formats import InputFormat
 from gecko.core.records import Example
 from gecko.run.shards import build_file
@@ -17,17 +17,12 @@ from gecko.stages.select import SELECT
 from gecko.stages.stage import Stage, section, value
 
 
-def make(context: Context) -> Path:
-    """Train the start model in each input format, and keep one (:func:`gecko.stages.choose.chosen_format`).
-
-    Returns:
-        the folder of the final model, ``RUN/model``.
+def make(context: Context) -> dict[InputFormat, Path]:
+    """Train the start model in each input format; the folder of each model.
 
     Raises:
         TrainingError: fewer than two rows are left, or the training fails.
     """
-    from gecko.stages.choose import chosen_format
-
     examples = training_rows(context)
     context.models.forget_teacher()
     if len(examples) < 2:
@@ -35,11 +30,7 @@ def make(context: Context) -> Path:
         raise TrainingError(
             f"{len(examples)} training rows are left ({drops}); raise the budget, or lower select.min_rc"
         )
-    for form in context.config.train.formats:
-        student_folder(context, form)
-    final = context.run.path / "model"
-    replace_folder(student_folder(context, chosen_format(context)), final)
-    return final
+    return {form: student_folder(context, form) for form in context.config.train.formats}
 
 
 def training_rows(context: Context) -> list[Example]:
@@ -114,6 +105,5 @@ TRAIN = Stage(
     reads={"rows": SELECT},
     settings={"settings": section("train", without=WITHOUT_EFFECT), "seed": value("seed")},
     depends=_depends,
-    made="by its command",
     folders=lambda config: [f"train-{form}" for form in config.train.formats],
 )
