@@ -207,6 +207,7 @@ from pathlib import Path
 from gecko.config.run import RunConfig
 from gecko.core.records import Passage
 from gecko.run.folder import Run
+from gecko.run.shards import run_local
 
 def work(item, counts):
     for number in range(3):

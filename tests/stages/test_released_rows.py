@@ -299,9 +299,8 @@ def test_the_dataset_has_a_card_that_a_hub_can_read(both: Path) -> None:
 
 def test_the_model_has_a_card_that_a_hub_can_read(both: Path) -> None:
     with Run(both) as run:
-        text = model_card(
-            Pipeline(run), {"form": "native", "formats": ["native"], "sets": measured(), "agreement": None}
-        )
+        result = {"form": "native", "formats": ["native"], "sets": measured(), "agreement": None}
+        text = model_card(Pipeline(run), "native", result)
         before = (both / "model" / "README.md").read_text()
         distill(run)
     assert (both / "model" / "README.md").read_text() == before  # and the model beside it is not copied again
@@ -420,13 +419,13 @@ def test_a_card_tells_no_address_and_no_query(corpus: Path) -> None:
 def test_the_models_card_names_what_it_was_trained_from_and_how(both: Path, tiny_model: Path) -> None:
     with Run(both) as run:
         pipeline = Pipeline(run)
-        text = model_card(pipeline, None)
+        text = model_card(pipeline, chosen_format(pipeline), None)
         trained = json.loads((both / f"train-{chosen_format(pipeline)}" / "training.json").read_text())
         assert f"{trained['steps']:,} steps" in text
         sets = [{"name": "nli", "kind": "snli", "source": "hf:stanfordnlp/snli"}]
         values = {**run.config.model_dump(), "student": "hf:me/stage-one", "mixture": {"sets": sets}}
         pipeline.config = RunConfig.model_validate(values)
-        other = model_card(pipeline, None)
+        other = model_card(pipeline, chosen_format(pipeline), None)
     card = ModelCard(other)
     assert card.data.base_model == "me/stage-one"
     assert "distilled into\nhf:me/stage-one" in other

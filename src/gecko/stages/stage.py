@@ -123,15 +123,12 @@ class Stage:
             RunError: a stage that it reads is not finished.
         """
         run, config = context.run, context.config
-        found = {
+        found = dict(self.depends(context))  # first: a prompt or a model that cannot be had is the better error
+        found |= {
             part: run.finished(source).identity if isinstance(source, str) else source.identity(run)
             for part, source in self.sources(config).items()
         }
         found |= {part: text(config) for part, text in self.settings.items()}
         if self.record is not None:
             found["schema"] = schema_digest(self.record)
-        return found | self.version_part() | dict(self.depends(context))
-
-    def version_part(self) -> dict[str, str]:
-        """The part that stands for the stage's code."""
-        return {"version": str(self.version)}
+        return found | {"version": str(self.version)}
