@@ -220,7 +220,7 @@ from gecko.cli.main import main
 try:
     main()
 finally:
-    heavy = {"torch", "numpy", "pyarrow", "pydantic", "transformers", "gecko.config.section", "rich.progress"}
+    heavy = {"torch", "numpy", "pyarrow", "transformers", "gecko.config.section", "rich.progress"}
     assert not heavy & sys.modules.keys()
 """
     done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, check=False)
