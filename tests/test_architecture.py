@@ -1,6 +1,8 @@
 """What keeps the house as it is: sizes, no import circle, and tests that stand where the code stands."""
 
 import ast
+import re
+import runpy
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -12,6 +14,7 @@ from gecko import stages
 
 ROOT = Path(__file__).parents[1]
 HOUSE = Path(stages.__file__).parents[1]
+PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 LIMITS = {"file": 500, "class": 350, "function": 70}  # lines
 
 
@@ -63,3 +66,21 @@ def test_tests_stand_where_the_code_stands() -> None:
     rooms, tested = folders_with(HOUSE, "*.py"), folders_with(ROOT / "tests", "test_*.py")
     assert tested <= rooms
     assert {room for room in rooms if len(room.parts) == 1} <= tested
+
+
+def test_the_page_shows_the_rooms_of_the_contract() -> None:
+    drawing = runpy.run_path(str(PAGE.with_suffix(".py")))
+    floors = drawing["floors"]()
+    assert {room for rooms in floors for room in rooms} == {
+        path.name for path in HOUSE.iterdir() if (path / "__init__.py").exists()
+    }
+    assert PAGE.with_suffix(".svg").read_text(encoding="utf-8") == drawing["draw"](floors)
+    text = PAGE.read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\d) \| `(\w+)` \| \S.* \| (.*) \|$", text, re.MULTILINE)
+    below = {1: "no other room", 2: "floor 1"}
+    assert listed == [
+        (str(number), room, below.get(number, f"floors 1 to {number - 1}"))
+        for number, rooms in zip(range(len(floors), 0, -1), floors, strict=True)
+        for room in rooms
+    ]
+    assert f"{len(listed)} rooms on {len(floors)} floors" in text
