@@ -15,7 +15,7 @@ from gecko.core.files import write_json
 from gecko.encoder import model_identity
 from gecko.fret.release import FILE, write_release
 from gecko.run.folder import Run
-from gecko.stages.publish import released_rows
+from gecko.stages.dataset import released_rows
 from gecko.stages.runner import Pipeline, distill
 
 from .golden.scenarios import SCENARIOS, fingerprints, settings, use_teachers, write_sources

@@ -268,8 +268,8 @@ GONE = [
     ("select.near_cosine", None, 0.95, "select.near_cosine = 0.95", "corpus.near_duplicates"),
     ("select.flawed_weight", 0.0, 0.3, "select.flawed_weight = 0.3", "is dropped"),
     ("select.task_shares", {}, {"question": 0.5}, "select.task_shares = {'question': 0.5}", "select.task_rows"),
-    ("train.loss.spread", 0.0, 0.1, "train.loss.spread = 0.1", "train.loss.temperature"),
-    ("pretrain.loss.spread", 0.0, 1, "pretrain.loss.spread = 1", "train.loss.temperature"),
+    ("train.loss.spread", 0.0, 0.1, "train.loss.spread = 0.1", "the temperature of the loss"),
+    ("pretrain.loss.spread", 0.0, 1, "pretrain.loss.spread = 1", "temperature of the loss"),
     ("train.loss.match", 0.0, 1.0, "train.loss.match = 1.0", "train.loss.distill"),
     ("train.loss.match_model", "", "minilm", "train.loss.match_model = 'minilm'", "train.loss.distill"),
 ]
@@ -360,7 +360,7 @@ def test_variables_may_be_listed() -> None:
         ('generate.variables.who=["{passage}"]', "without braces"),
         ('generate.variables.who=["two\\nlines"]', "one line of text"),
         ("generate.variables=3", "valid dictionary"),
-        ("select.task_rows=500", "select.task_rows = 500: Input should be 'uniform'"),
+        ("select.task_rows=500", "select.task_rows = 500: a number of rows is no longer taken; write 'uniform'"),
     ],
 )
 def test_bad_variables_and_tasks(text: str, message: str) -> None:

@@ -1,13 +1,14 @@
 """The graph of the stages: its order, what is made on the way, commands, and what is out of date."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gecko.config.run import RunConfig
 from gecko.core.records import Candidate, Example, Passage, Query, Score
 from gecko.run.folder import Run
-from gecko.run.shards import run_local
+from gecko.run.shards import build_file, run_local
 from gecko.stages import graph
 from gecko.stages.stage import section, value
 
@@ -25,7 +26,7 @@ ORDER = [
         "mine",
         "seeds",
     ),
-    *("relabel", "select", "train", "agreement", "choose", "evaluate"),
+    *("relabel", "select", "mixture", "train", "agreement", "choose", "evaluate", "dataset"),
 ]
 
 
@@ -51,12 +52,15 @@ def test_what_is_made_on_the_way(name: str, made: list[str]) -> None:
 @pytest.mark.parametrize(
     ("folder", "command"),
     [
-        *(("relabel", "relabel"), ("relabel-2", "relabel"), ("asked", "generate"), ("embed", "generate")),
-        *(("embed-warmup", "mine"), ("train-native", "train"), ("agreement", "train"), ("relabel-faq", "relabel")),
+        *(("relabel", "relabel"), ("relabel-2", "relabel"), ("asked", "generate"), ("mixture", "train")),
+        *(("embed", "generate"), ("train-native", "train"), ("agreement", "train"), ("relabel-faq", "train")),
     ],
 )
 def test_the_command_that_makes_a_folder(folder: str, command: str) -> None:
-    assert graph.command(folder) == command
+    faq = {"name": "faq", "kind": "pairs", "source": "faq.jsonl", "relabel": True}
+    settings: dict[str, Any] = {"asked": {"sources": ["log.txt"]}, "mixture": {"sets": [faq]}}
+    config = RunConfig(budget="1m", relabel={"teachers": ["a"]}, **settings)
+    assert graph.command(config, folder) == command
 
 
 def test_a_stage_has_the_folders_that_the_settings_ask_for() -> None:
@@ -91,6 +95,10 @@ def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:
         parts |= {"candidates": identity(run, "mine")}
         run_local(run, "relabel", Score, parts, [0], lambda *_: [Score("q", "p", "fake", "h", -1.0, 2, 1.0)])
         assert graph.stale(run) == []
+        # What another model needed once, and nothing reads any more, is not out of date.
+        build_file(run, "embed", {"passages": "of another corpus"}, "passages.npy", lambda path: path.touch())
+        build_file(run, "seeds", {"candidates": "of another model"}, "found.json", lambda path: path.touch())
+        assert graph.stale(run) == []
         write(run, "two")
         assert graph.stale(run) == [
             f"{stage} was made from an earlier ingest" for stage in ("generate", "mine", "relabel")
@@ -99,7 +107,7 @@ def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:
         assert asked is not None
         asked.parts["asked"] = "of a log that the settings no longer name"
         run.save(asked)
-        assert "mine was made from an earlier asked" in graph.stale(run)
-        assert list(graph.manifests(run)) == ["ingest", "generate", "mine", "relabel"]
+        assert "mine was made from other queries that people asked" in graph.stale(run)
+        assert list(graph.manifests(run)) == ["ingest", "embed", "generate", "mine", "seeds", "relabel"]
         assert graph.history(run).of_records == ["ingest", "asked", "generate", "mine", "relabel", "select"]
         assert run.read("ingest", Passage)[0].text == "two" and Example is graph.STAGES["select"].record

@@ -23,7 +23,8 @@ from gecko.report.table import origins, verdict
 from gecko.run.folder import Run
 from gecko.run.manifest import Shard
 from gecko.stages.choose import chosen_format
-from gecko.stages.publish import push, released_rows, write_cards
+from gecko.stages.dataset import released_rows
+from gecko.stages.publish import push, write_cards
 from gecko.stages.runner import Pipeline, distill
 
 from ..conftest import write_corpus

@@ -311,9 +311,9 @@ def test_seeds_are_looked_for_by_the_start_model_whichever_model_mines(
             pipeline = Pipeline(run)
             pipeline.ingest()
             pipeline.make("generate")
-            manifest = pipeline.make("mine")
+            pipeline.make("mine")
             queries = run.read("generate", Query)
-            found.append(seeds_found(pipeline, queries, manifest))
+            found.append(seeds_found(pipeline))
             natural.append(len(queries) - sum(not row.natural for row in run.read("mine", Candidate)))
     assert found[0] == natural[0] == found[1] != natural[1]
 

@@ -44,9 +44,9 @@ GONE_KEYS: dict[str, dict[str, Gone]] = {
         "task_shares": Gone({}, "select.task_rows = 'uniform' evens the kinds of task", "flawed_weight"),
     },
     "train.loss": {
-        "spread": Gone(0.0, "train.loss.temperature decides how far texts are pushed apart", "hardness"),
-        "match": Gone(0.0, "train.loss.distill learns from the teacher's scores", "distill_temperature"),
-        "match_model": Gone("", "train.loss.distill learns from the teacher's scores", "match"),
+        "spread": Gone(0.0, "the temperature of the loss decides how far texts are pushed apart", "hardness"),
+        "match": Gone(0.0, "train.loss.distill learns from a teacher's scores", "distill_temperature"),
+        "match_model": Gone("", "train.loss.distill learns from a teacher's scores", "match"),
     },
 }
 
@@ -58,7 +58,7 @@ def without_gone(values: Mapping[str, Any], gone: Mapping[str, Gone]) -> dict[st
         PydanticCustomError: one of these has another value than its default.
     """
     for key, value in values.items():
-        if key in gone and value != gone[key].default:
+        if key in gone and value not in (gone[key].default, {}):
             told = {"key": key, "value": value, "instead": gone[key].instead}
             raise PydanticCustomError(ERROR, "this setting is gone, leave it out; {instead}", told)
     return {key: value for key, value in values.items() if key not in gone}

@@ -204,6 +204,13 @@ class SelectConfig(Section):
         description="uniform: of a kind of task at most as many rows as there are of a kind on average; unset: all",
     )
 
+    @field_validator("task_rows", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            raise ValueError("a number of rows is no longer taken; write 'uniform', or leave it out")
+        return value
+
 
 class EvaluateConfig(Section):
     """What the result is held against."""

@@ -8,15 +8,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gecko.core.files import digest
 from gecko.core.records import Passage
 from gecko.corpus.stdlib import read_stdlib
 from gecko.evaluation.beir import RetrievalSet
-
-if TYPE_CHECKING:
-    pass
 
 STDLIB_QUESTIONS = "stdlib-questions"
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gecko.core.arguments import in_order, spec_of
 from gecko.core.errors import EvaluationError
@@ -15,9 +15,6 @@ from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import eval_json, evaluate_retrieval, refuse_equal_names
 from gecko.evaluation.task_scores import Measured
 from gecko.evaluation.tasks import Skipped, TaskSet
-
-if TYPE_CHECKING:
-    pass
 
 MODEL, BASELINE = "model", "baseline"
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import cached_property
 
-from gecko.core.files import digest
+from gecko.config.run import RunConfig
 from gecko.core.records import Candidate, Passage, Query, Score
 from gecko.fret.fuse import Label
 from gecko.fret.release import Released, load_release
@@ -25,20 +25,14 @@ def own_queries(run: Run) -> list[Query]:
     return [*asked_queries(run), *run.read("generate", Query)]
 
 
-def relabel_stages(run: Run) -> list[str]:
+def relabel_folders(config: RunConfig) -> list[str]:
     """The folders that hold scores: one a teacher, that of ``llm`` first."""
-    return ["relabel", *(f"relabel-{number}" for number, _ in enumerate(run.config.relabel.teachers, start=2))]
-
-
-def scores_identity(run: Run) -> str:
-    """What all teachers of a run said, as the stages after them know it: a hash of every teacher's scores."""
-    identities = [run.finished(stage).identity for stage in relabel_stages(run)]
-    return digest(*identities) if len(identities) > 1 else identities[0]
+    return ["relabel", *(f"relabel-{number}" for number, _ in enumerate(config.relabel.teachers, start=2))]
 
 
 def all_scores(run: Run) -> list[Score]:
     """The scores of every teacher of a run."""
-    return [score for stage in relabel_stages(run) for score in run.read(stage, Score)]
+    return [score for stage in relabel_folders(run.config) for score in run.read(stage, Score)]
 
 
 class RunView:

@@ -4,6 +4,7 @@ It reads the run folder and loads no model. What was asked of a query (``generat
 The measures of ``fret/quality.py`` are shown for the generated queries, whether or not the run selects by them.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -58,7 +59,7 @@ def statistics(view: RunView) -> dict[str, Any]:
         order = [label.passage_id for label in view.labels.get(query.id, ())]
         if query.seed_id in order:
             places.append(order.index(query.seed_id) + 1)
-    first = [ranked[0].rc for ranked in view.labels.values() if ranked]
+    first = [ranked[0].rc for ranked in view.labels.values() if ranked and math.isfinite(ranked[0].rc)]
     texts = [query.text for query in queries]
     written = [query for query in queries if not query.asked]
     seeds = [view.by_id[query.seed_id] for query in written]

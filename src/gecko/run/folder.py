@@ -72,7 +72,9 @@ class Run:
         self.path = path = folder_of(path)
         self.say = say
         # What makes a stage's folder, for messages; whoever knows the stages sets it.
-        self.command_of: Callable[[str], str] = lambda folder: folder.partition("-")[0]
+        self.command_of: Callable[[str], str] = lambda folder: {"asked": "generate"}.get(
+            folder, folder.partition("-")[0]
+        )
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; give the path of a folder for the run")
         if config is None and not (path / "config.json").exists():

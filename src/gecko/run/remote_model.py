@@ -3,13 +3,10 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from gecko.core.errors import ConfigError
 from gecko.run.engine import another_model
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Identified(Protocol):

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 from gecko.core.files import read_json, write_json
 from gecko.evaluation.agreement import agreement
 from gecko.run.shards import build_file
-from gecko.stages import train
 from gecko.stages.context import Context
 from gecko.stages.plan import released_parts
 from gecko.stages.relabel import RELABEL
 from gecko.stages.select import SELECT
 from gecko.stages.stage import Stage
-from gecko.stages.train import TRAIN
+from gecko.stages.train import TRAIN, student_folder
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
@@ -22,7 +21,7 @@ def make(context: Context) -> dict[str, list[float]]:
     """Agreement with the teacher on each held-out query: for ``start`` and each trained format."""
     from gecko.encoder import load_encoder
 
-    folders = train.make(context)
+    folders = {form: student_folder(context, form) for form in context.config.train.formats}
 
     def measure(path: Path) -> None:
         models: dict[str, Encoder] = {"start": context.models.start}

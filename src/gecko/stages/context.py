@@ -33,7 +33,7 @@ class Context(RunView):
         self.models = Models(run.config, self.ui, engine, self._may_ask)
         # Whoever changes settings has not yet seen what the teacher check says of them.
         self.override_check = force and not run.changed
-        self.command = "relabel"  # of the stage that is being made
+        self.command = ""  # of the stage that is being made
         self._asks = asks
         self._kept: dict[str, Any] = {}
 

@@ -7,7 +7,7 @@ vectors lie in ``pieces/`` under the shard's checksum, and a shard that an earli
 import io
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +129,7 @@ def embedded(context: Context, stage: Stage, identity: str, encoder: EncoderLoad
 
     Args:
         context: of the run.
-        stage: which of the three stages below.
+        stage: ``EMBED``, or one that is made from it.
         identity: hash of the model.
         encoder: loads it.
     """
@@ -143,6 +143,3 @@ def embedded(context: Context, stage: Stage, identity: str, encoder: EncoderLoad
 
 
 EMBED = Stage(name="embed", version=1, make=vectors, reads={"passages": INGEST}, command="generate")
-# The same by the model of mine.warmup_epochs, and by that of mine.model; ``mine`` makes them.
-EMBED_WARMUP = replace(EMBED, name="embed-warmup", command="mine", applies=lambda config: config.mine.warmup_epochs > 0)
-EMBED_MINER = replace(EMBED, name="embed-miner", command="mine", applies=lambda config: bool(config.mine.model))

@@ -3,28 +3,31 @@
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 
+from gecko.config.run import RunConfig
 from gecko.report import History
 from gecko.run.folder import Run
 from gecko.run.manifest import Manifest
 from gecko.stages.agreement import AGREEMENT
 from gecko.stages.check import CHECK
 from gecko.stages.choose import CHOOSE
-from gecko.stages.embed import EMBED, EMBED_MINER, EMBED_WARMUP
+from gecko.stages.dataset import DATASET
+from gecko.stages.embed import EMBED
 from gecko.stages.evaluate import EVALUATE
 from gecko.stages.generate import GENERATE
 from gecko.stages.ingest import INGEST
-from gecko.stages.mine import MINE, SEEDS
+from gecko.stages.mine import EMBED_MINER, MINE, SEEDS
+from gecko.stages.mixture import MIXTURE
 from gecko.stages.plan import PLAN
 from gecko.stages.relabel import RELABEL
 from gecko.stages.select import SELECT
 from gecko.stages.stage import Stage, always, identity_of
 from gecko.stages.train import TRAIN
 from gecko.stages.user_queries import USER_QUERIES
-from gecko.stages.warmup import WARMUP
+from gecko.stages.warmup import EMBED_WARMUP, WARMUP
 
 _ALL = (
     *(INGEST, EMBED, CHECK, USER_QUERIES, PLAN, GENERATE, WARMUP, EMBED_WARMUP, EMBED_MINER, MINE, SEEDS, RELABEL),
-    *(SELECT, TRAIN, AGREEMENT, CHOOSE, EVALUATE),
+    *(SELECT, MIXTURE, TRAIN, AGREEMENT, CHOOSE, EVALUATE, DATASET),
 )
 
 
@@ -50,19 +53,27 @@ ORDER = _ordered(_ALL)
 STAGES = {stage.name: stage for stage in ORDER}
 
 
-def upto(name: str) -> Iterator[Stage]:
+def _made_of(stage: Stage) -> set[Stage]:
+    """A stage and all that it is made from, directly or not."""
+    each = [stage.reads_each] if stage.reads_each else []
+    return {stage}.union(*(_made_of(source) for source in (*stage.reads.values(), *each)))
+
+
+RESULT = _made_of(EVALUATE) | _made_of(AGREEMENT)  # the stages that the model and its numbers come from
+
+
+def upto(name: str) -> list[Stage]:
     """The stages that are made on the way to the one of this name, and that one, in order."""
+    last = ORDER.index(STAGES[name])
+    return [stage for stage in ORDER[:last] if stage.made == "on the way"] + [ORDER[last]]
+
+
+def command(config: RunConfig, folder: str) -> str:
+    """The command that makes a folder of a run with these settings."""
     for stage in ORDER:
-        if stage.made == "on the way" or stage.name == name:
-            yield stage
-        if stage.name == name:
-            return
-
-
-def command(folder: str) -> str:
-    """The command that makes a stage's folder."""
-    stage = STAGES.get(folder) or STAGES.get(folder.partition("-")[0])  # relabel-2 is a folder of relabel
-    return (stage and (stage.command or stage.name)) or folder.partition("-")[0]
+        if folder in stage.folders_of(config):
+            return stage.command or stage.name
+    return folder.partition("-")[0]
 
 
 def history(run: Run) -> History:
@@ -83,11 +94,15 @@ def manifests(run: Run) -> dict[str, Manifest]:
 
 
 def stale(run: Run) -> list[str]:
-    """In words, a run's stages whose input has been made anew since: their numbers are not of the rows that are there."""
+    """In words, which stages were made of what has been made anew since: their numbers are not of what is there.
+
+    A stage that others make when they need it is left out, unless the model or its numbers come from it.
+    """
     made = manifests(run)
     return [
-        f"{folder} was made from an earlier {source}"
+        f"{folder} was made from {source}"
         for stage in ORDER
+        if stage in RESULT or stage.made != "on demand"
         for folder in stage.folders_of(run.config)
         if folder in made
         for source in _changed_sources(stage, made[folder], run, made)
@@ -97,9 +112,12 @@ def stale(run: Run) -> list[str]:
 def _changed_sources(stage: Stage, manifest: Manifest, run: Run, made: dict[str, Manifest]) -> Iterator[str]:
     sources: dict[str, Stage | str] = {**stage.reads, **stage.sources(run.config)}
     for part, source in sources.items():
+        is_sure = isinstance(source, str) or source.applies is always  # else the part may rightly be missing
         folders = [source] if isinstance(source, str) else source.folders_of(run.config)
-        if all(folder in made for folder in folders):
-            now = identity_of([made[folder] for folder in folders]) if folders else ""
-            is_sure = isinstance(source, str) or source.applies is always  # else the part may rightly be missing
-            if manifest.parts.get(part, now if is_sure else "") != now:
-                yield source if isinstance(source, str) else source.name
+        there = [made[folder] for folder in folders if folder in made]
+        if is_sure and len(there) < len(folders):
+            continue  # nothing is there that it could differ from
+        now = identity_of(there) if there else ""
+        if manifest.parts.get(part, now if is_sure else "") != now:
+            called = "" if isinstance(source, str) else source.called
+            yield called or f"an earlier {source if isinstance(source, str) else source.name}"

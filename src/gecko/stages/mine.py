@@ -1,7 +1,7 @@
 """Stage ``mine``: each query's candidates, the N nearest passages for the initial embedder (step 2 of FRet)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from gecko.run.manifest import Manifest, Shard
 from gecko.run.shards import build_file, run_shards
 from gecko.stages import warmup
 from gecko.stages.context import Context
-from gecko.stages.embed import EMBED_MINER, EMBED_WARMUP, embedded, vectors
+from gecko.stages.embed import EMBED, embedded, vectors
 from gecko.stages.generate import GENERATE
 from gecko.stages.ingest import INGEST
 from gecko.stages.models import EncoderLoader, RemoteEncoder
-from gecko.stages.stage import Stage, section
+from gecko.stages.stage import Stage, section, value
 from gecko.stages.user_queries import USER_QUERIES
 
 QUERIES_A_SHARD = 512
@@ -68,14 +68,15 @@ def make(context: Context) -> Manifest:
 
     manifest = run_shards(context.run, MINE.name, Candidate, MINE.parts(context), shards, job, context.engine)
     if context.config.check.enabled and manifest.done and written:
-        found = seeds_found(context, written, manifest)
+        found = seeds_found(context)
         check, n, name = context.config.check, context.config.mine.n, context.config.llm
         context.refusing(lambda: refuse_by_seeds(found, len(written), n, check, name))
     return manifest
 
 
-def seeds_found(context: Context, queries: Sequence[Query], mined: Manifest) -> int:
+def seeds_found(context: Context) -> int:
     """How many seeds are among the start model's first N; a model that was trained on them finds more."""
+    queries = context.run.read(GENERATE.name, Query)
     if not context.config.mine.warmup_epochs and _identity(context) == context.models.start_identity:
         return len(queries) - sum(not row.natural for row in context.run.read(MINE.name, Candidate))
 
@@ -86,8 +87,8 @@ def seeds_found(context: Context, queries: Sequence[Query], mined: Manifest) -> 
         hits = [place[query.seed_id] in row for query, row in zip(queries, found.tolist(), strict=True)]
         write_json(path, {"found": sum(hits), "asked": len(hits)})
 
-    parts = SEEDS.parts(context) | {"candidates": mined.identity}
-    return int(read_json(build_file(context.run, SEEDS.name, parts, "found.json", count))["found"])
+    file = build_file(context.run, SEEDS.name, SEEDS.parts(context), "found.json", count)
+    return int(read_json(file)["found"])
 
 
 def _identity(context: Context) -> str:
@@ -106,16 +107,30 @@ def _identity(context: Context) -> str:
 
 def _miner(context: Context) -> tuple[EncoderLoader, np.ndarray]:
     """The model that mines, and its embeddings of the corpus."""
-    from gecko.encoder import load_encoder
-
     if context.config.mine.warmup_epochs:
         return warmup.loader(context), warmup.vectors(context)
-    spec = context.config.mine.model
-    if not spec:
-        return context.models.start_loader, vectors(context)
-    identity = _identity(context)
-    encoder = RemoteEncoder(spec, identity) if context.engine.remote else cache(lambda: load_encoder(spec))
-    return encoder, context.once(EMBED_MINER.name, lambda: embedded(context, EMBED_MINER, identity, encoder))
+    if context.config.mine.model:
+        return _own_model(context), _own_vectors(context)
+    return context.models.start_loader, vectors(context)
+
+
+def _own_model(context: Context) -> EncoderLoader:
+    """The model that ``mine.model`` names, where the work is done."""
+    from gecko.encoder import load_encoder
+
+    spec, identity = context.config.mine.model, _identity(context)
+    if context.engine.remote:
+        return RemoteEncoder(spec, identity)
+    return context.once("mine.model", lambda: cache(lambda: load_encoder(spec)))
+
+
+def _own_vectors(context: Context) -> np.ndarray:
+    """That model's embeddings of the corpus: float32 (passages, d), unit rows."""
+
+    def make() -> np.ndarray:
+        return embedded(context, EMBED_MINER, _identity(context), _own_model(context))
+
+    return context.once(EMBED_MINER.name, make)
 
 
 def _depends(context: Context) -> dict[str, str]:
@@ -124,6 +139,10 @@ def _depends(context: Context) -> dict[str, str]:
         found["training"] = context.config.train.model_dump_json(exclude=WITHOUT_EFFECT | {"epochs"})
     return found
 
+
+EMBED_MINER = replace(
+    EMBED, name="embed-miner", make=_own_vectors, command="mine", applies=lambda config: bool(config.mine.model)
+)
 
 MINE = Stage(
     name="mine",
@@ -134,16 +153,16 @@ MINE = Stage(
     settings={"settings": section("mine")},
     depends=_depends,
     made="on the way",
-    after=(warmup.WARMUP, EMBED_WARMUP, EMBED_MINER),
+    after=(warmup.EMBED_WARMUP, EMBED_MINER),
 )
 
 # Beside ``mine``, where another model mines than the start model.
 SEEDS = Stage(
     name="seeds",
     version=1,
-    make=make,
+    make=seeds_found,
     reads={"candidates": MINE},
-    settings={"n": lambda config: str(config.mine.n)},
+    settings={"n": value("mine.n")},
     depends=lambda context: {"start model": context.models.start_identity},
     command="mine",
 )

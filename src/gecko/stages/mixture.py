@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gecko.config.mixture import FeverSet, MixtureSet, RetrievalSet
+from gecko.config.run import RunConfig
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, TrainingError
 from gecko.core.files import digest
@@ -23,12 +24,13 @@ from gecko.run.folder import Run
 from gecko.run.manifest import schema_digest
 from gecko.run.shards import run_local
 from gecko.stages.context import Context
+from gecko.stages.mine import QUERIES_A_SHARD
+from gecko.stages.stage import Stage
 
 if TYPE_CHECKING:
     from gecko.encoder.vectors import Vectors
 
 VERSION = 1  # raised by hand when a set gives other rows for the same source and settings
-QUERIES_A_SHARD = 512
 DRAWN_BY = {"weight", "relabel"}  # settings of a set that its rows do not depend on
 
 
@@ -224,3 +226,20 @@ class _Relabelled:
 
 def _passage_id(title: str, text: str) -> str:
     return digest(title, text)
+
+
+def _folders(config: RunConfig) -> list[str]:
+    again = [
+        entry.name for entry in config.mixture.sets if isinstance(entry, RetrievalSet | FeverSet) and entry.relabel
+    ]
+    return ["mixture", *(f"{stage}-{name}" for name in again for stage in ("mine", "relabel", "select"))]
+
+
+MIXTURE = Stage(
+    name="mixture",
+    version=VERSION,
+    make=mixture_rows,
+    command="train",
+    applies=lambda config: bool(config.mixture.sets),
+    folders=_folders,
+)

@@ -56,11 +56,15 @@ class Plan:
 
 
 def make(context: Context) -> Plan:
-    """The seeds of the run. Speeds are measured when the plan is made, and never again.
+    """The seeds of the run. Speeds are measured when the plan is first made, and never again.
 
     Raises:
         ConfigError: the budget is too small for anything.
     """
+    return context.once(PLAN.name, lambda: _read(context))
+
+
+def _read(context: Context) -> Plan:
     file = build_file(
         context.run,
         PLAN.name,

@@ -7,29 +7,21 @@ release.
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from gecko.core.errors import GeckoError, PublishError, RunError
-from gecko.core.files import CARD, digest, read_json, write_bytes
-from gecko.core.records import Candidate, Passage, Query, Score
-from gecko.fret.release import FILE, content_hash, read_release, write_release
-from gecko.fret.view import ASKED, own_queries
+from gecko.core.files import CARD, read_json, write_bytes
+from gecko.fret.release import FILE, read_release
 from gecko.run.folder import Run
-from gecko.run.shards import build_file
 from gecko.stages import graph
 from gecko.stages.choose import chosen_format
 from gecko.stages.context import Context
+from gecko.stages.dataset import dataset_folder, write_dataset
 from gecko.stages.evaluate import EVALUATE
-from gecko.stages.generate import GENERATE
-from gecko.stages.ingest import INGEST
-from gecko.stages.mine import MINE
-from gecko.stages.relabel import RELABEL
-from gecko.stages.stage import Stage
 from gecko.stages.train import TRAIN
-from gecko.stages.user_queries import USER_QUERIES
 
 Kind = Literal["model", "dataset"]
 _SECRET = re.compile(r"hf_\w+|(?<=[Bb]earer )\S+")
@@ -63,121 +55,6 @@ def _model_card(context: Context) -> str:
     manifest, path = context.run.manifest(EVALUATE.name), context.run.path / EVALUATE.name / "results.json"
     result = read_json(path) if manifest is not None and manifest.done and path.exists() else None
     return model_card(context, result["form"] if result else chosen_format(context), result)
-
-
-def dataset_folder(context: Context) -> Path:
-    """The run's rows as a release with its card; written anew only if they changed."""
-
-    def make(path: Path) -> None:
-        write_dataset([context.run], path)
-
-    return build_file(context.run, DATASET.name, DATASET.parts(context), "fret", make)
-
-
-def _depends(context: Context) -> dict[str, str]:
-    run = context.run
-    return {
-        "relabel": run.finished(RELABEL.name).identity,  # a release holds the scores of the first teacher
-        "settings": digest(run.config.model_dump_json(exclude={"train", "evaluate"})),
-    }
-
-
-DATASET = Stage(
-    name="dataset",
-    version=1,
-    make=dataset_folder,
-    reads={"ingest": INGEST, "generate": GENERATE, "mine": MINE, ASKED: USER_QUERIES},
-    depends=_depends,
-    command="report",
-)
-
-
-def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()) -> tuple[int, int]:
-    """Write the judged queries of releases and runs, each query once, and their card.
-
-    What one of them holds out, no other teaches: a query for training whose seed is held out elsewhere is left out.
-
-    Args:
-        runs: at least one; the card describes the first.
-        folder: of the new release.
-        earlier: releases whose rows come first, by name or path.
-
-    Returns:
-        the number of rows, and of those left out.
-
-    Raises:
-        RunError: a run is not relabelled.
-        StorageError: the disk refuses it.
-    """
-    from gecko.report.cards import dataset_card
-
-    found: dict[str, dict[str, Any]] = {}
-    for source in (*map(read_release, earlier), *map(released_rows, runs)):
-        for row in source:
-            found.setdefault(row["query_id"], row)
-    heldout = {row["seed_id"] for row in found.values() if row["split"] == "heldout"} - {""}
-    rows = [row for row in found.values() if row["split"] == "heldout" or row["seed_id"] not in heldout]
-    write_release(rows, folder / FILE)
-    card = dataset_card(rows, runs[0].config, _prompt_hashes(runs[0]))
-    write_bytes(folder / CARD, card.encode("utf-8"))
-    return len(rows), len(found) - len(rows)
-
-
-def released_rows(run: Run) -> list[dict[str, Any]]:
-    """The judged queries of a run, as rows of a release; those of which every candidate is judged, if it was stopped.
-
-    Queries that people asked are not everybody's to read: they are among them with ``asked.publish`` only.
-
-    Raises:
-        RunError: nothing of the run is relabelled.
-    """
-    content = {passage.id: content_hash(passage) for passage in run.read("ingest", Passage)}
-    scores = {(score.query_id, score.passage_id): score for score in run.read_so_far("relabel", Score)}
-    candidates: dict[str, list[Candidate]] = {}
-    for candidate in run.read("mine", Candidate):
-        candidates.setdefault(candidate.query_id, []).append(candidate)
-    return [
-        _row(query, candidates[query.id], scores, content)
-        for query in own_queries(run)
-        if candidates.get(query.id) and (not query.asked or run.config.asked.publish)
-        if all((query.id, candidate.passage_id) in scores for candidate in candidates[query.id])
-    ]
-
-
-def _row(
-    query: Query,
-    candidates: Sequence[Candidate],
-    scores: Mapping[tuple[str, str], Score],
-    content: Mapping[str, str],
-) -> dict[str, Any]:
-    ordered = sorted(candidates, key=lambda candidate: candidate.rank)
-    judged = [scores[query.id, candidate.passage_id] for candidate in ordered]
-    return {
-        "query_id": query.id,
-        "task": query.task,
-        "query": query.text,
-        "split": query.split,
-        "seed_id": query.seed_id,
-        "llm": query.llm,
-        "teacher": judged[0].teacher,
-        "prompt_hash": judged[0].prompt_hash,
-        "candidates": [
-            {
-                "passage_id": candidate.passage_id,
-                "content": content[candidate.passage_id],
-                "cosine": candidate.score,
-                "ql_sum": score.ql_sum,
-                "ql_tokens": score.ql_tokens,
-                "rc": score.rc,
-            }
-            for candidate, score in zip(ordered, judged, strict=True)
-        ],
-    }
-
-
-def _prompt_hashes(run: Run) -> dict[str, str]:
-    roles = ("generate", "query_likelihood", "relevance")
-    return {Path(getattr(run.config.prompts, role)).name: run.prompt(role).hash for role in roles}
 
 
 def push(

@@ -8,7 +8,7 @@ from gecko.core.counts import Counts
 from gecko.core.files import digest
 from gecko.core.records import Candidate, Passage, Query, Score
 from gecko.fret.relabel import relabel
-from gecko.fret.view import ASKED, own_queries
+from gecko.fret.view import ASKED, own_queries, relabel_folders
 from gecko.llm import registry
 from gecko.prompts import Prompt
 from gecko.run.engine import Job
@@ -150,6 +150,6 @@ RELABEL = Stage(
     depends=lambda context: context.teacher_parts("likelihood", "relevance") | context.precision_parts,
     grows=frozenset({"queries", ASKED, "candidates", "queries kept", "passages", "schema", "settings.shard_passages"}),
     made="on the way",
-    folders=lambda config: ["relabel", *(f"relabel-{number}" for number, _ in enumerate(config.relabel.teachers, 2))],
+    folders=relabel_folders,
     asks=True,
 )

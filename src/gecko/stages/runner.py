@@ -9,6 +9,7 @@ A stage takes records and gives records; the run folder decides whether it has t
 first needs them, so a run whose shards are all there loads none.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Pipeline(Context):
         self, run: Run, ui: Ui | None = None, *, force: bool = False, asks: bool = True, engine: Executor = LOCAL
     ) -> None:
         super().__init__(run, ui, force=force, asks=asks, engine=engine)
-        run.command_of = graph.command
+        run.command_of = partial(graph.command, run.config)
 
     def make(self, name: str) -> Any:
         """Make one stage, or find it made; the stages that it reads must be finished.

@@ -24,7 +24,6 @@ def measure(context: Context) -> tuple[float, float, float]:
 
 
 def _measured(context: Context) -> tuple[float, float, float]:
-
     context.ui.say("measuring the teacher's speed")
     teacher, began = context.models.teacher, time.perf_counter()
     # A GPU is fast with many texts at a time, and has read and written them in a moment.

@@ -75,6 +75,7 @@ class Stage:
         applies: whether a run with these settings has it.
         folders: the names of its folders, where there may be several.
         asks: whether the teacher's time is spent on it.
+        called: what a message calls what it has made; empty: an earlier one of its name.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Stage:
     applies: Callable[[RunConfig], bool] = always
     folders: Callable[[RunConfig], list[str]] | None = None
     asks: bool = False
+    called: str = ""
 
     def folders_of(self, config: RunConfig) -> list[str]:
         """The names of the stage's folders in a run with these settings, in order; none where the run does not have it."""
@@ -117,7 +119,7 @@ class Stage:
         return found | (self.reads_each.each(config) if self.reads_each else {})
 
     def parts(self, context: "Context") -> dict[str, str]:
-        """All that the stage's result depends on, by name: hashed into its fingerprint.
+        """What every folder of the stage depends on, by name: hashed into its fingerprint, with what is the folder's own.
 
         Raises:
             RunError: a stage that it reads is not finished.

@@ -12,7 +12,7 @@ from gecko.core.formats import InputFormat
 from gecko.core.records import Example
 from gecko.run.shards import build_file
 from gecko.stages.context import Context
-from gecko.stages.mixture import mixture_rows
+from gecko.stages.mixture import MIXTURE, mixture_rows
 from gecko.stages.select import SELECT
 from gecko.stages.stage import Stage, section, value
 
@@ -105,5 +105,7 @@ TRAIN = Stage(
     reads={"rows": SELECT},
     settings={"settings": section("train", without=WITHOUT_EFFECT), "seed": value("seed")},
     depends=_depends,
+    after=(MIXTURE,),
+    command="train",
     folders=lambda config: [f"train-{form}" for form in config.train.formats],
 )

@@ -67,5 +67,6 @@ USER_QUERIES = Stage(
         "seed": value("seed"),
     },
     command="generate",
+    called="other queries that people asked",
     applies=lambda config: bool(config.asked.sources),
 )

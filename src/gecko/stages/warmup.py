@@ -1,6 +1,7 @@
 """Stage ``warmup``: the initial embedder is trained on (q, p_seed) first, as in the paper (Section 3.2)."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from gecko.fret.fuse import Label
 from gecko.fret.select import make_row
 from gecko.run.shards import build_file
 from gecko.stages.context import Context
-from gecko.stages.embed import EMBED_WARMUP, embedded
+from gecko.stages.embed import EMBED, embedded
 from gecko.stages.generate import GENERATE
 from gecko.stages.models import EncoderLoader, RemoteEncoder
 from gecko.stages.stage import Stage, value
@@ -98,4 +99,8 @@ WARMUP = Stage(
     depends=lambda context: {"start model": context.models.start_identity},
     command="mine",
     applies=lambda config: config.mine.warmup_epochs > 0,
+)
+
+EMBED_WARMUP = replace(
+    EMBED, name="embed-warmup", make=vectors, command="mine", applies=WARMUP.applies, after=(WARMUP,)
 )
