@@ -14,34 +14,39 @@ from typer.core import TyperGroup
 
 from gecko import __version__
 from gecko.cli import distill, measure, models, rows, serve, stages
+from gecko.cli.help import START, epilog
 from gecko.cli.options import with_groups
 from gecko.core.errors import GeckoError
 
 STOPPED = 130  # the exit code of what Ctrl-C ends
 
-COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
-    "demo": distill.demo,
-    "distill": distill.distill,
-    "ingest": stages.ingest,
-    "generate": stages.generate,
-    "mine": stages.mine,
-    "relabel": stages.relabel,
-    "select": stages.select,
-    "train": stages.train,
-    "pretrain": stages.pretrain,
-    "merge": models.merge,
-    "evaluate": stages.evaluate,
-    "report": distill.report,
-    "push": rows.push,
-    "inspect": rows.inspect,
-    "examples": rows.examples,
-    "eval": measure.evaluate_model,
-    "check-teacher": measure.check_teacher,
-    "embed": models.embed,
-    "search": models.search,
-    "export": models.export,
-    "ablate": measure.ablate,
-    "serve": serve.serve,
+PANELS: dict[str, dict[str, Callable[..., None]]] = {  # in the order of the help
+    "Start": {"demo": distill.demo, "distill": distill.distill},
+    "Stages": {
+        "ingest": stages.ingest,
+        "generate": stages.generate,
+        "mine": stages.mine,
+        "relabel": stages.relabel,
+        "select": stages.select,
+        "train": stages.train,
+        "evaluate": stages.evaluate,
+        "report": distill.report,
+        "pretrain": stages.pretrain,
+        "merge": models.merge,
+    },
+    "Measure": {
+        "eval": measure.evaluate_model,
+        "check-teacher": measure.check_teacher,
+        "inspect": rows.inspect,
+        "ablate": measure.ablate,
+    },
+    "Use": {
+        "embed": models.embed,
+        "search": models.search,
+        "export": models.export,
+        "serve": serve.serve,
+    },
+    "Share": {"push": rows.push, "examples": rows.examples},
 }
 
 
@@ -59,21 +64,26 @@ app = typer.Typer(
     name="gecko",
     cls=_Commands,
     help="Distil a language model's relevance judgement into a compact text-embedding model, on your own passages.",
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
 @app.callback(invoke_without_command=True)
-def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _main(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
     if version:
         print(f"gecko {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(START)
 
 
-for _name, _command in COMMANDS.items():
-    app.command(_name)(with_groups(_command))
+for _panel, _commands in PANELS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, epilog=epilog(_name), rich_help_panel=_panel)(with_groups(_command))
 
 
 @contextmanager
