@@ -1,4 +1,4 @@
-"""The commands as a person types them: each mistake is one clear message, exit code 1, and nothing is lost."""
+"""The commands as a person types them: each mistake is one clear message and the exit code of its kind; nothing is lost."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def options(model: Path) -> list[str]:
         "check.enabled=false",
         "evaluate.resamples=100",
     )
-    return ["--llm", "fake", "--backbone", str(model), *(word for item in settings for word in ("--set", item))]
+    return ["--llm", "fake", "--start", str(model), *(word for item in settings for word in ("--set", item))]
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def run(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 1, done.stdout + done.stderr
+def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
+    assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1
     for word in words:
@@ -134,20 +134,22 @@ def test_a_passage_of_a_megabyte_is_split_and_counted(words: list[str], tmp_path
 
 def test_bad_settings(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     run = ["distill", corpus, "-o", tmp_path / "run", *options(tiny_model)]
-    refused(gecko(*run, "--set", "mine.m=3"), "mine.m", "mine.n")
-    refused(gecko(*run, "--budget", "soon"), "soon", "20m")
-    refused(gecko(*run, "--llm", "gpt-9"), "gpt-9", "hf:NAME")
+    refused(gecko(*run, "--set", "mine.m=3"), "mine.m", "mine.n", code=2)
+    refused(gecko(*run, "--budget", "soon"), "soon", "20m", code=2)
+    refused(gecko(*run, "--llm", "gpt-9"), "gpt-9", "hf:NAME", code=2)
     refused(gecko(*run, "--llm", "gguf:/nowhere/model.gguf"), "/nowhere/model.gguf")
-    refused(gecko(*run, "--backbone", "/nowhere"), "/nowhere")
-    refused(gecko(*run, "-c", tmp_path / "none.toml"), "none.toml")
+    refused(gecko(*run, "--start", "/nowhere"), "/nowhere")
+    refused(gecko(*run, "-c", tmp_path / "none.toml", code=2), "none.toml", code=2)
     (tmp_path / "bad.toml").write_text("[train]\nepoch = 3\n")
-    refused(gecko(*run, "-c", tmp_path / "bad.toml"), "bad.toml", "train.epoch", "train.epochs")
+    refused(gecko(*run, "-c", tmp_path / "bad.toml"), "bad.toml", "train.epoch", "train.epochs", code=2)
     refused(gecko("select", tmp_path / "empty"), "is not a run", "gecko distill")
 
 
 def test_a_run_of_other_settings_is_not_touched(run: Path, corpus: Path, tiny_model: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*.parquet")}
-    refused(gecko("distill", corpus, "-o", run, *options(tiny_model), "--set", "mine.n=4"), "mine.n: 5 -> 4", "--force")
+    refused(
+        gecko("distill", corpus, "-o", run, *options(tiny_model), "--set", "mine.n=4"), "mine.n: 5 -> 4", "--restart"
+    )
     assert {path: path.read_bytes() for path in run.rglob("*.parquet")} == before
 
 

@@ -8,16 +8,17 @@ import typer
 
 from gecko.cli.options import (
     HERE,
-    Backbone,
+    AcceptTeacher,
     Budget,
     EngineOptions,
     Evals,
-    Force,
     Llm,
     Recipe,
+    Restart,
     RunArg,
     RunOptions,
     Sets,
+    Start,
     named,
 )
 from gecko.cli.output import print_closing
@@ -31,7 +32,12 @@ DEMO = Path("runs/demo")
 
 
 def demo(
-    budget: Budget = None, llm: Llm = None, backbone: Backbone = None, sets: Sets = None, force: Force = False
+    budget: Budget = None,
+    llm: Llm = None,
+    start: Start = None,
+    sets: Sets = None,
+    accept_teacher: AcceptTeacher = False,
+    restart: Restart = False,
 ) -> None:
     """The main job on the embedded default: the standard library's documentation, a 1.5B teacher, MiniLM."""
     from gecko.config.load import load_config
@@ -48,8 +54,8 @@ def demo(
             "select": {"released": [STDLIB], "max_title": 0.5},
             "train": {"formats": ["native"], "epochs": 2},
         }
-    settings = load_config(None, sets or (), named(base, budget=budget, llm=llm, backbone=backbone), live)
-    _distil(DEMO, settings, HERE, force=force, dry_run=False)
+    settings = load_config(None, sets or (), named(base, budget=budget, llm=llm, backbone=start), live)
+    _distil(DEMO, settings, HERE, accept_teacher=accept_teacher, restart=restart)
 
 
 def distill(
@@ -58,7 +64,7 @@ def distill(
     config: Recipe = None,
     sets: Sets = None,
     llm: Llm = None,
-    backbone: Backbone = None,
+    start: Start = None,
     budget: Budget = None,
     evals: Evals = None,
     queries: Annotated[
@@ -68,7 +74,8 @@ def distill(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and embed the corpus, say what each stage would cost, and stop.")
     ] = False,
-    force: Force = False,
+    accept_teacher: AcceptTeacher = False,
+    restart: Restart = False,
     *,
     engine: EngineOptions,
 ) -> None:
@@ -80,21 +87,29 @@ def distill(
         base["evaluate"] = {"sets": evals}
     if queries:
         base["asked"] = {"sources": queries}
-    settings = load_config(config, sets or (), named(base, budget=budget, llm=llm, backbone=backbone))
-    _distil(out, settings, engine, force=force, dry_run=dry_run)
+    settings = load_config(config, sets or (), named(base, budget=budget, llm=llm, backbone=start))
+    _distil(out, settings, engine, accept_teacher=accept_teacher, restart=restart, dry_run=dry_run)
 
 
-def _distil(folder: Path, config: "RunConfig", engine: EngineOptions, *, force: bool, dry_run: bool) -> None:
+def _distil(
+    folder: Path,
+    config: "RunConfig",
+    engine: EngineOptions,
+    *,
+    accept_teacher: bool,
+    restart: bool,
+    dry_run: bool = False,
+) -> None:
     from gecko.run.folder import Run
     from gecko.stages.runner import Pipeline
     from gecko.stages.runner import distill as run_all
 
     ui, began = Terminal(), time.perf_counter()
-    with engine.executor(ui) as used, Run(folder, config, force=force, keep=not dry_run, say=ui.say) as run:
+    with engine.executor(ui) as used, Run(folder, config, force=restart, keep=not dry_run, say=ui.say) as run:
         if dry_run:
-            print(Pipeline(run, ui, force=force, engine=used).estimate())
+            print(Pipeline(run, ui, force=accept_teacher, engine=used).estimate())
             return
-        print_closing(run, run_all(run, ui, force=force, engine=used))
+        print_closing(run, run_all(run, ui, force=accept_teacher, engine=used))
         print(f"model: {folder / 'model'}   report: {folder / 'report.html'}   {time.perf_counter() - began:.0f} s")
 
 

@@ -24,7 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "train": ("gecko train runs/mine --set train.epochs=2",),
     "evaluate": ("gecko evaluate runs/mine", "gecko evaluate runs/mine --eval beir/scifact@test"),
     "report": ("gecko report runs/mine", "gecko report runs/mine --plots figures/"),
-    "pretrain": ("gecko pretrain pairs.parquet -o runs/first",),
+    "pretrain": ("gecko pretrain pairs.parquet -o runs/first --start minilm",),
     "merge": ("gecko merge runs/one/model runs/two/model -o merged",),
     "eval": (
         "gecko eval runs/mine/model stdlib-questions --baseline minilm",

@@ -1,4 +1,15 @@
-"""The entry point: the table of the commands, and how each of them ends."""
+"""The entry point: the table of the commands, and how each of them ends.
+
+====  =======================================================================================================
+code  when
+====  =======================================================================================================
+0     done
+1     an error: a file, a model, a server, the disk, or a fault in Gecko; standard error says what and the mend
+2     usage: an option, a ``--set``, a recipe or a name of a model cannot be used; change the command
+3     the teacher does harm: it was refused by a check of a run, or by ``gecko check-teacher``
+130   stopped with Ctrl-C; the same command goes on where it was
+====  =======================================================================================================
+"""
 
 import atexit
 import io
@@ -14,11 +25,11 @@ from typer.core import TyperGroup
 
 from gecko import __version__
 from gecko.cli import distill, measure, models, rows, serve, stages
+from gecko.cli.exits import ERROR, STOPPED, exit_code
 from gecko.cli.help import START, epilog
 from gecko.cli.options import with_groups
+from gecko.cli.renamed import Command
 from gecko.core.errors import GeckoError
-
-STOPPED = 130  # the exit code of what Ctrl-C ends
 
 PANELS: dict[str, dict[str, Callable[..., None]]] = {  # in the order of the help
     "Start": {"demo": distill.demo, "distill": distill.distill},
@@ -83,7 +94,7 @@ def _main(
 
 for _panel, _commands in PANELS.items():
     for _name, _command in _commands.items():
-        app.command(_name, epilog=epilog(_name), rich_help_panel=_panel)(with_groups(_command))
+        app.command(_name, cls=Command, epilog=epilog(_name), rich_help_panel=_panel)(with_groups(_command))
 
 
 @contextmanager
@@ -98,12 +109,12 @@ def _flushed() -> Iterator[None]:
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
             if isinstance(error, BrokenPipeError):
-                sys.exit(1)
+                sys.exit(ERROR)
             raise
 
 
 def main() -> None:
-    """Entry point: an error is one message and exit code 1; ``GECKO_TRACEBACK=1`` shows where it came from."""
+    """Entry point: an error is one message and an exit code; ``GECKO_TRACEBACK=1`` shows where it came from."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":  # whatever a terminal's encoding lacks
@@ -120,7 +131,7 @@ def main() -> None:
             traceback.print_exc()
         said = str(error) if isinstance(error, GeckoError) else sentence(error)
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {said}", markup=False, style="red")
-        sys.exit(1)
+        sys.exit(exit_code(error))
     except (KeyboardInterrupt, SystemExit) as end:
         # The library below makes an exit of Ctrl-C, without a word.
         if isinstance(end, SystemExit) and end.code != STOPPED:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gecko.cli.options import HERE, Backbone, EngineOptions, Evals, Force, Recipe, RunOptions, Sets, named
+from gecko.cli.options import HERE, EngineOptions, Evals, Recipe, Restart, RunOptions, Sets, Start, named
 from gecko.cli.output import print_closing
 from gecko.core.progress import Terminal
 
@@ -46,7 +46,7 @@ def on_run(
             changes = options.sets or recipe
             config = change_config(before, recipe, options.sets or ()) if changes else None
         with Run(options.run, config, force=True, same_prompts=True, say=ui.say) as run:
-            pipeline = Pipeline(run, ui, force=options.force, asks=asks, engine=used)
+            pipeline = Pipeline(run, ui, force=options.accept_teacher, asks=asks, engine=used)
             if run.config.asked != before.asked:
                 user_queries.make(pipeline, again=True)
             if run.config.corpus != before.corpus:
@@ -102,7 +102,7 @@ def train(config: Recipe = None, *, options: RunOptions) -> None:
 def evaluate(evals: Evals = None, *, options: RunOptions) -> None:
     """Measure the trained model of a run."""
     sets = [*(options.sets or ()), *([f"evaluate.sets={evals}"] if evals else ())]
-    with on_run(RunOptions(options.run, sets, options.force), through="select") as pipeline:
+    with on_run(RunOptions(options.run, sets, options.accept_teacher), through="select") as pipeline:
         print_closing(pipeline.run, pipeline.evaluate())
 
 
@@ -113,8 +113,8 @@ def pretrain(
     ] = None,
     config: Recipe = None,
     sets: Sets = None,
-    backbone: Backbone = None,
-    force: Force = False,
+    start: Start = None,
+    restart: Restart = False,
 ) -> None:
     """The paper's first stage: train on pairs with in-batch negatives, each batch from one source."""
     from gecko.config.load import load_config
@@ -122,7 +122,7 @@ def pretrain(
     from gecko.stages.pretrain import pretrain as run_all
 
     base: dict[str, Any] = {"pretrain": {"sources": pairs}} if pairs else {}
-    settings = load_config(config, sets or (), named(base, backbone=backbone))
+    settings = load_config(config, sets or (), named(base, backbone=start))
     ui = Terminal()
-    with Run(out, settings, force=force, say=ui.say) as run:
+    with Run(out, settings, force=restart, say=ui.say) as run:
         print(run_all(run, ui))
