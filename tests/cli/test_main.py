@@ -71,6 +71,34 @@ def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 1) 
         assert word in done.stderr
 
 
+def test_a_run_ends_with_what_it_showed_for_people_and_programs(run: Path, corpus: Path, tiny_model: Path) -> None:
+    kept = json.loads((run / "summary.json").read_text())
+    assert kept["better"] == {"verdict": "unmeasured", "sets": []} and "--eval DIR" in kept["next"]
+    assert kept["learned"]["verdict"] in ("yes", "unproven", "worse") and kept["rows"]["made"] > 0
+    assert (run / kept["model"]).is_dir() and (run / kept["report"]).is_file()
+    again = gecko("distill", corpus, "-o", run, *options(tiny_model))
+    assert again.returncode == 0, again.stderr
+    for words in ("Learned from the teacher   ", "Better search              unmeasured", "Rows      ", "\nNext  "):
+        assert words in again.stdout
+    assert f"Rows and judgements        {run / 'report.html'}\n" in again.stdout
+    assert f"gecko serve {run / 'model'} --start {tiny_model} --corpus {corpus}\n" in again.stdout
+    for command in (("evaluate", run), ("distill", corpus, "-o", run, *options(tiny_model))):
+        done = gecko(*command, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {"run": str(run)} | kept
+
+
+@pytest.mark.parametrize("command", ["distill", "pretrain"])
+def test_a_misspelt_corpus_leaves_nothing_behind(command: str, tmp_path: Path, tiny_model: Path) -> None:
+    missing = tmp_path / "corpsu.jsonl"
+    arguments = options(tiny_model) if command == "distill" else ["--start", str(tiny_model)]
+    refused(gecko(command, missing, "-o", tmp_path / "run", *arguments), "corpsu.jsonl")
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "run").mkdir()  # somebody else's
+    refused(gecko(command, missing, "-o", tmp_path / "run", *arguments), "corpsu.jsonl")
+    assert (tmp_path / "run").is_dir()
+
+
 def test_each_stage_runs_alone_on_a_finished_run(run: Path) -> None:
     for stage in ("ingest", "generate", "mine", "relabel", "select", "train", "evaluate", "report"):
         done = gecko(stage, run)

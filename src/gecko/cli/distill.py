@@ -1,5 +1,6 @@
 """The main job: from passages to a model, its data set and a report."""
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ import typer
 from gecko.cli.options import (
     HERE,
     AcceptTeacher,
+    AsJson,
     Budget,
     EngineOptions,
     Evals,
@@ -22,7 +24,7 @@ from gecko.cli.options import (
     named,
 )
 from gecko.cli.output import print_closing
-from gecko.cli.stages import on_run
+from gecko.cli.stages import leaving_no_empty, on_run
 from gecko.core.progress import Terminal
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def demo(
     sets: Sets = None,
     accept_teacher: AcceptTeacher = False,
     restart: Restart = False,
+    as_json: AsJson = False,
 ) -> None:
     """The main job on the embedded default: the standard library's documentation, a 1.5B teacher, MiniLM."""
     from gecko.config.load import load_config
@@ -55,7 +58,7 @@ def demo(
             "train": {"formats": ["native"], "epochs": 2},
         }
     settings = load_config(None, sets or (), named(base, budget=budget, llm=llm, backbone=start), live)
-    _distil(DEMO, settings, HERE, accept_teacher=accept_teacher, restart=restart)
+    _distil(DEMO, settings, HERE, accept_teacher=accept_teacher, restart=restart, as_json=as_json)
 
 
 def distill(
@@ -76,6 +79,7 @@ def distill(
     ] = False,
     accept_teacher: AcceptTeacher = False,
     restart: Restart = False,
+    as_json: AsJson = False,
     *,
     engine: EngineOptions,
 ) -> None:
@@ -88,7 +92,7 @@ def distill(
     if queries:
         base["asked"] = {"sources": queries}
     settings = load_config(config, sets or (), named(base, budget=budget, llm=llm, backbone=start))
-    _distil(out, settings, engine, accept_teacher=accept_teacher, restart=restart, dry_run=dry_run)
+    _distil(out, settings, engine, accept_teacher=accept_teacher, restart=restart, as_json=as_json, dry_run=dry_run)
 
 
 def _distil(
@@ -98,6 +102,7 @@ def _distil(
     *,
     accept_teacher: bool,
     restart: bool,
+    as_json: bool,
     dry_run: bool = False,
 ) -> None:
     from gecko.run.folder import Run
@@ -105,12 +110,18 @@ def _distil(
     from gecko.stages.runner import distill as run_all
 
     ui, began = Terminal(), time.perf_counter()
-    with engine.executor(ui) as used, Run(folder, config, force=restart, keep=not dry_run, say=ui.say) as run:
+    with (
+        leaving_no_empty(folder),
+        engine.executor(ui) as used,
+        Run(folder, config, force=restart, keep=not dry_run, say=ui.say) as run,
+    ):
         if dry_run:
-            print(Pipeline(run, ui, force=accept_teacher, engine=used).estimate())
+            said = Pipeline(run, ui, force=accept_teacher, engine=used).estimate()
+            print(json.dumps({"run": str(folder), "estimate": said}) if as_json else said)
             return
-        print_closing(run, run_all(run, ui, force=accept_teacher, engine=used))
-        print(f"model: {folder / 'model'}   report: {folder / 'report.html'}   {time.perf_counter() - began:.0f} s")
+        result = run_all(run, ui, force=accept_teacher, engine=used)
+        print_closing(run, result, as_json=as_json, pointers=True)
+        ui.say(f"{time.perf_counter() - began:.0f} s")
 
 
 def report(

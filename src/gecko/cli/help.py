@@ -11,7 +11,7 @@ gecko: a better embedding model for your documents, without labels.
 All commands: gecko --help. One of them with examples: gecko COMMAND --help."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
-    "demo": ("gecko demo", "gecko demo --budget 5m"),
+    "demo": ("gecko demo", "gecko demo --budget 5m --json"),
     "distill": (
         "gecko distill docs/ -o runs/mine --dry-run",
         "gecko distill docs/ -o runs/mine --queries log.txt --budget 2h",

@@ -33,7 +33,7 @@ Restart = Annotated[
 ]
 Evals = Annotated[list[str] | None, typer.Option("--eval", help="A BEIR folder (DIR or DIR@SPLIT) to measure on.")]
 Split = Annotated[str | None, typer.Option(help="The split where none is named with @SPLIT.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")]
 
 # The choices of the library, said again: their modules are too heavy for --help.

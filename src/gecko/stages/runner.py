@@ -12,9 +12,11 @@ first needs them, so a run whose shards are all there loads none.
 from pathlib import Path
 from typing import Any
 
+from gecko.core.files import write_json
 from gecko.core.progress import Ui
 from gecko.evaluation.builtin import STDLIB_QUESTIONS
 from gecko.evaluation.sets import load_set
+from gecko.report import closing
 from gecko.run.engine import LOCAL, Executor
 from gecko.run.folder import Run
 from gecko.run.manifest import Manifest
@@ -69,8 +71,9 @@ class Pipeline(Context):
         return folder
 
     def evaluate(self) -> dict[str, Any]:
-        """Hold the start model, the trained ones and BM25 against the test sets."""
+        """Hold the start model, the trained ones and BM25 against the test sets; ``RUN/summary.json`` says what it showed."""
         result: dict[str, Any] = self.make("evaluate")
+        write_json(self.run.path / closing.FILE, closing.run_summary(self.run, result))
         return result
 
     def estimate(self) -> str:
