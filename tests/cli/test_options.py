@@ -50,6 +50,7 @@ def test_an_engine_is_refused_before_anything_is_done() -> None:
 def test_choices_are_those_of_the_library() -> None:
     from gecko.core import formats
     from gecko.encoder import backend, export, vectors
+    from gecko.fret import export_rows
     from gecko.search import index, manifest
 
     assert options.Precision == backend.Precision
@@ -58,6 +59,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert options.Method == index.Method
     assert (options.Kind, options.Store) == (manifest.Kind, manifest.Store)
     assert options.InputFormat == formats.InputFormat
+    assert options.Library == export_rows.Library
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,7 @@ def test_choices_are_those_of_the_library() -> None:
         ("search", "--store", options.Store),
         ("export", "--to", options.Target),
         ("ablate", "--format", options.InputFormat),
+        ("export-rows", "--for", options.Library),
     ],
 )
 def test_choices_stand_in_the_help_and_others_are_refused(command: str, option: str, values: Any) -> None:

@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gecko serve runs/demo/model --start minilm --corpus stdlib",
     ),
     "push": ("gecko push runs/mine OWNER/NAME --dry-run", "gecko push runs/mine OWNER/NAME --dataset --private"),
+    "export-rows": ("gecko export-rows runs/mine -o rows/ --for pylate",),
     "examples": ("gecko examples runs/mine -o prompt.toml --count 8",),
 }
 

@@ -57,7 +57,7 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {  # in the order of the hel
         "export": models.export,
         "serve": serve.serve,
     },
-    "Share": {"push": rows.push, "examples": rows.examples},
+    "Share": {"push": rows.push, "examples": rows.examples, "export-rows": rows.export_rows},
 }
 
 

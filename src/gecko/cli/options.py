@@ -45,6 +45,7 @@ Store = Literal["auto", "float32", "int8", "binary"]
 Target = Literal["onnx", "openvino"]
 InputFormat = Literal["native", "unified"]
 EngineName = Literal["local", "ray"]
+Library = Literal["sentence-transformers", "cross-encoder", "pylate"]
 
 PrecisionOption = Annotated[Precision, typer.Option(help="Of the model's numbers; auto: what this machine does best.")]
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gecko.cli.options import AsJson, RunArg, RunOptions, Sets
+from gecko.cli.options import AsJson, Library, RunArg, RunOptions, Sets
 from gecko.cli.output import print_rows
 from gecko.cli.stages import on_run
 from gecko.core.errors import ConfigError
@@ -57,3 +57,16 @@ def examples(
     for row in used:
         print(f"{row.query} ← {row.positive.title or row.positive.text[:60]}")
     print(out)
+
+
+def export_rows(
+    run: RunArg,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the files; it is made.")],
+    library: Annotated[Library, typer.Option("--for", help="Whose trainer reads them.")] = "sentence-transformers",
+) -> None:
+    """Write the rows of a run with their texts, as the trainer of another library reads them."""
+    from gecko.fret.export_rows import export_rows as write
+
+    with on_run(RunOptions(run), through="select", asks=False) as pipeline:
+        for name, count in write(pipeline, out, library).items():
+            print(f"{out / name}.parquet: {count:,} rows")

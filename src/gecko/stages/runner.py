@@ -16,7 +16,6 @@ from gecko.core.files import write_json
 from gecko.core.progress import Ui
 from gecko.evaluation.builtin import STDLIB_QUESTIONS
 from gecko.evaluation.sets import load_set
-from gecko.report import closing
 from gecko.run.engine import LOCAL, Executor
 from gecko.run.folder import Run
 from gecko.run.manifest import Manifest
@@ -72,6 +71,8 @@ class Pipeline(Context):
 
     def evaluate(self) -> dict[str, Any]:
         """Hold the start model, the trained ones and BM25 against the test sets; ``RUN/summary.json`` says what it showed."""
+        from gecko.report import closing
+
         result: dict[str, Any] = self.make("evaluate")
         write_json(self.run.path / closing.FILE, closing.run_summary(self.run, result))
         return result
