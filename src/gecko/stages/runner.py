@@ -38,6 +38,8 @@ class Pipeline(Context):
     def make(self, name: str) -> Any:
         """Make one stage, or find it made; the stages that it reads must be finished.
 
+        After ``evaluate``, ``RUN/summary.json`` says what the run showed.
+
         Args:
             name: of the stage.
 
@@ -49,15 +51,25 @@ class Pipeline(Context):
         """
         stage = graph.STAGES[name]
         self.command = stage.command or stage.name
-        return stage.make(self)
+        made = stage.make(self)
+        if name == "evaluate":
+            from gecko.report import closing
 
-    def through(self, name: str) -> None:
+            write_json(self.run.path / closing.FILE, closing.run_summary(self.run, made))
+        return made
+
+    def through(self, name: str) -> Any:
         """Everything from the teacher check to the stage of this name; what is there and still valid is used as it is.
 
         A stage never works on what an earlier one made with other settings.
+
+        Returns:
+            what :meth:`make` gives for the stage of this name.
         """
+        found = None
         for stage in graph.upto(name):
-            self.make(stage.name)
+            found = self.make(stage.name)
+        return found
 
     def ingest(self) -> Manifest:
         """Read the corpus."""
@@ -70,11 +82,8 @@ class Pipeline(Context):
         return folder
 
     def evaluate(self) -> dict[str, Any]:
-        """Hold the start model, the trained ones and BM25 against the test sets; ``RUN/summary.json`` says what it showed."""
-        from gecko.report import closing
-
+        """Hold the start model, the trained ones and BM25 against the test sets."""
         result: dict[str, Any] = self.make("evaluate")
-        write_json(self.run.path / closing.FILE, closing.run_summary(self.run, result))
         return result
 
     def estimate(self) -> str:
@@ -113,8 +122,6 @@ def distill(run: Run, ui: Ui | None = None, *, force: bool = False, engine: Exec
             load_set(spec)  # a mistake in it should show now, not after the teacher was paid
     user_queries.make(pipeline, again=True)
     pipeline.ingest()
-    pipeline.through("select")
-    pipeline.train()
-    result = pipeline.evaluate()
+    result: dict[str, Any] = pipeline.through("evaluate")
     pipeline.report()
     return result
