@@ -82,7 +82,7 @@ def train(given: argparse.Namespace, size: Size) -> dict[str, Path]:
     )
     settings = [word for text in given.set for word in ("--set", text)]
     stage1, fret, both = (out / name for name in ("stage1", "fret", "gecko"))
-    gecko("pretrain", data / "pairs", "-o", stage1, "-c", recipe, "--backbone", given.model, *settings)
+    gecko("pretrain", data / "pairs", "-o", stage1, "-c", recipe, "--start", given.model, *settings)
     settings += ["--set", f"student={stage1}/model"]
     alone = ["--set", "mixture.sets=[]"]
     if given.rows:

@@ -1,4 +1,4 @@
-"""The commands as a person types them: each mistake is one clear message, exit code 1, and nothing is lost."""
+"""The commands as a person types them: each mistake is one clear message and the exit code of its kind; nothing is lost."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def options(model: Path) -> list[str]:
         "check.enabled=false",
         "evaluate.resamples=100",
     )
-    return ["--llm", "fake", "--backbone", str(model), *(word for item in settings for word in ("--set", item))]
+    return ["--llm", "fake", "--start", str(model), *(word for item in settings for word in ("--set", item))]
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,40 @@ def run(corpus: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 1, done.stdout + done.stderr
+def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
+    assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1
     for word in words:
         assert word in done.stderr
+
+
+def test_a_run_ends_with_what_it_showed_for_people_and_programs(run: Path, corpus: Path, tiny_model: Path) -> None:
+    kept = json.loads((run / "summary.json").read_text())
+    assert kept["better"] == {"verdict": "unmeasured", "sets": []} and "--eval DIR" in kept["next"]
+    assert kept["learned"]["verdict"] in ("yes", "unproven", "worse") and kept["rows"]["made"] > 0
+    assert (run / kept["model"]).is_dir() and (run / kept["report"]).is_file()
+    again = gecko("distill", corpus, "-o", run, *options(tiny_model))
+    assert again.returncode == 0, again.stderr
+    for words in ("Learned from the teacher   ", "Better search              unmeasured", "Rows      ", "\nNext  "):
+        assert words in again.stdout
+    assert f"Rows and judgements        {run / 'report.html'}\n" in again.stdout
+    assert f"gecko serve {run / 'model'} --start {tiny_model} --corpus {corpus}\n" in again.stdout
+    for command in (("evaluate", run), ("distill", corpus, "-o", run, *options(tiny_model))):
+        done = gecko(*command, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {"run": str(run)} | kept
+
+
+@pytest.mark.parametrize("command", ["distill", "pretrain"])
+def test_a_misspelt_corpus_leaves_nothing_behind(command: str, tmp_path: Path, tiny_model: Path) -> None:
+    missing = tmp_path / "corpsu.jsonl"
+    arguments = options(tiny_model) if command == "distill" else ["--start", str(tiny_model)]
+    refused(gecko(command, missing, "-o", tmp_path / "run", *arguments), "corpsu.jsonl")
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "run").mkdir()  # somebody else's
+    refused(gecko(command, missing, "-o", tmp_path / "run", *arguments), "corpsu.jsonl")
+    assert (tmp_path / "run").is_dir()
 
 
 def test_each_stage_runs_alone_on_a_finished_run(run: Path) -> None:
@@ -134,20 +162,22 @@ def test_a_passage_of_a_megabyte_is_split_and_counted(words: list[str], tmp_path
 
 def test_bad_settings(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     run = ["distill", corpus, "-o", tmp_path / "run", *options(tiny_model)]
-    refused(gecko(*run, "--set", "mine.m=3"), "mine.m", "mine.n")
-    refused(gecko(*run, "--budget", "soon"), "soon", "20m")
-    refused(gecko(*run, "--llm", "gpt-9"), "gpt-9", "hf:NAME")
+    refused(gecko(*run, "--set", "mine.m=3"), "mine.m", "mine.n", code=2)
+    refused(gecko(*run, "--budget", "soon"), "soon", "20m", code=2)
+    refused(gecko(*run, "--llm", "gpt-9"), "gpt-9", "hf:NAME", code=2)
     refused(gecko(*run, "--llm", "gguf:/nowhere/model.gguf"), "/nowhere/model.gguf")
-    refused(gecko(*run, "--backbone", "/nowhere"), "/nowhere")
-    refused(gecko(*run, "-c", tmp_path / "none.toml"), "none.toml")
+    refused(gecko(*run, "--start", "/nowhere"), "/nowhere")
+    refused(gecko(*run, "-c", tmp_path / "none.toml", code=2), "none.toml", code=2)
     (tmp_path / "bad.toml").write_text("[train]\nepoch = 3\n")
-    refused(gecko(*run, "-c", tmp_path / "bad.toml"), "bad.toml", "train.epoch", "train.epochs")
+    refused(gecko(*run, "-c", tmp_path / "bad.toml"), "bad.toml", "train.epoch", "train.epochs", code=2)
     refused(gecko("select", tmp_path / "empty"), "is not a run", "gecko distill")
 
 
 def test_a_run_of_other_settings_is_not_touched(run: Path, corpus: Path, tiny_model: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*.parquet")}
-    refused(gecko("distill", corpus, "-o", run, *options(tiny_model), "--set", "mine.n=4"), "mine.n: 5 -> 4", "--force")
+    refused(
+        gecko("distill", corpus, "-o", run, *options(tiny_model), "--set", "mine.n=4"), "mine.n: 5 -> 4", "--restart"
+    )
     assert {path: path.read_bytes() for path in run.rglob("*.parquet")} == before
 
 

@@ -592,7 +592,7 @@ def test_other_settings_are_listed_and_need_force(tmp_path: Path) -> None:
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert "seed: 0 -> 3" in lines
     assert "llm: 'default' -> 'fake'" in lines
-    assert "--force" in lines[-1]
+    assert "--restart" in lines[-1]
     with Run(tmp_path) as run:
         assert run.config == CONFIG  # a refusal changes nothing
     with Run(tmp_path, other, force=True) as run:
@@ -634,7 +634,7 @@ def test_amounts_may_change_and_a_look_changes_nothing(tmp_path: Path) -> None:
     with Run(tmp_path) as run:
         assert run.config == CONFIG
     with Run(tmp_path, more) as run:
-        assert not run.changed  # whatever --force was given for still holds
+        assert not run.changed  # whatever --restart was given for still holds
     with Run(tmp_path) as run:
         assert run.config == more
 

@@ -30,8 +30,8 @@ def test_embed_and_search(tiny_model: Path, words: list[str], tmp_path: Path, mo
     assert "20 vectors" in done.stderr
     table = pq.read_table(tmp_path / "out" / "part-00000.parquet")
     assert table["id"].to_pylist() == [f"p{n}" for n in range(20)]
-    with pytest.raises(ConfigError, match="--output int4: give one of float32"):
-        gecko("embed", tiny_model, corpus, "--output", "int4")
+    wrong = CliRunner().invoke(app, ["embed", str(tiny_model), str(corpus), "--output", "int4"], env={"COLUMNS": "200"})
+    assert wrong.exit_code == 2 and "'int4' is not one of 'float32'" in wrong.output
 
     asked = gecko("search", tiny_model, corpus, "--index", tmp_path / "index", "--json", "-k", 3, "-q", texts[4])
     answer = json.loads(asked.stdout)

@@ -43,7 +43,7 @@ def test_bad_clients_and_sigterm_lose_nothing(tiny_model: Path) -> None:
 
 def test_other_machines_need_keys(tmp_path: Path) -> None:
     done = gecko("minilm", "--host", "0.0.0.0", "--port", "0")
-    assert done.returncode == 1 and "there are no API keys" in done.stderr and "--new-key" in done.stderr
+    assert done.returncode == 2 and "there are no API keys" in done.stderr and "--new-key" in done.stderr
     made = gecko("--new-key", "alice", "--api-keys", tmp_path / "keys")
     key = made.stdout.strip()
     assert made.returncode == 0 and key.startswith("gecko-") and key not in (tmp_path / "keys").read_text()

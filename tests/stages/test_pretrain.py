@@ -52,7 +52,7 @@ def pairs(tmp_path_factory):
 
 def command(pairs, model, out, *more):
     sets = [part for setting in (*SETTINGS, *more) for part in ("--set", setting)]
-    return ["pretrain", str(pairs), "-o", str(out), "--backbone", str(model), *sets]
+    return ["pretrain", str(pairs), "-o", str(out), "--start", str(model), *sets]
 
 
 def run(*args):

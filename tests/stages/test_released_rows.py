@@ -19,7 +19,8 @@ from gecko.evaluation import evaluate_retrieval, load_beir
 from gecko.fret.release import COLUMNS, FILE, load_release, read_release, write_release
 from gecko.prompts import load_prompt
 from gecko.report.cards import dataset_card, licenses, model_card, public_name
-from gecko.report.table import origins, verdict
+from gecko.report.closing import closing_lines, summary
+from gecko.report.table import origins
 from gecko.run.folder import Run
 from gecko.run.manifest import Shard
 from gecko.stages.choose import chosen_format
@@ -150,9 +151,9 @@ def test_rows_of_both(both: Path, release: Path) -> None:
     assert selected.drops[f"{release}: of a held-out neighbourhood"] > 0
     assert {query.id for query in pipeline.heldout} & mine
     assert {query.id for query in pipeline.heldout} & theirs
-    assert f"{len(rows) - ours} more rows came from {release}." in verdict(
-        result | {"sets": measured()}, ours, seconds, added
-    )
+    said = closing_lines(summary(result | {"sets": measured()}, ours, seconds, added))
+    [of_rows] = [line.text for line in said if line.label == "Rows"]
+    assert of_rows.startswith(f"{len(rows) - ours} shipped ({release}), {ours} made here in ")
     page = (both / "report.html").read_text()
     assert f"{len(rows)} training rows, {len(rows) - ours} of them from" in page
 

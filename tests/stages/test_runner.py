@@ -391,7 +391,7 @@ def test_a_teacher_that_misorders_the_probe_is_refused_unless_forced(
         with pytest.raises(TeacherRefused, match="would make the embedder worse"):
             pipeline.make("check")
         assert Pipeline(run, ui, force=True).make("check") is not None
-    assert any("because of --force" in line for line in ui.said)
+    assert any("because of --accept-teacher" in line for line in ui.said)
 
 
 # --- a run that grows

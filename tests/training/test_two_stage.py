@@ -112,7 +112,7 @@ def test_rows_that_a_teacher_was_paid_for_are_taken(recipe, data, tiny_bert, tmp
             paid,
             "-c",
             SCRIPT.with_name("two-stage-smoke.toml"),
-            "--backbone",
+            "--start",
             tiny_bert,
         ),
         *("--set", "mixture.sets=[]", "--set", "train.dims=[16]"),

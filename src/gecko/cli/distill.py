@@ -1,5 +1,6 @@
 """The main job: from passages to a model, its data set and a report."""
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,20 +9,22 @@ import typer
 
 from gecko.cli.options import (
     HERE,
-    Backbone,
+    AcceptTeacher,
+    AsJson,
     Budget,
     EngineOptions,
     Evals,
-    Force,
     Llm,
     Recipe,
+    Restart,
     RunArg,
     RunOptions,
     Sets,
+    Start,
     named,
 )
 from gecko.cli.output import print_closing
-from gecko.cli.stages import on_run
+from gecko.cli.stages import leaving_no_empty, on_run
 from gecko.core.progress import Terminal
 
 if TYPE_CHECKING:
@@ -31,7 +34,13 @@ DEMO = Path("runs/demo")
 
 
 def demo(
-    budget: Budget = None, llm: Llm = None, backbone: Backbone = None, sets: Sets = None, force: Force = False
+    budget: Budget = None,
+    llm: Llm = None,
+    start: Start = None,
+    sets: Sets = None,
+    accept_teacher: AcceptTeacher = False,
+    restart: Restart = False,
+    as_json: AsJson = False,
 ) -> None:
     """The main job on the embedded default: the standard library's documentation, a 1.5B teacher, MiniLM."""
     from gecko.config.load import load_config
@@ -48,8 +57,8 @@ def demo(
             "select": {"released": [STDLIB], "max_title": 0.5},
             "train": {"formats": ["native"], "epochs": 2},
         }
-    settings = load_config(None, sets or (), named(base, budget=budget, llm=llm, backbone=backbone), live)
-    _distil(DEMO, settings, HERE, force=force, dry_run=False)
+    settings = load_config(None, sets or (), named(base, budget=budget, llm=llm, backbone=start), live)
+    _distil(DEMO, settings, HERE, accept_teacher=accept_teacher, restart=restart, as_json=as_json)
 
 
 def distill(
@@ -58,7 +67,7 @@ def distill(
     config: Recipe = None,
     sets: Sets = None,
     llm: Llm = None,
-    backbone: Backbone = None,
+    start: Start = None,
     budget: Budget = None,
     evals: Evals = None,
     queries: Annotated[
@@ -68,7 +77,9 @@ def distill(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and embed the corpus, say what each stage would cost, and stop.")
     ] = False,
-    force: Force = False,
+    accept_teacher: AcceptTeacher = False,
+    restart: Restart = False,
+    as_json: AsJson = False,
     *,
     engine: EngineOptions,
 ) -> None:
@@ -80,22 +91,37 @@ def distill(
         base["evaluate"] = {"sets": evals}
     if queries:
         base["asked"] = {"sources": queries}
-    settings = load_config(config, sets or (), named(base, budget=budget, llm=llm, backbone=backbone))
-    _distil(out, settings, engine, force=force, dry_run=dry_run)
+    settings = load_config(config, sets or (), named(base, budget=budget, llm=llm, backbone=start))
+    _distil(out, settings, engine, accept_teacher=accept_teacher, restart=restart, as_json=as_json, dry_run=dry_run)
 
 
-def _distil(folder: Path, config: "RunConfig", engine: EngineOptions, *, force: bool, dry_run: bool) -> None:
+def _distil(
+    folder: Path,
+    config: "RunConfig",
+    engine: EngineOptions,
+    *,
+    accept_teacher: bool,
+    restart: bool,
+    as_json: bool,
+    dry_run: bool = False,
+) -> None:
     from gecko.run.folder import Run
     from gecko.stages.runner import Pipeline
     from gecko.stages.runner import distill as run_all
 
     ui, began = Terminal(), time.perf_counter()
-    with engine.executor(ui) as used, Run(folder, config, force=force, keep=not dry_run, say=ui.say) as run:
+    with (
+        leaving_no_empty(folder),
+        engine.executor(ui) as used,
+        Run(folder, config, force=restart, keep=not dry_run, say=ui.say) as run,
+    ):
         if dry_run:
-            print(Pipeline(run, ui, force=force, engine=used).estimate())
+            said = Pipeline(run, ui, force=accept_teacher, engine=used).estimate()
+            print(json.dumps({"run": str(folder), "estimate": said}) if as_json else said)
             return
-        print_closing(run, run_all(run, ui, force=force, engine=used))
-        print(f"model: {folder / 'model'}   report: {folder / 'report.html'}   {time.perf_counter() - began:.0f} s")
+        result = run_all(run, ui, force=accept_teacher, engine=used)
+        print_closing(run, result, as_json=as_json, pointers=True)
+        ui.say(f"{time.perf_counter() - began:.0f} s")
 
 
 def report(

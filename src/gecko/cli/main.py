@@ -1,4 +1,15 @@
-"""The entry point: the table of the commands, and how each of them ends."""
+"""The entry point: the table of the commands, and how each of them ends.
+
+====  =======================================================================================================
+code  when
+====  =======================================================================================================
+0     done
+1     an error: a file, a model, a server, the disk, or a fault in Gecko; standard error says what and the mend
+2     usage: an option, a ``--set``, a recipe or a name of a model cannot be used; change the command
+3     the teacher does harm: it was refused by a check of a run, or by ``gecko check-teacher``
+130   stopped with Ctrl-C; the same command goes on where it was
+====  =======================================================================================================
+"""
 
 import atexit
 import io
@@ -14,35 +25,39 @@ from typer.core import TyperGroup
 
 from gecko import __version__
 from gecko.cli import distill, measure, models, rows, serve, stages
+from gecko.cli.exits import ERROR, STOPPED, exit_code
+from gecko.cli.help import START, epilog
 from gecko.cli.options import with_groups
+from gecko.cli.renamed import Command
 from gecko.core.errors import GeckoError
 
-STOPPED = 130  # the exit code of what Ctrl-C ends
-
-COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
-    "demo": distill.demo,
-    "distill": distill.distill,
-    "ingest": stages.ingest,
-    "generate": stages.generate,
-    "mine": stages.mine,
-    "relabel": stages.relabel,
-    "select": stages.select,
-    "train": stages.train,
-    "pretrain": stages.pretrain,
-    "merge": models.merge,
-    "evaluate": stages.evaluate,
-    "report": distill.report,
-    "push": rows.push,
-    "inspect": rows.inspect,
-    "examples": rows.examples,
-    "export-rows": rows.export_rows,
-    "eval": measure.evaluate_model,
-    "check-teacher": measure.check_teacher,
-    "embed": models.embed,
-    "search": models.search,
-    "export": models.export,
-    "ablate": measure.ablate,
-    "serve": serve.serve,
+PANELS: dict[str, dict[str, Callable[..., None]]] = {  # in the order of the help
+    "Start": {"demo": distill.demo, "distill": distill.distill},
+    "Stages": {
+        "ingest": stages.ingest,
+        "generate": stages.generate,
+        "mine": stages.mine,
+        "relabel": stages.relabel,
+        "select": stages.select,
+        "train": stages.train,
+        "evaluate": stages.evaluate,
+        "report": distill.report,
+        "pretrain": stages.pretrain,
+        "merge": models.merge,
+    },
+    "Measure": {
+        "eval": measure.evaluate_model,
+        "check-teacher": measure.check_teacher,
+        "inspect": rows.inspect,
+        "ablate": measure.ablate,
+    },
+    "Use": {
+        "embed": models.embed,
+        "search": models.search,
+        "export": models.export,
+        "serve": serve.serve,
+    },
+    "Share": {"push": rows.push, "examples": rows.examples, "export-rows": rows.export_rows},
 }
 
 
@@ -60,21 +75,26 @@ app = typer.Typer(
     name="gecko",
     cls=_Commands,
     help="Distil a language model's relevance judgement into a compact text-embedding model, on your own passages.",
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
 @app.callback(invoke_without_command=True)
-def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _main(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
     if version:
         print(f"gecko {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(START)
 
 
-for _name, _command in COMMANDS.items():
-    app.command(_name)(with_groups(_command))
+for _panel, _commands in PANELS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, cls=Command, epilog=epilog(_name), rich_help_panel=_panel)(with_groups(_command))
 
 
 @contextmanager
@@ -89,12 +109,12 @@ def _flushed() -> Iterator[None]:
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the interpreter's end
             if isinstance(error, BrokenPipeError):
-                sys.exit(1)
+                sys.exit(ERROR)
             raise
 
 
 def main() -> None:
-    """Entry point: an error is one message and exit code 1; ``GECKO_TRACEBACK=1`` shows where it came from."""
+    """Entry point: an error is one message and an exit code; ``GECKO_TRACEBACK=1`` shows where it came from."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":  # whatever a terminal's encoding lacks
@@ -111,7 +131,7 @@ def main() -> None:
             traceback.print_exc()
         said = str(error) if isinstance(error, GeckoError) else sentence(error)
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {said}", markup=False, style="red")
-        sys.exit(1)
+        sys.exit(exit_code(error))
     except (KeyboardInterrupt, SystemExit) as end:
         # The library below makes an exit of Ctrl-C, without a word.
         if isinstance(end, SystemExit) and end.code != STOPPED:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gecko.cli.options import AsJson, AsMarkdown, Evals, Split
+from gecko.cli.exits import HARM
+from gecko.cli.options import AsJson, AsMarkdown, Evals, InputFormat, Split
 from gecko.cli.output import print_rows
 from gecko.core.errors import ConfigError
 from gecko.core.progress import Terminal
@@ -81,7 +82,7 @@ def _kept_in(ui: Terminal) -> Path | None:
 def check_teacher(
     sets: Annotated[list[str], typer.Argument(help="BEIR folders, DIR or DIR@SPLIT, or `stdlib-questions`.")],
     llm: Annotated[str, typer.Option(help="The teacher, an LLM SPEC as for distill.")] = "default",
-    backbone: Annotated[str, typer.Option(help="The start model, whose order is the baseline.")] = "minilm",
+    start: Annotated[str, typer.Option(help="The start model, whose order is the baseline.")] = "minilm",
     forms: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,7 +100,7 @@ def check_teacher(
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
 ) -> None:
-    """What a teacher is worth: its order of the start model's candidates on labelled sets. Exit code 1 if it does harm.
+    """What a teacher is worth: its order of the start model's candidates on labelled sets. Exit code 3 if it does harm.
 
     Answers are kept as they come: run a check that was stopped again, and it goes on where it was.
     """
@@ -116,7 +117,7 @@ def check_teacher(
         precision=precision,
         seed=seed,
     )
-    result = measure([load_set(spec, split) for spec in sets], llm, backbone, config, Terminal())
+    result = measure([load_set(spec, split) for spec in sets], llm, start, config, Terminal())
     if as_json:
         print(json.dumps(result))
     elif as_markdown:
@@ -127,7 +128,7 @@ def check_teacher(
             print_rows(form_rows(result), 160)
         print(value_verdict(result))
     if result["best"]["verdict"] == "does harm":
-        raise typer.Exit(1)
+        raise typer.Exit(HARM)
 
 
 def ablate(
@@ -146,7 +147,7 @@ def ablate(
     epochs: Annotated[int | None, typer.Option(help="Epochs of each; otherwise the run's.")] = None,
     evals: Evals = None,
     form: Annotated[
-        str | None, typer.Option("--format", help="native or unified; otherwise the one the run kept.")
+        InputFormat | None, typer.Option("--format", help="The input format; otherwise the one the run kept.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, list the cells, and stop.")
@@ -158,11 +159,9 @@ def ablate(
     from gecko.evaluation.study import study
     from gecko.report.ablation import cell_rows, dim_rows, reranker_rows, write_ablation
 
-    if form is not None and form not in ("native", "unified"):
-        raise ConfigError(f"--format {form!r}: give native or unified")
     if len(runs) > 1 and out is None:
         raise ConfigError(f"{len(runs)} runs make one table; name the folder that it goes to with --out")
-    options = Options(tuple(cells or ()), seeds, epochs, tuple(evals or ()), form)  # type: ignore[arg-type]
+    options = Options(tuple(cells or ()), seeds, epochs, tuple(evals or ()), form)
     with ExitStack() as held:
         ablations = _ablations(runs, options, held)
         if dry_run:

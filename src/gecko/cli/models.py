@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gecko.cli.options import EngineOptions, PrecisionOption, chosen
+from gecko.cli.options import EngineOptions, Kind, Method, Output, PrecisionOption, Store, Target
 from gecko.cli.output import print_table, say_left_out
 from gecko.cli.stdin import Lines, standard_input, typed_queries
 from gecko.core.errors import ConfigError
@@ -37,7 +37,7 @@ def embed(
     ] = None,
     task: Task = "RETRIEVAL_DOCUMENT",
     dim: Dim = None,
-    output: Annotated[str, typer.Option(help="float32, int8 or binary.")] = "float32",
+    output: Annotated[Output, typer.Option(help="How a number of a vector is kept.")] = "float32",
     split: Annotated[
         bool,
         typer.Option("--split", help="Make passages of long texts, and drop repeated ones, as distill and search do."),
@@ -52,14 +52,12 @@ def embed(
     """
     from gecko.core.counts import Counts
     from gecko.encoder import load
-    from gecko.encoder.backend import Precision
-    from gecko.encoder.vectors import Output
     from gecko.search import BulkConfig, embed_to_folder
 
-    config = BulkConfig(task=task, dim=dim, output=chosen("--output", output, Output))
+    config = BulkConfig(task=task, dim=dim, output=output)
     specs, counts, ui = inputs or ["-"], Counts(), Terminal()
     lines = Lines(standard_input("files or folders, or lines from a pipe")) if "-" in specs else None
-    embedder = load(model, precision=chosen("--precision", precision, Precision))
+    embedder = load(model, precision=precision)
     if split and lines:
         raise ConfigError("--split: lines of standard input are taken as they are; give files or folders")
     if out is None and engine.on_ray:
@@ -109,10 +107,10 @@ def search(
     query: Annotated[list[str] | None, typer.Option("-q", "--query", help="A query. Can be repeated.")] = None,
     index: Annotated[Path | None, typer.Option(help="The index folder; none: one in the user's cache.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many passages.")] = 10,
-    method: Annotated[str, typer.Option(help="hybrid (vectors and BM25, fused), dense or bm25.")] = "hybrid",
+    method: Annotated[Method, typer.Option(help="hybrid: vectors and BM25, fused.")] = "hybrid",
     task: Annotated[str, typer.Option(help="What the queries are for.")] = "RETRIEVAL_QUERY",
-    kind: Annotated[str, typer.Option(help="flat (exact), hnsw, or auto: by the size of the corpus.")] = "auto",
-    store: Annotated[str, typer.Option(help="float32, int8, binary, or auto.")] = "auto",
+    kind: Annotated[Kind, typer.Option(help="Of the index. flat is exact; auto: by the size of the corpus.")] = "auto",
+    store: Annotated[Store, typer.Option(help="How the index keeps its vectors.")] = "auto",
     dim: Dim = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
 ) -> None:
@@ -122,13 +120,12 @@ def search(
     from gecko.corpus import ingest
     from gecko.encoder import load
     from gecko.search import IndexConfig, build_index
-    from gecko.search.index import Kind, Method, Store, default_folder, sources_identity
+    from gecko.search.index import default_folder, sources_identity
     from gecko.weights.cache import cache_folder
 
     ui = Terminal()
-    how = chosen("--method", method, Method)
     _refuse_queries(query or (), k)
-    config = IndexConfig(kind=chosen("--kind", kind, Kind), store=chosen("--store", store, Store), dim=dim)
+    config = IndexConfig(kind=kind, store=store, dim=dim)
     for source in corpus:
         if index is not None and index.absolute().is_relative_to(Path(source).expanduser().absolute()):
             raise ConfigError(
@@ -145,7 +142,7 @@ def search(
         say_left_out(counts, ui)
         ui.say(f"{len(built):,} passages, {built.manifest.kind} index, {built.manifest.store} vectors, in {folder}")
         for text in asked:
-            show(text, built.search([text], k, method=how, task=task)[0])
+            show(text, built.search([text], k, method=method, task=task)[0])
 
 
 def _refuse_queries(queries: Iterable[str], k: int) -> None:
@@ -181,16 +178,16 @@ def _print_hits(query: str, hits: "Sequence[Hit]") -> None:
 
 def export(
     model: ModelArg,
-    to: Annotated[str, typer.Option(help="onnx or openvino.")],
+    to: Annotated[Target, typer.Option(help="The kind of graph.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A new folder.")],
     int8: Annotated[
         bool, typer.Option("--int8", help="8-bit weights, and activations rounded token by token.")
     ] = False,
 ) -> None:
     """Write a model as a graph, token ids in and unit vectors out; gecko reads the folder as a model."""
-    from gecko.encoder.export import Target, export_model
+    from gecko.encoder.export import export_model
 
-    card = export_model(model, out, chosen("--to", to, Target), int8=int8)
+    card = export_model(model, out, to, int8=int8)
     print(
         f"{out}: {card.target}, {'int8' if card.int8 else 'float32'}, {card.dim} dimensions; use it with: gecko embed {out}"
     )

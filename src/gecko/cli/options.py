@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -23,32 +23,47 @@ Llm = Annotated[
     str | None,
     typer.Option(help="The teacher: default, default-small, smollm2, hf:NAME, gguf:PATH, openai:URL#MODEL or fake."),
 ]
-Backbone = Annotated[str | None, typer.Option(help="The start model: minilm, hf:NAME or a folder.")]
+Start = Annotated[str | None, typer.Option("--start", help="The start model: minilm, hf:NAME or a folder.")]
 Budget = Annotated[str | None, typer.Option(help="Teacher time or tokens: 20m, 2h, 300000tok.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Go on with a refused teacher, or in a folder made with other settings.")
+AcceptTeacher = Annotated[
+    bool, typer.Option("--accept-teacher", help="Go on with a teacher that the teacher check refuses.")
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Go on in a folder made with other settings; the old output goes to archive/.")
 ]
 Evals = Annotated[list[str] | None, typer.Option("--eval", help="A BEIR folder (DIR or DIR@SPLIT) to measure on.")]
 Split = Annotated[str | None, typer.Option(help="The split where none is named with @SPLIT.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or int8.")]
+
+# The choices of the library, said again: their modules are too heavy for --help.
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+Output = Literal["float32", "int8", "binary"]
+Method = Literal["hybrid", "dense", "bm25"]
+Kind = Literal["auto", "flat", "hnsw"]
+Store = Literal["auto", "float32", "int8", "binary"]
+Target = Literal["onnx", "openvino"]
+InputFormat = Literal["native", "unified"]
+EngineName = Literal["local", "ray"]
+Library = Literal["sentence-transformers", "cross-encoder", "pylate"]
+
+PrecisionOption = Annotated[Precision, typer.Option(help="Of the model's numbers; auto: what this machine does best.")]
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """``RUN``, ``--set`` and ``--force``: a run that exists, and what changes in it."""
+    """``RUN``, ``--set`` and ``--accept-teacher``: a run that exists, and what changes in it."""
 
     run: RunArg
     sets: Sets = None
-    force: Force = False
+    accept_teacher: AcceptTeacher = False
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """``--engine``, ``--address`` and ``--workers``: where the work is done."""
 
-    engine: Annotated[str, typer.Option("--engine", help="Where the work is done: local, or ray.")] = "local"
+    engine: Annotated[EngineName, typer.Option("--engine", help="Where the work is done.")] = "local"
     address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster, or auto; none: one of this machine's own, for this call.")
     ] = None
@@ -65,7 +80,7 @@ class EngineOptions:
         """
         from gecko.core.arguments import one_of
 
-        return bool(one_of("--engine", self.engine, ("local", "ray")) == "ray")
+        return bool(one_of("--engine", self.engine, get_args(EngineName)) == "ray")
 
     @contextmanager
     def executor(self, ui: Terminal) -> Iterator["Executor"]:
@@ -114,14 +129,3 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 def named(base: dict[str, Any], **options: Any) -> dict[str, Any]:
     """Settings, with those of the options that are given."""
     return base | {key: value for key, value in options.items() if value is not None}
-
-
-def chosen(option: str, value: str, names: Any) -> Any:
-    """The value, if it is one of a ``Literal``'s.
-
-    Raises:
-        ConfigError: it is another.
-    """
-    from gecko.core.arguments import one_of
-
-    return one_of(option, value, get_args(names))

@@ -1,5 +1,7 @@
 """What the commands print: tables, what was left out of what was read, and what a run came to."""
 
+import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from gecko.run.folder import Run
+
+STDLIB = "stdlib"
+MOST_SOURCES = 3  # that a command to copy names
 
 
 def print_table(table: "Table", width: int = 120) -> None:
@@ -55,12 +60,38 @@ def say_left_out(counts: Any, ui: Terminal) -> None:
         ui.say(f"of what was read:{said}")
 
 
-def print_closing(run: "Run", result: dict[str, Any]) -> None:
-    """Print the table of a run's measures, and what they show."""
-    from gecko.report.table import asked_rows, closing_rows, origins, verdict
+def print_closing(run: "Run", result: dict[str, Any], *, as_json: bool = False, pointers: bool = False) -> None:
+    """Print what a run showed.
 
+    Args:
+        run: whose rows are selected.
+        result: of ``evaluate``.
+        as_json: print the summary as one JSON object instead of the table of measures and the lines.
+        pointers: after a whole run, say where its results are and what to type next.
+    """
+    from gecko.report.closing import closing_lines, run_summary
+    from gecko.report.table import closing_rows
+
+    found = run_summary(run, result)
+    if as_json:
+        print(json.dumps({"run": str(run.path)} | found))
+        return
     print_rows(closing_rows(result))
-    seconds = sum(run.finished(stage).seconds for stage in ("generate", "relabel"))
-    selected = run.finished("select")
-    own, released = origins(selected)
-    print(verdict(result, own, seconds, released, asked_rows(selected)))
+    for label, verdict, text in closing_lines(found):
+        print(f"{label:<26} {verdict:<10} {text}" if verdict else f"{label:<26} {text}")
+    if pointers:
+        print()
+        for label, text in _pointers(run):
+            print(f"{label:<26} {text}")
+
+
+def _pointers(run: "Run") -> list[tuple[str, str]]:
+    config = run.config
+    sources = config.corpus.sources if len(config.corpus.sources) <= MOST_SOURCES else ["FILES"]
+    corpus = [word for source in sources for word in ("--corpus", str(source))]
+    serve = ["gecko", "serve", str(run.path / "model"), "--start", str(config.backbone), *corpus]
+    return [
+        ("Rows and judgements", str(run.path / "report.html")),
+        ("Compare both models", shlex.join(serve)),
+        ("Your own documents", "gecko distill FILES -o runs/mine --dry-run"),
+    ][: 3 if config.corpus.sources == [STDLIB] else 2]

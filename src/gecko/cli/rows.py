@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gecko.cli.options import AsJson, RunArg, RunOptions, Sets
+from gecko.cli.options import AsJson, Library, RunArg, RunOptions, Sets
 from gecko.cli.output import print_rows
 from gecko.cli.stages import on_run
 from gecko.core.errors import ConfigError
@@ -62,9 +62,7 @@ def examples(
 def export_rows(
     run: RunArg,
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the files; it is made.")],
-    library: Annotated[
-        str, typer.Option("--for", help="Whose trainer reads them: sentence-transformers, cross-encoder or pylate.")
-    ] = "sentence-transformers",
+    library: Annotated[Library, typer.Option("--for", help="Whose trainer reads them.")] = "sentence-transformers",
 ) -> None:
     """Write the rows of a run with their texts, as the trainer of another library reads them."""
     from gecko.fret.export_rows import export_rows as write

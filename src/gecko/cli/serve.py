@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gecko.cli.options import PrecisionOption, chosen
+from gecko.cli.options import PrecisionOption
 from gecko.cli.output import say_left_out
 from gecko.core.errors import ConfigError
 from gecko.core.progress import Terminal
@@ -43,8 +43,6 @@ def serve(
         return
     if model is None:
         raise ConfigError("no model; give a folder, hf:NAME or minilm")
-    from gecko.encoder.backend import Precision
-
     try:
         from gecko.serving.app import Service
         from gecko.serving.models import load_models
@@ -57,7 +55,7 @@ def serve(
     check_open(host, keys)
     listener = bind(host, port)
     passages = _passages(corpus, ui) if corpus else []
-    models = load_models(model, start, name, chosen("--precision", precision, Precision))
+    models = load_models(model, start, name, precision)
     search = embed_corpus(models, passages, ui) if passages else None
     run(Service(models, config, keys, search), listener, ui.say, log_requests=log_requests)
 

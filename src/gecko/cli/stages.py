@@ -1,5 +1,6 @@
 """The stages, each by itself, on a run that exists; and the paper's first stage on a run of its own."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gecko.cli.options import HERE, Backbone, EngineOptions, Evals, Force, Recipe, RunOptions, Sets, named
+from gecko.cli.options import HERE, AsJson, EngineOptions, Evals, Recipe, Restart, RunOptions, Sets, Start, named
 from gecko.cli.output import print_closing
 from gecko.core.progress import Terminal
 
@@ -46,7 +47,7 @@ def on_run(
             changes = options.sets or recipe
             config = change_config(before, recipe, options.sets or ()) if changes else None
         with Run(options.run, config, force=True, same_prompts=True, say=ui.say) as run:
-            pipeline = Pipeline(run, ui, force=options.force, asks=asks, engine=used)
+            pipeline = Pipeline(run, ui, force=options.accept_teacher, asks=asks, engine=used)
             if run.config.asked != before.asked:
                 user_queries.make(pipeline, again=True)
             if run.config.corpus != before.corpus:
@@ -54,6 +55,30 @@ def on_run(
             if through is not None:
                 pipeline.through(through)
             yield pipeline
+
+
+@contextmanager
+def leaving_no_empty(folder: Path) -> Iterator[None]:
+    """On an error, remove the run's folder if it is new and holds nothing but settings, as after a misspelt corpus."""
+    was_there = folder.exists()
+    try:
+        yield
+    except Exception:
+        if not was_there and folder.is_dir() and not _made_something(folder):
+            shutil.rmtree(folder)
+        raise
+
+
+def _made_something(folder: Path) -> bool:
+    from gecko.run.manifest import read_manifest
+
+    for path in folder.rglob("*"):
+        place = path.relative_to(folder)
+        if path.is_dir() or place.parts[0] in ("config.json", ".lock", "prompts"):
+            continue
+        if path.name != "manifest.json" or read_manifest(path).shards:
+            return True
+    return False
 
 
 def _make(stage: str, options: RunOptions, engine: EngineOptions) -> None:
@@ -99,11 +124,11 @@ def train(config: Recipe = None, *, options: RunOptions) -> None:
         print(pipeline.through("choose"))
 
 
-def evaluate(evals: Evals = None, *, options: RunOptions) -> None:
+def evaluate(evals: Evals = None, as_json: AsJson = False, *, options: RunOptions) -> None:
     """Measure the trained model of a run."""
     sets = [*(options.sets or ()), *([f"evaluate.sets={evals}"] if evals else ())]
-    with on_run(RunOptions(options.run, sets, options.force)) as pipeline:
-        print_closing(pipeline.run, pipeline.through("evaluate"))
+    with on_run(RunOptions(options.run, sets, options.accept_teacher)) as pipeline:
+        print_closing(pipeline.run, pipeline.through("evaluate"), as_json=as_json)
 
 
 def pretrain(
@@ -113,8 +138,8 @@ def pretrain(
     ] = None,
     config: Recipe = None,
     sets: Sets = None,
-    backbone: Backbone = None,
-    force: Force = False,
+    start: Start = None,
+    restart: Restart = False,
 ) -> None:
     """The paper's first stage: train on pairs with in-batch negatives, each batch from one source."""
     from gecko.config.load import load_config
@@ -122,7 +147,7 @@ def pretrain(
     from gecko.stages.pretrain import pretrain as run_all
 
     base: dict[str, Any] = {"pretrain": {"sources": pairs}} if pairs else {}
-    settings = load_config(config, sets or (), named(base, backbone=backbone))
+    settings = load_config(config, sets or (), named(base, backbone=start))
     ui = Terminal()
-    with Run(out, settings, force=force, say=ui.say) as run:
+    with leaving_no_empty(out), Run(out, settings, force=restart, say=ui.say) as run:
         print(run_all(run, ui))

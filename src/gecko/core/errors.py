@@ -14,7 +14,8 @@
     ├── NonFiniteError     a text whose vector a model gives as NaN or infinity
     └── PublishError       a hub that refuses, or a name that is none
 
-A message names the value, the place and the mend. The command line prints it without a traceback and exits with 1.
+A message names the value, the place and the mend. The command line prints it without a traceback and exits with 2 for a
+ConfigError, 3 for TeacherRefused and 1 for any other.
 """
 
 

@@ -19,18 +19,17 @@ from gecko.fret.quality import copied
 from gecko.fret.variables import draw
 from gecko.fret.view import RunView, asked_queries
 from gecko.report import plots
+from gecko.report.closing import SIZES, closing_lines, summary
 from gecko.report.inspect import KINDS, QUANTILES, shares, spreads, statistics
 from gecko.report.render import render
 from gecko.report.table import (
     AGREEMENT,
     AGREEMENT_ASKED,
-    SIZES,
     ResultRow,
     agreement_rows,
     asked_rows,
     origins,
     result_rows,
-    verdict,
     word,
 )
 from gecko.run.folder import Run
@@ -106,7 +105,9 @@ def _content(view: RunView, history: History) -> dict[str, Any]:
         "passages": len(view.passages),
         "rows": len(rows),
         "result": result,
-        "verdict": verdict(result, own, seconds, released, asked_rows(stages["select"])) if result else "",
+        "closing": closing_lines(summary(result, own, seconds, released, asked_rows(stages["select"])))
+        if result
+        else [],
         "own": own,
         "released": released,
         "sets": _sets(result) if result else [],

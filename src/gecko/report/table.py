@@ -1,4 +1,4 @@
-"""The numbers of a run as a table, and as a sentence: the same ones in the terminal and in the report.
+"""The numbers of a run as a table: the same ones in the terminal and in the report.
 
 Input is what ``gecko.stages.evaluate.measure_run`` returns, on 0–1; output is on 0–100.
 """
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gecko.fret.select import ROWS_ASKED, ROWS_FROM
-from gecko.report.text import duration, shown
+from gecko.report.text import shown
 from gecko.run.manifest import Manifest
 
 HEADER = ["set", "model", "nDCG@10", "difference to start (95 %)", "recall@20"]
 AGREEMENT = "agreement with the teacher"
 AGREEMENT_ASKED = "of it, on what people asked"
 NO_ANSWER = "no difference that this many queries can show"
-SIZES = (1_000, 5_000, 20_000)  # rows whose cost is told
 _NAMES = {
     "bm25": "BM25",
     "start": "start model",
@@ -132,61 +131,3 @@ def origins(selected: Manifest) -> tuple[int, dict[str, int]]:
 def asked_rows(selected: Manifest) -> int:
     """How many of the selected rows people asked."""
     return selected.notes[ROWS_ASKED]
-
-
-def verdict(
-    result: Mapping[str, Any], rows: int, seconds: float, released: Mapping[str, int] | None = None, asked: int = 0
-) -> str:
-    """What the run showed, in plain words.
-
-    Args:
-        result: of ``evaluate``.
-        rows: training rows that the run labelled itself and kept.
-        seconds: teacher time they took.
-        released: training rows that came from elsewhere, by release.
-        asked: those of ``rows`` whose query people asked.
-    """
-    measured = [row for row in result_rows(result) if row.kept]
-    agreed = [row for row in agreement_rows(result) if row.kept and row.name == AGREEMENT]
-    if measured:
-        worse = [row for row in measured if row.word == "worse"]
-        row = (worse or measured)[0]  # of several sets, one on which it does harm is what has to be said
-        name = shown(row.name)
-        found = f"{row.difference} points of nDCG@10"
-        match row.word:
-            case "better":
-                said = f"On {name} the student is better than its start: {found} on {row.queries:,} questions."
-            case "worse":
-                said = (
-                    f"On {name} the student is worse than its start: {found} on {row.queries:,} questions. "
-                    "Do not use it."
-                )
-            case _:
-                said = f"No difference that the {row.queries:,} questions of {name} can show: {found}."
-        if len(measured) > 1:
-            better = sum(row.word == "better" for row in measured)
-            said += f" Of {len(measured)} sets it is better on {better} and worse on {len(worse)}."
-        return f"{said} {_bought(rows, asked, seconds)}{_added(released or {})}"
-    ending = "Give a labelled set with --eval DIR to measure relevance."
-    if agreed:
-        row = agreed[0]
-        return (
-            f"On {row.queries:,} held-out queries the student's agreement with the teacher is {points(row.ndcg)}, "
-            f"{row.difference} against its start ({row.word}); this is agreement, not relevance. {ending}"
-        )
-    return f"Nothing was held out and no test set was given, so nothing was measured. {ending}"
-
-
-def _added(released: Mapping[str, int]) -> str:
-    return "".join(f" {count:,} more rows came from {shown(name)}." for name, count in released.items())
-
-
-def _bought(rows: int, asked: int, seconds: float) -> str:
-    did = f"wrote and judged {rows:,} rows"
-    if asked:
-        did = f"judged {rows:,} rows, {'all' if asked == rows else f'{asked:,}'} of them asked by people,"
-    bought = f"The teacher {did} in {duration(seconds)}"
-    if rows < 1 or seconds <= 0:
-        return f"{bought}."
-    more = next((size for size in SIZES[1:] if size > rows), 4 * rows)
-    return f"{bought}; {more:,} rows would take {duration(seconds / rows * more)} at this speed."

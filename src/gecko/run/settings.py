@@ -52,7 +52,7 @@ def settle(
         listed = "\n  ".join(changes)
         raise RunError(
             f"{path} holds a run with other settings:\n  {listed}\n"
-            "Use another folder, or --force to go on here with the new ones: the stages they touch are done again, "
+            "Use another folder, or --restart to go on here with the new ones: the stages they touch are done again, "
             f"and their old output is kept in {path / 'archive'}"
         )
     if keep or saved is None:

@@ -61,7 +61,7 @@ class Context(RunView):
         except TeacherRefused as refusal:
             if not self.override_check:
                 raise
-            self.ui.say(f"warning, going on because of --force: {refusal}")
+            self.ui.say(f"warning, going on because of --accept-teacher: {refusal}")
 
     def _may_ask(self) -> None:
         if not self._asks:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gecko.core.files import write_json
 from gecko.core.progress import Ui
 from gecko.evaluation.builtin import STDLIB_QUESTIONS
 from gecko.evaluation.sets import load_set
@@ -38,6 +39,8 @@ class Pipeline(Context):
     def make(self, name: str) -> Any:
         """Make one stage, or find it made; the stages that it reads must be finished.
 
+        After ``evaluate``, ``RUN/summary.json`` says what the run showed.
+
         Args:
             name: of the stage.
 
@@ -49,7 +52,12 @@ class Pipeline(Context):
         """
         stage = graph.STAGES[name]
         self.command = stage.command or stage.name
-        return stage.make(self)
+        made = stage.make(self)
+        if name == "evaluate":
+            from gecko.report import closing
+
+            write_json(self.run.path / closing.FILE, closing.run_summary(self.run, made))
+        return made
 
     def through(self, name: str) -> Any:
         """Everything from the teacher check to the stage of this name; what is there and still valid is used as it is.

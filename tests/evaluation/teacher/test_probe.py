@@ -63,7 +63,7 @@ def test_a_perfect_teacher_passes_with_ndcg_1(tiny_model: Path) -> None:
 def test_a_perverse_teacher_is_refused(tiny_model: Path) -> None:
     result = result_of(Knowing(-1), tiny_model)
     assert result.high < 0
-    with pytest.raises(TeacherRefused, match=r"knowing would make the embedder worse.*--llm.*--force"):
+    with pytest.raises(TeacherRefused, match=r"knowing would make the embedder worse.*--llm.*--accept-teacher"):
         refuse_by_probe(result, "knowing")
 
 

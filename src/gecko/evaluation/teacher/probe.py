@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 ORDERS: tuple[Fusion, ...] = ("ql", "rc", "rrf")
 TOLD_BY = 10  # fewer texts than these tell no share
 INSTEAD = (
-    "Take a stronger teacher with --llm (in a stage's own command --set llm=SPEC), or go on all the same with --force"
+    "Take a stronger teacher with --llm (in a stage's own command --set llm=SPEC), or go on all the same with "
+    "--accept-teacher"
 )
 
 
