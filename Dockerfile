@@ -3,9 +3,9 @@
 #   docker build -t gecko .
 #   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" gecko distill docs -o runs/mine --dry-run
 #   docker run --rm -p 8080:8080 --user "$(id -u):$(id -g)" -v "$PWD:/work" -v gecko-cache:/cache gecko \
-#       serve runs/mine/model --host 0.0.0.0 --api-keys keys.json
+#       serve runs/mine/model --host 0.0.0.0 --api-keys keys.txt
 #
-# The last one is reachable from other machines, so it needs keys: gecko serve --new-key LABEL --api-keys keys.json
+# The last one is reachable from other machines, so it needs keys: gecko serve --new-key LABEL --api-keys keys.txt
 FROM python:3.12-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
