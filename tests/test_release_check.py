@@ -7,7 +7,7 @@ import pytest
 
 import gecko
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "torch_index.py"
+TOOL = Path(__file__).parents[1] / "tools" / "torch_index.py"
 VERSIONS = "torch (2.13.0+cpu)\nAvailable versions: 2.13.0+cpu, 2.12.1+cpu\n"
 FAKE = """
 import json, sys, time
