@@ -1,8 +1,8 @@
 # Two commands do all the set-up: `make demo` runs the main job, `make test` runs the tests. `make test-all` runs those that
 # `make test` leaves out: real servers and browsers, trainings of real models, clusters, and the whole grids of some tests.
 #
-# TORCH_INDEX=URL takes torch from another index. On most machines the plain package index gives a CUDA build of several
-# gigabytes; the CPU build is at https://download.pytorch.org/whl/cpu
+# TORCH_INDEX=URL takes torch from another index. Without it tools/torch_index.py chooses: the CPU build where there is no
+# NVIDIA device and pip is not told where to look, since the plain index gives a CUDA build of several gigabytes there.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 DEMO ?=
 
-.PHONY: demo test test-all lint docs install dev clean
+.PHONY: demo test test-all test-wheel lint docs build release-check install dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gecko demo $(DEMO)
@@ -35,6 +35,20 @@ docs: $(VENV)/.installed
 	@$(PIP) install -qq --prefer-binary -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build
 
+# The wheel is made from the source archive, so a file that is missing from that is missing here, too.
+build: $(VENV)/.python
+	@$(PIP) install -qq build
+	rm -rf dist
+	$(BIN)/python -m build --quiet --outdir dist
+
+# The packed wheel, outside of the checkout; one of the tests of `make test-all`.
+test-wheel: $(VENV)/.dev
+	$(PYTEST) -m slow tests/test_wheel.py
+
+# TAG=v1.2.3: whether a tag is that of the version, and CHANGELOG.md has a section for it.
+release-check: $(VENV)/.python
+	@$(BIN)/python tools/release_check.py "$$TAG"
+
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
 
@@ -46,7 +60,9 @@ $(VENV)/.python:
 # torch first and alone, so that no other package pulls in a larger build.
 $(VENV)/.torch: $(VENV)/.python constraints.txt
 	@echo "installing torch into $(VENV)"
-	@$(PIP) install -qq $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	@torch="$$(grep '^torch==' constraints.txt)" && \
+	index="$$($(BIN)/python tools/torch_index.py "$$torch" $(TORCH_INDEX))" && \
+	$(PIP) install -qq $$index "$$torch"
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml

@@ -18,6 +18,7 @@ from gecko.core.text import whole_characters
 from gecko.corpus.bounds import LOCKED, Unreadable
 
 HTML_ENDINGS = (".html", ".htm", ".xhtml")
+PARSERS = dict.fromkeys(HTML_ENDINGS, ("trafilatura", "charset_normalizer")) | {".pdf": ("pypdf",), ".docx": ("lxml",)}
 
 
 class Missing(Exception):
@@ -65,9 +66,10 @@ def _bound_memory(megabytes: int) -> None:
 
 
 def load(ending: str) -> dict[str, str]:
-    """Import the parser of one kind of document; empty, or what is ``missing``."""
+    """Import what parses one kind of document; empty, or what is ``missing``."""
     try:
-        importlib.import_module("trafilatura" if ending in HTML_ENDINGS else {".pdf": "pypdf", ".docx": "lxml"}[ending])
+        for package in PARSERS[ending]:
+            importlib.import_module(package)
     except ImportError as error:
         return {"missing": str(error)}
     return {}

@@ -139,8 +139,8 @@ def _query(spec: str) -> Iterator[Row]:
             statement = text(query.replace(":", r"\:"))  # a colon is a colon: the query has no parameters
             for number, row in enumerate(connection.execute(statement).mappings(), start=1):
                 yield f"{address}: row {number}", dict(row), url.get_backend_name()
-    except ModuleNotFoundError as error:
-        raise CorpusError(f"{address}: its driver is missing ({error.name}); {INSTALL}") from error
+    except ImportError as error:  # there is no driver, or none that finds the library it needs
+        raise CorpusError(f"{address}: its driver is missing ({error}); {INSTALL}") from error
     except SQLAlchemyError as error:
         raise CorpusError(f"{address}: {_first_line(getattr(error, 'orig', None) or error)}; mend the query") from error
 

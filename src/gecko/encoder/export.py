@@ -96,7 +96,7 @@ def export_model(
         raise ConfigError(f"{folder} is a file; give a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; give a new folder")
-    require(target, int8)
+    require(target, writes=True, int8=int8)
     encoder = load_encoder(spec, bf16=False)
     model = encoder.model.cpu()
     if not is_plain(model):
@@ -152,8 +152,13 @@ def read_card(folder: Path) -> ExportCard:
     return card
 
 
-def require(target: Target, int8: bool) -> None:
+def require(target: Target, *, writes: bool = False, int8: bool = False) -> None:
     """Refuse early, and say what to install.
+
+    Args:
+        target: which graph.
+        writes: whether it is to be written, and not only read.
+        int8: whether it is to be written in 8 bits.
 
     Raises:
         ConfigError: a package that the target needs is missing.
@@ -161,7 +166,7 @@ def require(target: Target, int8: bool) -> None:
     from importlib.util import find_spec
 
     needed: dict[Target, tuple[str, ...]] = {
-        "onnx": ("onnxruntime", *(("onnx", "onnx_ir") if int8 else ())),
+        "onnx": ("onnxruntime", *(("onnx",) if writes else ()), *(("onnx_ir",) if int8 else ())),
         "openvino": ("openvino", *(("nncf",) if int8 else ())),
     }
     if missing := [name for name in needed[target] if find_spec(name) is None]:
@@ -205,7 +210,7 @@ class OnnxBackend(GraphBackend):
 
     def __init__(self, folder: Path, card: ExportCard) -> None:
         super().__init__(card)
-        require("onnx", False)
+        require("onnx")
         import onnxruntime
         import torch
 
@@ -226,7 +231,7 @@ class OpenvinoBackend(GraphBackend):
 
     def __init__(self, folder: Path, card: ExportCard) -> None:
         super().__init__(card)
-        require("openvino", False)
+        require("openvino")
         import openvino
         import torch
 
