@@ -1,4 +1,4 @@
-"""Each command of docs/corpora.md, as it stands there, on a corpus of that kind."""
+"""Each command of docs/how-to/corpora.md, as it stands there, on a corpus of that kind."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ from gecko.run.folder import Run
 
 from .conftest import pdf_bytes
 
-DOCS = Path(__file__).parents[2] / "docs" / "corpora.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "corpora.md"
 COMMANDS = re.findall(r"^\|[^|]+\| `(gecko distill [^`]+)`", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
 
 ROWS = [{"id": f"r{number}", "title": f"T{number}", "text": f"the text of row {number}"} for number in range(5)]

@@ -170,7 +170,7 @@ def test_no_line_of_a_passage_passes_for_the_prompts(name: str) -> None:
 
 
 def test_the_example_in_the_documentation(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "choose-a-teacher.md").read_text(encoding="utf-8")
     example = next(part.partition("```")[0] for part in text.split("```toml\n") if part.startswith("name ="))
     prompt = load_prompt(write(tmp_path, example))
     assert prompt.has_query

@@ -1,4 +1,4 @@
-"""Makes the picture of the page that docs/serving.md shows, from a real server.
+"""Makes the picture of the page that docs/how-to/serve.md shows, from a real server.
 
 python -m tests.serving.picture MODEL [--corpus stdlib] [--query "read a file line by line"]
 """

@@ -76,7 +76,7 @@ class Embedder:
     Args:
         encoder: the model with its input form. Its weights are read here; later changes to it are not seen.
         precision: how the transformer computes; ``auto`` is the fastest that this machine has and that keeps the
-            ranking (``docs/using.md``).
+            ranking (``docs/how-to/use-the-model.md``).
 
     Attributes:
         form: the text form it reads.
@@ -213,7 +213,7 @@ class Embedder:
         """Run the model on prepared texts, in batches of equal work; the second half of :meth:`embed`.
 
         Texts of different tasks, titles and requests may be mixed: no text's vector depends on its neighbours by more
-        than rounding (``docs/using.md`` gives the measured bound).
+        than rounding (``docs/how-to/use-the-model.md`` gives the measured bound).
 
         Returns:
             float32 (n, dim), unit rows, all dimensions; :func:`gecko.encoder.shorten` cuts them.

@@ -22,8 +22,8 @@ pairs                query, text, perhaps title and negative                    
 rows                 ``Example`` rows in parquet, as ``RUN/select`` holds them     as they are
 ===================  ============================================================  ======================================
 
-``docs/mixture.md`` gives the schemas in full. NLI, STS and classification are symmetric, the rest is not. What cannot
-become a row is dropped and counted by reason; what should not be there at all is an error that names set and row.
+``docs/how-to/two-stages-and-mixture.md`` has the schemas. NLI, STS and classification are symmetric, the rest is not. What
+cannot become a row is dropped and counted by reason; what should not be there at all is an error that names set and row.
 """
 
 import re
