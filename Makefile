@@ -32,7 +32,7 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.installed
 	@$(PIP) install -qq --prefer-binary -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev

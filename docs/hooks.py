@@ -46,7 +46,7 @@ def cli_page() -> str:
         parts += [f"## `gecko {name}` {{#gecko-{name}}}", _plain(command.help), f"```\n{_usage(name, command)}\n```"]
         if rows := list(_options(command)):
             parts.append("\n".join(["| option | value | what it does |", "|---|---|---|", *rows]))
-    parts.append("Next: [all settings](settings.md).")
+    parts.append("Read on: [all settings](settings.md).")
     return _joined(parts)
 
 
@@ -70,7 +70,7 @@ def settings_page() -> str:
         "## A server",
         f"{_doc(ServeConfig.__doc__)}\nFor `gecko serve MODEL --set key=value`.",
         _table("", ServeConfig, {}),
-        "Next: [the Python interface](python-api.md).",
+        "Read on: [the Python interface](python-api.md).",
     ]
     return _joined(parts)
 
@@ -87,7 +87,7 @@ def api_page() -> str:
     ]
     for name in names:
         parts += _public(name, getattr(gecko, name))
-    parts.append("Next: [use the model](../how-to/use-the-model.md).")
+    parts.append("Read on: [use the model](../how-to/use-the-model.md).")
     return _joined(parts)
 
 
