@@ -29,6 +29,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Shows a file of the repository that is no page by its path: on the site there is nothing to link to."""
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+(recipes/[^)]+)\)", r"\1 (`\2`)", markdown)
+
+
 def cli_page() -> str:
     """Every command with its arguments, options and help."""
     from typer.main import get_command
@@ -254,6 +259,8 @@ def _below(error: type[Exception], depth: int = 0) -> Iterator[str]:
 def _signature(name: str, thing: Any) -> str:
     """A call as Python writes it, a parameter a line where it is long; names of types without their modules."""
     signature = inspect.signature(thing)
+    if inspect.isclass(thing):
+        signature = signature.replace(return_annotation=inspect.Signature.empty)
     text = f"{name}{signature}"
     if len(text) > 100:
         inner = str(signature.replace(return_annotation=inspect.Signature.empty))[1:-1]
