@@ -230,6 +230,7 @@ def test_cut() -> None:
     assert cut([[0] * 20], 4) == [[0]]  # a query is not worth a second thread
 
 
+@pytest.mark.slow
 @needs_int8
 def test_where_numba_is_told_to_compile_nothing(tiny_model: Path) -> None:
     code = f"import gecko; print(type(gecko.load({str(tiny_model)!r}, precision='int8')._backend).__name__)"

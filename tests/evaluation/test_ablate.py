@@ -102,6 +102,7 @@ def test_rows_are_selected_as_the_run_selects(finished: tuple[Path, str], tmp_pa
     assert any(reason.startswith("more than ") for reason in drops)
 
 
+@pytest.mark.slow
 def test_killed_it_continues_at_the_next_training_and_ends_the_same(
     finished: tuple[Path, str], trainings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +270,7 @@ def test_on_the_command_line(finished: tuple[Path, str], trainings: list[str]) -
     assert isinstance(wrong.exception, ConfigError)
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_table(finished: tuple[Path, str], tmp_path: Path) -> None:
     """The same run twice, with its set under two names: every number is that of the run alone, from twice the queries."""
     folder, beir = finished

@@ -1,17 +1,15 @@
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gecko.config.load import load_config
-from gecko.config.run import RunConfig
 from gecko.core.counts import Counts
 from gecko.core.files import read_json, write_json
 from gecko.core.records import Candidate, Example, Passage, Query, Score
-from gecko.fret.fuse import Label
 from gecko.fret.select import group_labels, select
+from gecko.fret.view import RunView
 from gecko.run.folder import Run
 from gecko.run.shards import build_file, run_local
 
@@ -20,38 +18,6 @@ HOSTILE = (
     "<script>alert(1)</script> {{7*7}} {% raw %} \"'><img src=x onerror=y> \u202eevil $x_1$ \x1b[31m & ]]> --> [/red]"
 )
 PASSAGES, QUERIES, N = 30, 15, 5
-
-
-class FakePipeline:
-    """What the report uses of a pipeline, over a run of handmade records."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.config: RunConfig = run.config
-
-    @cached_property
-    def passages(self) -> list[Passage]:
-        return self.run.read("ingest", Passage)
-
-    @cached_property
-    def by_id(self) -> dict[str, Passage]:
-        return {passage.id: passage for passage in self.passages}
-
-    @cached_property
-    def queries(self) -> list[Query]:
-        return self.run.read("generate", Query)
-
-    @cached_property
-    def labels(self) -> dict[str, list[Label]]:
-        read = self.run.read
-        return group_labels(
-            read("generate", Query), read("mine", Candidate), read("relabel", Score), self.config.select
-        )
-
-    @cached_property
-    def heldout(self) -> list[Query]:
-        queries = self.run.read("generate", Query)
-        return [query for query in queries if query.split == "heldout" and query.id in self.labels]
 
 
 def value(mean: float, delta: float | None = None, low: float = 0.0, high: float = 0.0) -> dict[str, Any]:
@@ -144,8 +110,8 @@ def fill(run: Run, result: dict[str, Any] | None) -> None:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., FakePipeline]:
-    def make(result: dict[str, Any] | None = None, *overrides: str) -> FakePipeline:
+def make_run(tmp_path: Path) -> Callable[..., RunView]:
+    def make(result: dict[str, Any] | None = None, *overrides: str) -> RunView:
         config = load_config(overrides=["llm=fake", "generate.queries=20", *overrides])
         with Run(tmp_path / "run", config) as run:
             fill(run, result)
@@ -154,7 +120,7 @@ def make_run(tmp_path: Path) -> Callable[..., FakePipeline]:
             for number, shard in enumerate(values["shards"], start=1):
                 shard["seconds"] = 10.0 * number
             write_json(manifest, values)
-        return FakePipeline(run)
+        return RunView(run)
 
     return make
 

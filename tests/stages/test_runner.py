@@ -152,6 +152,22 @@ with Run(Path(folder), make_config(json.loads(config), "test")) as run:
 """
 
 
+def test_a_finished_run_imports_no_library_that_trains(whole: Path, corpus: Path, tiny_model: Path) -> None:
+    script = """if True:
+        import json, sys
+        from pathlib import Path
+        from gecko.config.load import make_config
+        from gecko.run.folder import Run
+        from gecko.stages.runner import distill
+        with Run(Path(sys.argv[1]), make_config(json.loads(sys.argv[2]), "test")) as run:
+            distill(run)
+        print({"torch", "sentence_transformers", "transformers"} & sys.modules.keys())
+    """
+    command = [sys.executable, "-c", script, str(whole), settings(corpus, tiny_model).model_dump_json()]
+    done = subprocess.run(command, check=True, capture_output=True, env=dict(os.environ, HF_HUB_OFFLINE="1"))
+    assert done.stdout.decode().strip() == "set()"
+
+
 def test_killed_in_every_stage_it_ends_as_if_it_never_was(
     whole: Path, corpus: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

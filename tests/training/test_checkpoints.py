@@ -153,7 +153,7 @@ STATEFUL = {
 }
 
 
-@pytest.mark.parametrize("option", [*STATEFUL, "all of them"])
+@pytest.mark.parametrize("option", [*(pytest.param(one, marks=pytest.mark.slow) for one in STATEFUL), "all of them"])
 def test_killed_with_an_option_that_carries_state(run, stop_before, kill_at, examples, option):
     if option in ("low rank", "all of them"):
         pytest.importorskip("peft")

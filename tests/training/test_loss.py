@@ -431,6 +431,7 @@ TWO = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_and_gradients_of_one(batch, extra, tmp_path):
     vectors, ids = batch
     columns = [column["vectors"].detach() for column in columns_of(vectors, extra["candidates"])]

@@ -287,6 +287,7 @@ def test_low_rank_updates_are_resumed_and_merged(run, stop_before, tiny_bert, tm
     assert start.keys() == whole[1].keys()
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(run, tiny_bert, examples, tmp_path):
     calm = quiet(tiny_bert, tmp_path / "calm")
     loss = CONFIG.loss.model_copy(update={"hard_negatives": "all"})
@@ -300,6 +301,7 @@ def test_two_processes_train_what_one_does(run, tiny_bert, examples, tmp_path):
     assert [loss for _, loss in two[0].losses] == pytest.approx([loss for _, loss in one[0].losses], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_told(run):
     with pytest.raises(TrainingError, match="train.batch = 9 cannot be shared by 2 devices"):
         run(config=CONFIG.model_copy(update={"devices": 2, "batch": 9}))

@@ -35,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of the help
     "push": rows.push,
     "inspect": rows.inspect,
     "examples": rows.examples,
+    "export-rows": rows.export_rows,
     "eval": measure.evaluate_model,
     "check-teacher": measure.check_teacher,
     "embed": models.embed,

@@ -57,3 +57,18 @@ def examples(
     for row in used:
         print(f"{row.query} ← {row.positive.title or row.positive.text[:60]}")
     print(out)
+
+
+def export_rows(
+    run: RunArg,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the files; it is made.")],
+    library: Annotated[
+        str, typer.Option("--for", help="Whose trainer reads them: sentence-transformers, cross-encoder or pylate.")
+    ] = "sentence-transformers",
+) -> None:
+    """Write the rows of a run with their texts, as the trainer of another library reads them."""
+    from gecko.fret.export_rows import export_rows as write
+
+    with on_run(RunOptions(run), through="select", asks=False) as pipeline:
+        for name, count in write(pipeline, out, library).items():
+            print(f"{out / name}.parquet: {count:,} rows")

@@ -10,13 +10,11 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from gecko.config.gone import ERROR
 from gecko.config.run import DEFAULT_BUDGET, PRESETS, RunConfig
@@ -40,12 +38,12 @@ def load_config(
     Raises:
         ConfigError: an unknown key, a bad value or an unreadable file; the message names it.
     """
-    recipe = _read_recipe(Path(path)) if path else {}
-    given = override(base or {}, overrides)
-    preset = given.get("preset", recipe.get("preset", "default"))
+    recipe, base = _read_recipe(Path(path)) if path else {}, base or {}
+    preset = override(base, overrides).get("preset", recipe.get("preset", "default"))
     values: dict[str, Any] = {}
-    for layer in (_preset(preset), recipe, given):
+    for layer in (_preset(preset), recipe, base):
         _merge(values, layer)
+    values = override(values, overrides)
     if "budget" not in values and "queries" not in values.get("generate", {}):
         values["budget"] = budget
     return make_config(values, str(path) if path else "the settings")
@@ -62,15 +60,13 @@ def change_config(config: RunConfig, path: str | os.PathLike[str] | None, overri
     Raises:
         ConfigError: as for :func:`load_config`.
     """
-    recipe, given = _read_recipe(Path(path)) if path else {}, override({}, overrides)
+    recipe = _read_recipe(Path(path)) if path else {}
     values = config.model_dump()
-    layers = [recipe, given]
-    if preset := given.get("preset", recipe.get("preset")):
+    if preset := override({}, overrides).get("preset", recipe.get("preset")):
         _unset(values, PRESETS[config.preset])
-        layers.insert(0, _preset(preset))
-    for layer in layers:
-        _merge(values, layer)
-    return make_config(values, str(path) if path else "--set")
+        _merge(values, _preset(preset))
+    _merge(values, recipe)
+    return make_config(override(values, overrides), str(path) if path else "--set")
 
 
 def _unset(values: dict[str, Any], preset: Mapping[str, Any]) -> None:
@@ -84,7 +80,7 @@ def _unset(values: dict[str, Any], preset: Mapping[str, Any]) -> None:
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        return _with_tables(tomllib.loads(path.read_text(encoding="utf-8")))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"recipe {path}: {error.strerror}; give the path of a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -103,10 +99,23 @@ def override(values: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a text is not of that form.
     """
-    changed: dict[str, Any] = _copy(values)
+    changed = deepcopy(dict(values))
     for text in texts:
-        _merge(changed, _parse_override(text))
+        (*path, last), value = _parse_override(text)
+        place, section = changed, _section_at(path)
+        for key in path:
+            if not isinstance(place.get(key), dict):
+                place[key] = {}
+            place = place[key]
+        _merge(place, {last: value}, section)
     return changed
+
+
+def _section_at(path: Sequence[str]) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = RunConfig
+    for key in path:
+        section = _section(section, key)
+    return section
 
 
 def make_config(values: Mapping[str, Any], place: str) -> RunConfig:
@@ -137,12 +146,9 @@ def _explain(entry: Any, place: str) -> str:
 def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
     """Every key that a recipe may hold, dotted."""
     keys = []
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += known_keys(kind, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
+    for name in section.model_fields:
+        inner = _section(section, name)
+        keys += known_keys(inner, f"{prefix}{name}.") if inner else [prefix + name]
     return keys
 
 
@@ -160,55 +166,31 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class _Table(dict[str, Any]):
-    """The value of one setting, as opposed to a section: it takes the place of the one before."""
-
-
-def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+def _merge(into: dict[str, Any], values: Mapping[str, Any], section: type[BaseModel] | None = RunConfig) -> None:
+    """Put ``values`` over those of a section: sections key by key, while a setting that is a table is replaced whole."""
     for key, value in values.items():
-        if isinstance(value, Mapping) and not isinstance(value, _Table) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+        inner = _section(section, key)
+        if inner is not None and isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value, inner)
         else:
-            into[key] = _copy(value)
+            into[key] = deepcopy(value)
 
 
-def _copy(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    copied = {key: _copy(item) for key, item in value.items()}
-    return _Table(copied) if isinstance(value, _Table) else copied
+def _section(section: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
+    """The class of the section ``key`` of a section; none where that is a setting, or unknown."""
+    field = section.model_fields.get(key) if section else None
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _with_tables(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a recipe, with its tables that are settings marked."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            whole = f"{prefix}{key}"
-            found[key] = _with_tables(value, f"{whole}.") if _is_section(whole) else _Table(value)
-        else:
-            found[key] = value
-    return found
-
-
-def _is_section(key: str) -> bool:
-    return any(known.startswith(f"{key}.") for known in known_keys())
-
-
-def _parse_override(text: str) -> dict[str, Any]:
+def _parse_override(text: str) -> tuple[list[str], Any]:
     key, equals, raw = text.partition("=")
     if not equals or not re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)*", key.strip()):
         raise ConfigError(f"--set {text!r}: write it as section.key=value, for example mine.n=10")
-    value: Any
+    keys = key.strip().split(".")
     if raw.strip() == "null":  # TOML has none of it
-        value = None
-    else:
-        try:
-            value = tomllib.loads(f"value = {raw}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = raw
-    if isinstance(value, dict) and not _is_section(key.strip()):
-        value = _Table(value)
-    for part in reversed(key.strip().split(".")):
-        value = {part: value}
-    return dict(value)
+        return keys, None
+    try:
+        return keys, tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return keys, raw

@@ -26,8 +26,7 @@ from gecko.stages.costs import (
 )
 from gecko.stages.embed import EMBED, vectors
 from gecko.stages.ingest import INGEST
-from gecko.stages.reuse import PLAN as FILE
-from gecko.stages.reuse import paid_seeds
+from gecko.stages.reuse import PLAN_FILE, paid_seeds
 from gecko.stages.speed import measure
 from gecko.stages.stage import Stage, section, value
 from gecko.stages.user_queries import USER_QUERIES
@@ -66,7 +65,7 @@ def make(context: Context) -> Plan:
         context.run,
         PLAN.name,
         PLAN.parts(context),
-        FILE,
+        PLAN_FILE,
         lambda path: write_json(path, asdict(new_plan(context, asked_queries(context.run)))),
     )
     raw = read_json(file)

@@ -25,7 +25,7 @@ from gecko.run.folder import Run
 from gecko.run.manifest import Shard
 
 REUSED = "taken over"
-PLAN = "plan.json"
+PLAN_FILE = "plan.json"
 
 
 def seeds_key(seeds: Sequence[Seed]) -> str:
@@ -59,7 +59,7 @@ def paid_seeds(run: Run, parts: Mapping[str, str], passages: Mapping[str, Passag
     for folder, manifest in [*([(run.path / "plan", current)] if current else []), *run.archived("plan")]:
         if manifest.parts["passages"] == parts["passages"] or not _is_alike(manifest.parts, parts):
             continue
-        path = folder / PLAN
+        path = folder / PLAN_FILE
         if not (manifest.done and path.exists() and file_sha256(path) == manifest.shards[0].sha256):
             continue  # damaged: a plan costs nothing but its seeds' order
         same = unchanged(run, manifest.parts["passages"], passages)

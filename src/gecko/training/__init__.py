@@ -1,11 +1,30 @@
-"""Both stages of the paper: the rows as a dataset, the loss, the trainer."""
+"""Both stages of the paper: the rows as a dataset, the loss, the trainer.
 
-from gecko.training.batches import Sampling
-from gecko.training.collate import Collator
-from gecko.training.devices import TrainReport
-from gecko.training.loss import GeckoLoss, RowIds, gecko_loss, matryoshka_loss
-from gecko.training.rows import to_dataset
-from gecko.training.trainer import train
+The names are imported on first use: whoever only asks how long a training will be waits for no library that trains.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gecko.training.batches import Sampling
+    from gecko.training.collate import Collator
+    from gecko.training.devices import TrainReport
+    from gecko.training.loss import GeckoLoss, RowIds, gecko_loss, matryoshka_loss
+    from gecko.training.rows import to_dataset
+    from gecko.training.trainer import train
+
+_HOMES = {
+    "Collator": "collate",
+    "GeckoLoss": "loss",
+    "RowIds": "loss",
+    "Sampling": "batches",
+    "TrainReport": "devices",
+    "gecko_loss": "loss",
+    "matryoshka_loss": "loss",
+    "to_dataset": "rows",
+    "train": "trainer",
+}
 
 __all__ = [
     "Collator",
@@ -18,3 +37,9 @@ __all__ = [
     "to_dataset",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gecko.training' has no attribute {name!r}")
+    return getattr(import_module(f"gecko.training.{_HOMES[name]}"), name)

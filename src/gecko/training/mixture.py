@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gecko.config.mixture import FRET, MixtureConfig
 from gecko.core.records import Example
-from gecko.training.batches import Sampling
+
+if TYPE_CHECKING:
+    from gecko.training.batches import Sampling
 
 
-def sampling_of(config: MixtureConfig) -> Sampling | None:
+def sampling_of(config: MixtureConfig) -> "Sampling | None":
     """Weights and temperature for the trainer; none where FRet is alone and rows need no order of their own."""
+    from gecko.training.batches import Sampling
+
     if not config.sets and not config.bucket:
         return None
     weights = {entry.name: entry.weight for entry in config.sets}

@@ -2,13 +2,13 @@
 
 import os
 from pathlib import Path
-
-import torch
-from sentence_transformers import SentenceTransformerTrainingArguments
+from typing import TYPE_CHECKING
 
 from gecko.compute.device import best_device, has_fast_bfloat16
 from gecko.config.training import TrainConfig
-from gecko.training.checkpoints import began_in_bfloat16
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformerTrainingArguments
 
 LOGGED = 1000  # losses in a log, about
 
@@ -31,7 +31,7 @@ def enough_steps(config: TrainConfig, rows: int) -> TrainConfig:
     return config.model_copy(update={"batch": batch, "epochs": epochs})
 
 
-def arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -> SentenceTransformerTrainingArguments:
+def arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -> "SentenceTransformerTrainingArguments":
     """The settings as the trainer of sentence-transformers knows them.
 
     Args:
@@ -40,6 +40,9 @@ def arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) ->
         seed: of dropout.
         checkpoints: where they go.
     """
+    import torch
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
     steps = config.epochs * -(-a_pass // config.accumulate)
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     args = SentenceTransformerTrainingArguments(
@@ -81,6 +84,8 @@ def arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) ->
 
 def _bf16(config: TrainConfig, checkpoints: Path) -> bool:
     """Whether to train in bfloat16: as it is set, as this training began, or where that is fast."""
+    from gecko.training.checkpoints import began_in_bfloat16
+
     for known in (config.bf16, began_in_bfloat16(checkpoints)):
         if known is not None:
             return known
