@@ -734,10 +734,11 @@ def test_a_damaged_archive_is_an_error(corpus: Path, tiny_model: Path, tmp_path:
         through_select(folder, settings(corpus, tiny_model))
 
 
-def test_another_format_is_kept_only_for_a_clear_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Run(tmp_path / "run", load_config(overrides=["llm=fake", "generate.queries=20"])) as run:
+def test_another_format_is_kept_only_for_a_clear_gain(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Run(whole) as run:
         pipeline = Pipeline(run)
-        monkeypatch.setattr(Pipeline, "heldout", [object()])
+        assert run.config.train.formats == ["native", "unified"]
+        assert pipeline.heldout
         first = [0.5] * 8
         for second, kept in (
             ([0.5, 0.9, 0.5, 0.9, 0.1, 0.9, 0.5, 0.4], "native"),  # higher on average, by chance

@@ -69,7 +69,7 @@ class EngineOptions:
 
     @contextmanager
     def executor(self, ui: Terminal) -> Iterator["Executor"]:
-        """The engine, up until the end.
+        """The executor, up until the end.
 
         Raises:
             ConfigError: there is none of that name, or what is Ray's alone is given to another.

@@ -95,15 +95,15 @@ def select(options: RunOptions) -> None:
 
 def train(config: Recipe = None, *, options: RunOptions) -> None:
     """Train on the rows of a run, and on those of its mixture if it has one."""
-    with on_run(options, recipe=config, through="select") as pipeline:
-        print(pipeline.train())
+    with on_run(options, recipe=config) as pipeline:
+        print(pipeline.through("choose"))
 
 
 def evaluate(evals: Evals = None, *, options: RunOptions) -> None:
     """Measure the trained model of a run."""
     sets = [*(options.sets or ()), *([f"evaluate.sets={evals}"] if evals else ())]
-    with on_run(RunOptions(options.run, sets, options.force), through="select") as pipeline:
-        print_closing(pipeline.run, pipeline.evaluate())
+    with on_run(RunOptions(options.run, sets, options.force)) as pipeline:
+        print_closing(pipeline.run, pipeline.through("evaluate"))
 
 
 def pretrain(

@@ -1,8 +1,8 @@
-"""A stage is shards and what is done with each; an engine does it, here or in other processes.
+"""A stage is shards and what is done with each; an executor does it, here or in other processes.
 
-The store asks an :class:`Executor` for the shards that are missing and writes them as they come. A shard's task holds all
-that is particular to it, and ``Job.do`` what all shards need (settings, the means to load a model), so a worker elsewhere
-needs neither the run folder nor the corpus, and does exactly what is done here.
+:mod:`gecko.run.shards` asks an :class:`Executor` for the shards that are missing and writes them as they come. A
+shard's task holds all that is particular to it, and ``Job.do`` what all shards need (settings, the means to load a
+model), so a worker elsewhere needs neither the run folder nor the corpus, and does exactly what is done here.
 """
 
 import socket
@@ -33,7 +33,7 @@ class Job(Generic[Task, R]):
     """What a stage does with its shards.
 
     Attributes:
-        do: makes the rows of a task. It can be pickled where the engine is a remote one.
+        do: makes the rows of a task. It can be pickled where the executor is a remote one.
         ask: the task of the shard of this number; what is known before the work begins is counted.
         after: the numbers of the earlier shards that must be there before a shard's task can be made.
     """

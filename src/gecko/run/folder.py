@@ -9,7 +9,7 @@
 
 The **fingerprint** covers a stage's inputs (the identity of the stages it reads), the settings it reads, and its
 version, a number that is raised by hand when its results change. Same fingerprint: the shards are used as they are.
-Another: the store says which part changed, puts the old output into ``archive/`` and starts afresh. The **identity** of a
+Another: the run says which part changed, puts the old output into ``archive/`` and starts afresh. The **identity** of a
 finished stage covers its shards' checksums, never the seconds it took nor the settings: what is equal stays paid for.
 
 Files appear under their names only when they are complete (written aside, synced, renamed), and the manifest is

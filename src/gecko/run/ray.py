@@ -20,7 +20,7 @@ TRIES = 3  # of a shard, before it is taken for the reason why its workers die
 
 
 class Cluster:
-    """See :class:`gecko.run.engine.Engine`; a context manager, which connects and leaves again.
+    """See :class:`gecko.run.engine.Executor`; a context manager, which connects and leaves again.
 
     Args:
         address: of a running cluster, or ``auto``; none: one of this machine's own, for as long as it is used.
@@ -75,11 +75,11 @@ class Cluster:
             self._ray.shutdown()
 
     def keep(self, value: Any) -> Callable[[], Any]:
-        """See :class:`gecko.run.engine.Engine`."""
+        """See :class:`gecko.run.engine.Executor`."""
         return _Kept(self._ray.put(value))
 
     def run(self, do: Do[Task, R], take: Take[Task]) -> Iterator[tuple[int, Done[R]]]:
-        """See :class:`gecko.run.engine.Engine`.
+        """See :class:`gecko.run.engine.Executor`.
 
         Raises:
             RunError: a shard ends every worker that it is given to.

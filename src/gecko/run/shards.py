@@ -80,7 +80,7 @@ def run_shards(
     growing: Collection[str] = (),
     key: Callable[[Item], str] = lambda _: "",
 ) -> Manifest:
-    """Like :func:`run_local`, for work that an engine does, which may finish shards out of turn.
+    """Like :func:`run_local`, for work that an executor does, which may finish shards out of turn.
 
     Args:
         run: the run folder, held.

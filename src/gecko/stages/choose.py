@@ -52,7 +52,7 @@ CHOOSE = Stage(
     version=1,
     make=make,
     reads_each=train.TRAIN,
-    made="by its command",
+    made="on the way",
     after=(agreement.AGREEMENT,),
     command="train",
 )

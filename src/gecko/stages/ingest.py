@@ -49,7 +49,7 @@ class Extract:
 
 
 def read_ahead(config: CorpusConfig, cache: Path, engine: Executor) -> int:
-    """Have an engine read the documents of all sources that ``cache`` does not hold, and keep them there.
+    """Have an executor read the documents of all sources that ``cache`` does not hold, and keep them there.
 
     Returns:
         how many there were.

@@ -205,33 +205,8 @@ def push(
         PublishError: the name is none, or the hub refuses.
         RunError: there is nothing to send yet.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise PublishError(f"{repo!r} is no name of a repository ({error}); write OWNER/NAME") from error
-    run = context.run
-    if kind == "model":
-        for name in TRAIN.folders_of(context.config):
-            run.finished(name)
-        if stale := graph.stale(run):
-            raise PublishError(
-                f"{run.path}: {'; '.join(stale)}, so that the card would tell of another model than the one that is there; "
-                f"run: gecko train {run.path}, then: gecko evaluate {run.path}"
-            )
-    write_cards(context)
-    folder = run.path / "model" if kind == "model" else dataset_folder(context)
-    if kind == "dataset":
-        seeds = [row["seed_id"] for row in read_release(str(folder), ["seed_id"])]
-        if not seeds:
-            raise PublishError(
-                f"{folder} holds no row, so there is nothing to send; queries that people asked are part of it with "
-                "asked.publish only"
-            )
-        if asked := seeds.count(""):
-            say(f"{asked:,} of its {len(seeds):,} queries are what people asked; without: --set asked.publish=false")
+    _check_name(repo)
+    folder = _current_model(context) if kind == "model" else _publishable_rows(context, say)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     for path in files:
@@ -256,6 +231,45 @@ def push(
             f"{target}: the hub refused: {said}; log in with: hf auth login, and take a name that is yours"
         ) from None
     say(f"sent: {made}")
+
+
+def _check_name(repo: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise PublishError(f"{repo!r} is no name of a repository ({error}); write OWNER/NAME") from error
+
+
+def _current_model(context: Context) -> Path:
+    """The folder of the run's model with its card, if the model is of the rows that are there."""
+    run = context.run
+    for name in TRAIN.folders_of(context.config):
+        run.finished(name)
+    if stale := graph.stale(run):
+        raise PublishError(
+            f"{run.path}: {'; '.join(stale)}, so that the card would tell of another model than the one that is there; "
+            f"run: gecko train {run.path}, then: gecko evaluate {run.path}"
+        )
+    write_cards(context)
+    return run.path / "model"
+
+
+def _publishable_rows(context: Context, say: Callable[[str], None]) -> Path:
+    """The folder of the run's rows with their card, if it holds any; says how many of them are queries that people asked."""
+    write_cards(context)
+    folder = dataset_folder(context)
+    seeds = [row["seed_id"] for row in read_release(str(folder), ["seed_id"])]
+    if not seeds:
+        raise PublishError(
+            f"{folder} holds no row, so there is nothing to send; queries that people asked are part of it with "
+            "asked.publish only"
+        )
+    if asked := seeds.count(""):
+        say(f"{asked:,} of its {len(seeds):,} queries are what people asked; without: --set asked.publish=false")
+    return folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

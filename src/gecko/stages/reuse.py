@@ -1,4 +1,4 @@
-"""What the teacher was paid for under another amount of work (``config.FREE``) or another corpus, to be used again.
+"""What the teacher was paid for under another amount (``FREE`` of :mod:`gecko.config.run`) or another corpus, used again.
 
 - **Queries**: seeds are drawn in an order in which more of them begin with fewer of them, and each text is drawn from its
   own generator, so a shard of seeds, or the beginning of one, is looked up by its seeds, and else each query by its own.

@@ -50,13 +50,18 @@ class Pipeline(Context):
         self.command = stage.command or stage.name
         return stage.make(self)
 
-    def through(self, name: str) -> None:
+    def through(self, name: str) -> Any:
         """Everything from the teacher check to the stage of this name; what is there and still valid is used as it is.
 
         A stage never works on what an earlier one made with other settings.
+
+        Returns:
+            what :meth:`make` gives for the stage of this name.
         """
+        found = None
         for stage in graph.upto(name):
-            self.make(stage.name)
+            found = self.make(stage.name)
+        return found
 
     def ingest(self) -> Manifest:
         """Read the corpus."""
@@ -109,8 +114,6 @@ def distill(run: Run, ui: Ui | None = None, *, force: bool = False, engine: Exec
             load_set(spec)  # a mistake in it should show now, not after the teacher was paid
     user_queries.make(pipeline, again=True)
     pipeline.ingest()
-    pipeline.through("select")
-    pipeline.train()
-    result = pipeline.evaluate()
+    result: dict[str, Any] = pipeline.through("evaluate")
     pipeline.report()
     return result
