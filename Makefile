@@ -33,7 +33,7 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.installed
 	@$(PIP) install -qq --prefer-binary -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The wheel is made from the source archive, so a file that is missing from that is missing here, too.
 build: $(VENV)/.python

@@ -1,6 +1,6 @@
 """Split a labelled set's queries: one half as queries without labels (``asked.sources``), the other to measure on.
 
-For measuring what queries that people ask are worth, beside those that a teacher writes (docs/quality.md):
+For measuring what queries that people ask are worth, beside those that a teacher writes (docs/research/queries.md):
 
     python benchmarks/halves.py SET OUT
     gecko distill CORPUS -o RUN --queries OUT/asked.txt --set generate.queries=0 --eval OUT/measured

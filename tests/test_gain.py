@@ -1,4 +1,4 @@
-"""The scripts that make the tables of docs/quality.md, on two tiny corpora with a stand-in for the teacher."""
+"""The scripts that make the tables of docs/research/gain.md, on two tiny corpora with a stand-in for the teacher."""
 
 import importlib.util
 import json

@@ -2,7 +2,7 @@
 
 Unknown keys are errors that name the key and its nearest neighbour. The presets differ in selection, loss and mining:
 ``default`` is what was measured to work best at small scale, ``paper`` follows the Gecko paper to the letter.
-``docs/paper.md`` maps each field to the place in the paper that it comes from.
+``docs/explanation/the-paper.md`` maps each field to the place in the paper that it comes from.
 """
 
 import difflib

@@ -5,7 +5,7 @@ a token's result does not depend on the tokens beside it. Products are summed in
 norms and attention stay in floats, and so do the logits of the tokens that are scored; the logits of all others, which only
 the normaliser reads, are in 8 bits too. A CPU with VNNI multiplies 8-bit matrices about twice as fast as bfloat16 ones,
 one with AVX2 alone nearly three times as fast as float32 ones, with weights of 7 bits (``gecko.compute.int8``);
-``docs/performance.md`` has what that costs in rank quality.
+``docs/research/performance.md`` has what that costs in rank quality.
 """
 
 from typing import Any
