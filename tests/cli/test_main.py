@@ -166,7 +166,7 @@ def test_bad_settings(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     refused(gecko(*run, "--budget", "soon"), "soon", "20m", code=2)
     refused(gecko(*run, "--llm", "gpt-9"), "gpt-9", "hf:NAME", code=2)
     refused(gecko(*run, "--llm", "gguf:/nowhere/model.gguf"), "/nowhere/model.gguf", code=2)
-    refused(gecko(*run, "--start", "/nowhere"), "/nowhere")
+    refused(gecko(*run, "--start", "/nowhere"), "/nowhere", code=2)
     refused(gecko(*run, "-c", tmp_path / "none.toml", code=2), "none.toml", code=2)
     (tmp_path / "bad.toml").write_text("[train]\nepoch = 3\n")
     refused(gecko(*run, "-c", tmp_path / "bad.toml"), "bad.toml", "train.epoch", "train.epochs", code=2)
