@@ -42,6 +42,7 @@ def test_the_order_is_that_of_the_work() -> None:
     [
         ("generate", ["check", "generate"]),
         ("select", ["check", "generate", "mine", "relabel", "select"]),
+        ("evaluate", ["check", "generate", "mine", "relabel", "select", "choose", "evaluate"]),
         ("ingest", ["ingest"]),
     ],
 )
