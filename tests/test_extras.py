@@ -104,7 +104,7 @@ for name in names:
     command = [sys.executable, "-c", code, *SERVE]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stderr
     for name in SERVE:
-        told, mark, said = said.partition(f"{name} 1\n")
+        told, mark, said = said.partition(f"{name} 2\n")
         assert mark and name in told and "pip install 'gecko-embed[serve]'" in told.replace("\n", " "), told
 
 
