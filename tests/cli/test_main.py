@@ -167,7 +167,7 @@ def test_bad_settings(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     refused(gecko(*run, "--llm", "gpt-9"), "gpt-9", "hf:NAME", code=2)
     refused(gecko(*run, "--llm", "gguf:/nowhere/model.gguf"), "/nowhere/model.gguf", code=2)
     refused(gecko(*run, "--start", "/nowhere"), "/nowhere", code=2)
-    refused(gecko(*run, "-c", tmp_path / "none.toml", code=2), "none.toml", code=2)
+    refused(gecko(*run, "-c", tmp_path / "none.toml"), "none.toml", code=2)
     (tmp_path / "bad.toml").write_text("[train]\nepoch = 3\n")
     refused(gecko(*run, "-c", tmp_path / "bad.toml"), "bad.toml", "train.epoch", "train.epochs", code=2)
     refused(gecko("select", tmp_path / "empty"), "is not a run", "gecko distill")
@@ -235,7 +235,7 @@ def test_eval_prints_the_documented_json(tiny_model: Path, corpus: Path, tmp_pat
     raw = tmp_path / "raw"
     unpadded(raw)
     command = ("eval", raw, f"{folder}@dev", "--json", "--no-cache")
-    refused(gecko(*command), "has no padding token", "--pad-token '</s>' for gecko eval")
+    refused(gecko(*command), "has no padding token", "--pad-token '</s>' for gecko eval", code=2)
     done = gecko(*command, "--pad-token", "</s>")
     assert done.returncode == 0 and json.loads(done.stdout)["sets"]["squares"]["queries"] == 8, done.stderr
     table = gecko("eval", tiny_model, f"{folder}@dev", "--dim", 8, "--no-cache")

@@ -19,6 +19,10 @@ from gecko.core.errors import RunError, TrainingError
 from gecko.training import Sampling
 from gecko.training.loss import GeckoLoss
 
+from ..training.conftest import one_thread, tiny_bert
+
+__all__ = ["one_thread", "tiny_bert"]  # fixtures
+
 pytestmark = pytest.mark.slow
 
 WORDS = "red green blue cat dog bird river stone cloud fast slow old new small large north south paper wood iron"
