@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gecko.core.errors import RunError
 from gecko.core.records import Candidate, Score
-from gecko.fret.fuse import fuse, ranks
+from gecko.fret.fuse import fuse, ranks, standardized
 
 
 def table(*rows: tuple[str, float, int, float]) -> tuple[list[Candidate], dict[str, Score]]:
@@ -177,3 +177,25 @@ def test_it_equals_counting(rows) -> None:
         assert math.isclose(label.fused, 1 / counted[0] + 1 / counted[1])
     order = [label.fused for label in fuse(candidates, scores)]
     assert np.all(np.diff(order) <= 0)
+
+
+def test_standardized_scores_by_hand() -> None:
+    labels = fuse(*FOUR)
+    ql = {"a": -2.0, "b": -1.0, "c": -3.0, "d": -1.5}
+    rc = {"a": 5.0, "b": -1.0, "c": 2.0, "d": 0.5}
+
+    def z(scores: dict[str, float], name: str) -> float:
+        mean = sum(scores.values()) / 4
+        return (scores[name] - mean) / math.sqrt(sum((score - mean) ** 2 for score in scores.values()) / 4)
+
+    wanted = [(z(ql, label.passage_id) + z(rc, label.passage_id)) / 2 for label in labels]
+    assert standardized(labels) == pytest.approx(wanted)
+
+
+def test_standardized_without_likelihood_and_without_differences() -> None:
+    known = fuse(*FOUR)
+    unknown = [replace(label, ql=math.nan) for label in known]
+    alike = [replace(label, ql=-1.0) for label in known]
+    assert standardized(unknown) == pytest.approx([2 * score for score in standardized(alike)])
+    assert standardized([replace(label, ql=-1.0, rc=2.0) for label in known]) == [0.0] * 4
+    assert standardized(known[:1]) == [0.0]

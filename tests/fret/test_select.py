@@ -6,7 +6,7 @@ import pytest
 from gecko.config.stages import SelectConfig
 from gecko.core.counts import Counts
 from gecko.core.records import Candidate, Example, Passage, Query, Score, Text
-from gecko.fret.fuse import Label, fuse
+from gecko.fret.fuse import Label, fuse, standardized
 from gecko.fret.select import group_labels, make_row, select
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -65,6 +65,15 @@ def test_seed_as_positive_is_never_the_negative() -> None:
         row = make_row(query(seed_id="a"), ranked(order), PASSAGES, config, 0)
         assert (row.positive.id, row.group, [text.id for text in row.negatives]) == ("a", "a", [negative])
         assert row.candidates == tuple(order)
+
+
+def test_targets_of_the_listwise_term() -> None:
+    labels = [replace(label, rc=rc) for label, rc in zip(ranked("cba"), (3.0, 2.9, -4.0), strict=True)]
+    fused = make_row(query(), labels, PASSAGES, ALL, 0)
+    row = make_row(query(), labels, PASSAGES, ALL.model_copy(update={"targets": "standardized"}), 0)
+    assert row == replace(fused, fused=tuple(standardized(labels)))
+    assert row.fused[0] - row.fused[1] < 0.1 < row.fused[1] - row.fused[2]  # ranks would say the contrary
+    assert fused.fused[0] - fused.fused[1] > fused.fused[1] - fused.fused[2]
 
 
 @pytest.mark.parametrize("negative", ["last", "random", "none"])

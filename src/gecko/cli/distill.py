@@ -14,6 +14,7 @@ from gecko.cli.options import (
     Budget,
     EngineOptions,
     Evals,
+    Freeze,
     Llm,
     Recipe,
     Restart,
@@ -74,6 +75,7 @@ def distill(
         list[str] | None,
         typer.Option(help="Queries that people asked, without labels: a text file of one a line, or a table."),
     ] = None,
+    freeze: Freeze = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and embed the corpus, say what each stage would cost, and stop.")
     ] = False,
@@ -91,6 +93,8 @@ def distill(
         base["evaluate"] = {"sets": evals}
     if queries:
         base["asked"] = {"sources": queries}
+    if freeze:
+        base["train"] = {"freeze": freeze, "formats": ["native"]}
     settings = load_config(config, sets or (), named(base, budget=budget, llm=llm, backbone=start))
     _distil(out, settings, engine, accept_teacher=accept_teacher, restart=restart, as_json=as_json, dry_run=dry_run)
 

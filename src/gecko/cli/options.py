@@ -45,8 +45,13 @@ Store = Literal["auto", "float32", "int8", "binary"]
 Target = Literal["onnx", "openvino"]
 InputFormat = Literal["native", "unified"]
 EngineName = Literal["local", "ray"]
+Frozen = Literal["passages"]
 Library = Literal["sentence-transformers", "cross-encoder", "pylate"]
 
+Freeze = Annotated[
+    Frozen | None,
+    typer.Option(help="Train the side of the queries alone: passage vectors, and any index of them, stay as they are."),
+]
 PrecisionOption = Annotated[Precision, typer.Option(help="Of the model's numbers; auto: what this machine does best.")]
 
 

@@ -177,7 +177,7 @@ class PromptsConfig(Section):
 class SelectConfig(Section):
     """Step 4: the better positive and the hard negative."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"task_rows"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"task_rows", "targets"})
     GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS["select"]
 
     fusion: Literal["rrf", "rrf+retriever", "ql", "rc"] = Field(
@@ -202,6 +202,12 @@ class SelectConfig(Section):
     task_rows: Literal["uniform"] | None = Field(
         default=None,
         description="uniform: of a kind of task at most as many rows as there are of a kind on average; unset: all",
+    )
+
+    targets: Literal["fused", "standardized"] = Field(
+        default="fused",
+        description="what `train.loss.distill` learns of the candidates: their fused ranks; or the mean of QL and RC, each "
+        "standardized over the query's candidates",
     )
 
     @field_validator("task_rows", mode="before")

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import (
     Field,
     field_validator,
+    model_validator,
 )
 
 from gecko.config.gone import GONE_KEYS, Gone
@@ -61,6 +62,7 @@ class TrainConfig(Section):
     """Stage 2 of the paper."""
 
     SECTION: ClassVar[str] = "train"
+    LATER: ClassVar[frozenset[str]] = frozenset({"freeze"})
 
     formats: list[Literal["native", "unified"]] = Field(
         default=["native", "unified"],
@@ -111,6 +113,11 @@ class TrainConfig(Section):
         default=25, ge=1, description="from one measurement to the next; also for checkpoints then"
     )
     tensorboard: bool = Field(default=False, description="write TensorBoard logs beside the checkpoints")
+    freeze: Literal["passages"] | None = Field(
+        default=None,
+        description="passages: train the side of the queries alone, against the start model's passage vectors, so that an "
+        "index of the start model stays valid; unset: both sides are one model",
+    )
     backbone: BackboneConfig = BackboneConfig()
     loss: LossConfig = LossConfig()
 
@@ -122,6 +129,20 @@ class TrainConfig(Section):
         if value and not any(value):
             raise ValueError("all weights are 0, so nothing would be trained; write one above 0")
         return value
+
+    @model_validator(mode="after")
+    def _frozen(self) -> "TrainConfig":
+        if self.freeze is None:
+            return self
+        if len(self.formats) > 1:
+            raise ValueError(
+                f"{self.SECTION}.freeze with {self.SECTION}.formats = {self.formats}: the passages keep the start model's "
+                f"format, so name that one alone, as {self.SECTION}.formats=['native']"
+            )
+        if self.part_tokens is not None or self.backbone.projection is not None:
+            key = "part_tokens" if self.part_tokens is not None else "backbone.projection"
+            raise ValueError(f"{self.SECTION}.freeze and {self.SECTION}.{key} exclude each other: leave one out")
+        return self
 
 
 # Of a training: raised by hand when the same rows and settings give other weights.

@@ -109,7 +109,8 @@ class Example:
         query_id: the query this row was made from.
         seed_id: the passage the query was written for; empty for one that somebody asked.
         candidates: ids of the passages that were scored, in the fused order, first to last.
-        fused: their fused scores, in the same order.
+        fused: what the teacher's listwise target is made of, in the same order: the fused scores, or what
+            ``select.targets`` names.
     """
 
     dataset: str

@@ -39,11 +39,13 @@ from gecko.encoder.forked import Lock, survives_fork
 from gecko.encoder.save import window_of
 from gecko.encoder.spec import CARD
 from gecko.encoder.tokens import own_tokenizer, written_tokenizer
+from gecko.encoder.towers import SIDES, Side, has_two_towers, tower
 from gecko.encoder.vectors import Output, Packed, Vectors, encode_output, refuse_not_finite, shorten
 from gecko.run.engine import another_model
 from gecko.run.remote_model import anywhere
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
 WINDOW = 2048  # texts tokenised at once
@@ -102,11 +104,11 @@ class Embedder:
         self._encoder: Encoder | None = encoder
         self._lock = Lock()
         self._made: _Made | None = None
-        self._backend: Backend | None = None
-        self._tokenizer: Tokenizer | None = None
-        if is_plain(model):
-            self._backend = torch_backend(model, precision)
-            self._tokenizer = own_tokenizer(written_tokenizer(model, self.max_tokens, "right"), self.max_tokens)
+        self._sides: dict[Side, _Tower] = {}
+        towers = {side: tower(model, side) for side in (SIDES if has_two_towers(model) else SIDES[:1])}
+        if all(map(is_plain, towers.values())):
+            made = {side: _Tower.of(one, self.max_tokens, precision) for side, one in towers.items()}
+            self._sides = {side: made.get(side, made[SIDES[0]]) for side in SIDES}
         elif precision not in ("auto", "float32"):
             raise ConfigError(f"precision {precision!r}: model {self.spec!r} is no plain transformer; give float32")
 
@@ -127,8 +129,8 @@ class Embedder:
         self._prompts, self._default_prompt = card.prompts, card.default_prompt
         self._encoder, self._lock = None, Lock()
         self._made = _Made(anywhere(str(folder)), self.identity)
-        self._backend = graph_backend(folder, card)
-        self._tokenizer = own_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), card.max_tokens)
+        tokenizer = own_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), card.max_tokens)
+        self._sides = dict.fromkeys(SIDES, _Tower(graph_backend(folder, card), tokenizer))
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -148,7 +150,7 @@ class Embedder:
     @property
     def precision(self) -> str:
         """How the transformer computes: ``float32``, ``bfloat16`` or ``int8``."""
-        return self._backend.precision if self._backend is not None else "float32"
+        return self._sides["query"].backend.precision if self._sides else "float32"
 
     def embed(
         self,
@@ -229,13 +231,15 @@ class Embedder:
     @survives_fork
     def _run(self, items: Sequence[Prepared]) -> Vectors:
         result = np.empty((len(items), self.dim), dtype=np.float32)
-        if self._backend is None:
+        if not self._sides:
             self._run_generic(items, result)
             return result
-        order = sorted(range(len(items)), key=lambda row: -items[row].tokens)
-        for rows in token_batches([items[row].tokens for row in order], self._backend.batch_tokens):
-            chosen = order[rows]
-            result[chosen] = shorten(self._backend([items[row].ids or () for row in chosen]), self.dim)
+        for backend in {id(one.backend): one.backend for one in self._sides.values()}.values():
+            its = [row for row, item in enumerate(items) if self._sides[item.side].backend is backend]
+            order = sorted(its, key=lambda row: -items[row].tokens)
+            for rows in token_batches([items[row].tokens for row in order], backend.batch_tokens):
+                chosen = order[rows]
+                result[chosen] = shorten(backend([items[row].ids or () for row in chosen]), self.dim)
         return result
 
     def finish(self, vectors: Vectors, dim: int | None = None, output: Output = "float32") -> Packed:
@@ -261,7 +265,7 @@ class Embedder:
                     [texts[row] for row in window],
                     [titles[row] for row in window],
                     [tasks[row] for row in window],
-                    count=self._backend is not None,  # without one nobody asks
+                    count=bool(self._sides),  # without a backend nobody asks
                 )
                 vectors = self._run(items)
                 refuse_not_finite(vectors, [texts[row] for row in window], window, self.spec)
@@ -295,8 +299,8 @@ class Embedder:
 
     def _tokenise(self, texts: list[str]) -> list[tuple[int, tuple[int, ...] | None]]:
         """(number of tokens, the tokens) of each text."""
-        if self._tokenizer is not None:
-            encodings = self._tokenizer.encode_batch_fast(texts)
+        if self._sides:  # both towers come from one start, so they read the same tokens
+            encodings = self._sides["query"].tokenizer.encode_batch_fast(texts)
             return [(len(encoding), tuple(encoding.ids)) for encoding in encodings]
         counts: list[tuple[int, tuple[int, ...] | None]] = []
         assert self._encoder is not None
@@ -315,6 +319,19 @@ class Embedder:
             for (prompt, side), rows in groups.items():
                 texts = [items[row].text for row in rows]
                 result[rows] = encode_texts(self._encoder.model, texts, self.dim, prompt=prompt, side=side)
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """What computes the vectors of one side."""
+
+    backend: Backend
+    tokenizer: "Tokenizer"
+
+    @classmethod
+    def of(cls, model: "SentenceTransformer", max_tokens: int | None, precision: Precision) -> "_Tower":
+        tokenizer = own_tokenizer(written_tokenizer(model, max_tokens, "right"), max_tokens)
+        return cls(torch_backend(model, precision), tokenizer)
 
 
 @dataclass(frozen=True)

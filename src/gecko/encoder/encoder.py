@@ -23,6 +23,7 @@ from gecko.encoder.encode import encode_texts, pooled_in_float32
 from gecko.encoder.forked import survives_fork
 from gecko.encoder.save import detect_form, most_positions
 from gecko.encoder.spec import model_identity, refuse_pickles, resolve_model
+from gecko.encoder.towers import has_two_towers
 from gecko.encoder.vectors import Vectors, refuse_not_finite
 from gecko.weights.files import why_not_loaded
 
@@ -165,7 +166,7 @@ class Encoder:
     def _wants_bf16(self) -> bool:
         import torch
 
-        if self.bf16 is False or self.model.transformers_model is None:
+        if self.bf16 is False or self.model.transformers_model is None or has_two_towers(self.model):
             return False
         if self.bf16 or self.model.dtype != torch.float32:
             return self.model.dtype == torch.float32

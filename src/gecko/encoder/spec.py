@@ -9,6 +9,7 @@ from gecko.core.files import digest, file_sha256
 from gecko.weights.hub import hub_commit
 
 CARD = "gecko_export.json"  # what an exported folder holds
+TOWER = "gecko_passages"  # in the configuration of a model of two towers: the identity of the model of its passages
 
 _ACCEPTED = "minilm, smollm2, a folder holding modules.json or config.json, or hf:NAME"
 _IDENTITY_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}

@@ -90,6 +90,19 @@ def fuse(
     return sorted(labels, key=lambda label: (-label.fused, label.retriever_rank, label.passage_id))
 
 
+def standardized(labels: Sequence[Label]) -> list[float]:
+    """The mean of QL and RC of one query's candidates, each with mean 0 and deviation 1 over them; RC where there is no QL.
+
+    A rank says nothing of distances: two passages that answer equally well are as far apart by rank as an answer and a
+    near miss. These scores keep the distances, on one scale for all queries.
+    """
+    columns = np.array([[label.ql for label in labels], [label.rc for label in labels]])
+    columns = columns[~np.isnan(columns).any(axis=1)]
+    deviations = columns.std(axis=1, keepdims=True)
+    scores = (columns - columns.mean(axis=1, keepdims=True)) / np.where(deviations > 0, deviations, 1)
+    return [float(score) for score in scores.mean(axis=0)]
+
+
 def _likelihood(score: Score) -> float:
     """Mean log-probability of a query token."""
     return score.ql_sum / score.ql_tokens if score.ql_tokens else math.nan

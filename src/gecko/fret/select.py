@@ -15,7 +15,7 @@ from gecko.config.stages import SelectConfig
 from gecko.core.counts import Counts
 from gecko.core.files import digest
 from gecko.core.records import Candidate, Example, Passage, Query, Score, Text
-from gecko.fret.fuse import Label, fuse
+from gecko.fret.fuse import Label, fuse, standardized
 from gecko.fret.quality import OF_ITSELF, kind, leaked, speaks_of_itself
 
 DATASET = "fret"
@@ -158,7 +158,7 @@ def make_row(
         query_id=query.id,
         seed_id=query.seed_id,
         candidates=tuple(label.passage_id for label in ranked),
-        fused=tuple(label.fused for label in ranked),
+        fused=tuple(standardized(ranked) if config.targets == "standardized" else (label.fused for label in ranked)),
     )
 
 

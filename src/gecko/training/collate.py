@@ -17,6 +17,8 @@ import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
+from gecko.training.frozen import FrozenPassages
+
 # What a forward and a backward call cost besides their tokens, in tokens: launching many small kernels is dear on an
 # accelerator, and little beside the arithmetic on a processor.
 CALL_TOKENS = {"cpu": 64}
@@ -30,21 +32,37 @@ class Collator(SentenceTransformerDataCollator):
     Attributes:
         call_tokens: what a call costs besides its tokens, in tokens; more makes fewer, wider parts.
         part_tokens: a part has at most so many tokens, padding included, or one text; none: no bound.
+        frozen: passages whose vectors stand for them; none: every text is encoded.
     """
 
     call_tokens: int = CALL_TOKENS_ELSEWHERE
     part_tokens: int | None = None
+    frozen: FrozenPassages | None = None
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch: ``part0_input_ids`` and so on, and ``label`` with (2 + K + C) places of texts a row behind it."""
+        """A batch: ``part0_input_ids`` and so on, and ``label`` with (2 + K + C) places of texts a row behind it.
+
+        Frozen passages stand behind the parts, as ``frozen_sentence_embedding``.
+        """
         columns = [name for name in features[0] if name not in self.valid_label_columns]
-        known: dict[str, int] = {}
-        place = torch.tensor([[known.setdefault(row[name], len(known)) for name in columns] for row in features])
-        batch, order = make_parts(self.preprocess_fn, list(known), self.call_tokens, self.part_tokens)
-        at = torch.empty_like(order)
-        at[order] = torch.arange(len(order))  # the inverse: where text i went
+        known: dict[tuple[bool, str], int] = {}  # (whether its vector is frozen, text)
+        place = torch.tensor(
+            [[known.setdefault(self._key(name, row[name]), len(known)) for name in columns] for row in features]
+        )
+        encoded = [number for (held, _), number in known.items() if not held]
+        texts = [text for held, text in known if not held]
+        batch, order = make_parts(self.preprocess_fn, texts, self.call_tokens, self.part_tokens)
+        at = torch.empty(len(known), dtype=torch.long)
+        at[torch.tensor(encoded)[order]] = torch.arange(len(order))  # the inverse: where text i went
+        if self.frozen is not None:
+            held_at = [number for (held, _), number in known.items() if held]
+            at[held_at] = torch.arange(len(order), len(known))
+            batch["frozen_sentence_embedding"] = self.frozen.of([text for held, text in known if held])
         labels = torch.tensor([row["label"] for row in features])
         return {**batch, "label": torch.cat([labels, at[place]], dim=1)}
+
+    def _key(self, column: str, text: str) -> tuple[bool, str]:
+        return self.frozen is not None and column != "query" and text in self.frozen.places, text
 
 
 def make_parts(

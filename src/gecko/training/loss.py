@@ -328,7 +328,14 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         if self.part_tokens is not None and not self._fits(parts, self.part_tokens):
             loss: Tensor = self.forward_cached(parts, labels)
             return loss
-        return self.calculate_loss([[self.model(part)["sentence_embedding"]] for part in parts], labels)
+        return self.calculate_loss([[self._embeddings(part)] for part in parts], labels)
+
+    def _embeddings(self, part: dict[str, Any]) -> Tensor:
+        """(texts, D) of a part; frozen passages come as vectors."""
+        vectors: Tensor = (
+            part["sentence_embedding"] if "sentence_embedding" in part else self.model(part)["sentence_embedding"]
+        )
+        return vectors
 
     def _fits(self, parts: Sequence[dict[str, Any]], tokens: int) -> bool:
         """Whether a batch has no more tokens. Several devices must do the same, so there it is never asked."""

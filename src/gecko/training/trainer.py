@@ -9,6 +9,7 @@ Notable here:
 """
 
 import contextlib
+import copy
 import os
 import random
 import shutil
@@ -36,7 +37,8 @@ from gecko.core.records import Example, Passage, Text
 from gecko.encoder import save_model
 from gecko.encoder.build import add_lora, load_backbone, merge_lora, trained_weights
 from gecko.encoder.encode import encode_texts
-from gecko.encoder.save import most_positions
+from gecko.encoder.save import detect_form, most_positions
+from gecko.encoder.towers import SIDES, has_two_towers, name_passages, two_towers
 from gecko.training.batches import Sampling, SetBatches
 from gecko.training.callbacks import Bar, Epochs, Patience, tensorboard
 from gecko.training.checkpoints import (
@@ -48,6 +50,7 @@ from gecko.training.checkpoints import (
 )
 from gecko.training.collate import CALL_TOKENS, CALL_TOKENS_ELSEWHERE, Collator
 from gecko.training.devices import Job, TrainReport, on_devices
+from gecko.training.frozen import FrozenPassages, freeze_passages
 from gecko.training.heldout import hold_out
 from gecko.training.loss import ABSENT, GeckoLoss, RowIds
 from gecko.training.rows import to_dataset
@@ -117,6 +120,7 @@ def train_here(job: Job, say: Callable[[str], None]) -> TrainReport:
     began = time.perf_counter()
     with quiet_libraries(), _random_state_kept():
         model = _load(job.start, config, job.seed, say)
+        _refuse_other_form(model, job)
         rows = to_dataset(job.examples, job.form, config.loss, job.passages, model.prompts)
         dims = _dims(model, config)
         if config.accumulate > 1:
@@ -133,8 +137,10 @@ def train_here(job: Job, say: Callable[[str], None]) -> TrainReport:
         args.distributed_state.wait_for_everyone()
         if not first:
             checkpoint = next(reversed(whole_checkpoints(own)), None)
-        sample = list(dict.fromkeys(rows["positive"]))[:SAMPLE]
+        sample = list(dict.fromkeys(rows["positive" if config.freeze is None else "query"]))[:SAMPLE]
         alike_before = _mean_cosine(model, sample)
+        start = copy.deepcopy(model) if config.freeze else None
+        frozen = freeze_passages(start, job.examples, rows) if start is not None else None
         lora = add_lora(model, config.backbone, job.seed) if config.backbone.lora_rank else None
         part_tokens = _part_tokens(model, config)
         trainer = _Trainer(
@@ -142,7 +148,7 @@ def train_here(job: Job, say: Callable[[str], None]) -> TrainReport:
             args=args,
             train_dataset=trained,
             eval_dataset=rows.select(held) if held else None,
-            data_collator=_collator(model, part_tokens),
+            data_collator=_collator(model, part_tokens, frozen),
             loss=GeckoLoss(model, config.loss, dims, config.dim_weights, part_tokens=part_tokens),
         )
         trainer.prepare(batches, config, [example.dataset for example in job.examples], sample, alike_before)
@@ -156,8 +162,11 @@ def train_here(job: Job, say: Callable[[str], None]) -> TrainReport:
         if lora is not None:
             merge_lora(lora)
         if first:
-            save_model(model, job.folder, job.form, dims)
-            _refuse_changed(model, job.folder, sample)
+            made = model if start is None else two_towers(model, start)
+            save_model(made, job.folder, job.form, dims)
+            if start is not None:
+                name_passages(job.folder, job.start if Path(job.start).is_dir() else f"hf:{job.start}")
+            _refuse_changed(made, job.folder, sample)
         args.distributed_state.wait_for_everyone()
     return _report(trainer, len(trained), time.perf_counter() - began, dims, job.form, say)
 
@@ -217,6 +226,8 @@ def _load(start: str, config: TrainConfig, seed: int, say: Callable[[str], None]
             f"the start model {start!r} cannot be loaded ({error}); give a folder with safetensors weights or a name "
             "on the hub"
         ) from error
+    if has_two_towers(model):
+        raise TrainingError(f"the start model {start!r} has two towers; train the model that those were made from")
     max_tokens = config.max_tokens
     positions = most_positions(model)
     if positions is not None and positions < max_tokens:
@@ -224,6 +235,14 @@ def _load(start: str, config: TrainConfig, seed: int, say: Callable[[str], None]
         max_tokens = positions
     model.max_seq_length = max_tokens
     return model
+
+
+def _refuse_other_form(model: SentenceTransformer, job: Job) -> None:
+    if job.config.freeze and job.form != (own := detect_form(model.prompts)):
+        raise TrainingError(
+            f"{job.config.SECTION}.freeze: the passage vectors of {job.start} are of the {own} format, and the rows of the "
+            f"{job.form}; set {job.config.SECTION}.formats=['{own}']"
+        )
 
 
 def _dims(model: SentenceTransformer, config: TrainConfig) -> list[int]:
@@ -265,7 +284,7 @@ def _part_tokens(model: SentenceTransformer, config: TrainConfig) -> int | None:
 
     All where nobody knows how much the model keeps of a token, and where several processes share the memory.
     """
-    if config.part_tokens is not None or config.devices > 1 or model.transformers_model is None:
+    if config.part_tokens is not None or config.devices > 1 or config.freeze or model.transformers_model is None:
         return config.part_tokens
     shape = model.transformers_model.config
     layers, width = getattr(shape, "num_hidden_layers", None), getattr(shape, "hidden_size", None)
@@ -274,9 +293,9 @@ def _part_tokens(model: SentenceTransformer, config: TrainConfig) -> int | None:
     return max(LEAST_PART, int(device_memory(model.device.type) / 3 / (KEPT * layers * width)))
 
 
-def _collator(model: SentenceTransformer, part_tokens: int | None) -> Collator:
+def _collator(model: SentenceTransformer, part_tokens: int | None, frozen: FrozenPassages | None) -> Collator:
     call_tokens = CALL_TOKENS.get(model.device.type, CALL_TOKENS_ELSEWHERE)
-    return Collator(model.preprocess, call_tokens=call_tokens, part_tokens=part_tokens)
+    return Collator(model.preprocess, call_tokens=call_tokens, part_tokens=part_tokens, frozen=frozen)
 
 
 class _Trainer(SentenceTransformerTrainer):
@@ -433,7 +452,9 @@ def _refuse_changed(model: SentenceTransformer, folder: Path, sample: Sequence[s
     plain = SentenceTransformer(str(folder), device=str(model.device), trust_remote_code=False)
     width = model.get_embedding_dimension()
     assert width is not None
-    before, after = (encode_texts(one, sample[:2], width) for one in (model, plain))
+    before, after = (
+        np.stack([encode_texts(one, sample[:2], width, side=side) for side in SIDES]) for one in (model, plain)
+    )
     if not np.allclose(before, after, rtol=0, atol=1e-4):
         shutil.rmtree(folder)
         raise TrainingError(

@@ -1,0 +1,262 @@
+"""How much of its teacher's gain a student keeps, from labels that are stored in the repository: no teacher is asked.
+
+For each labelled set ``LABELS/NAME/fret.parquet`` holds the queries that a teacher wrote for the set's passages, with every
+score that it gave (ids and hashes, no passage), and ``LABELS/NAME/teacher.json`` the nDCG@10 of the teacher's own order of
+the start model's candidates, query by query. The share that a student keeps is
+
+    (student − start) / (teacher's order − start)
+
+as macro means over the sets, of the same queries above and below, with bootstrap intervals over queries. A choice among
+settings is made on the odd queries of a set and reported on the even ones.
+
+    python benchmarks/share.py SET... [--half even] [--json]        the share, of the trainings that are kept
+    python benchmarks/share.py SET... --train [--cell NAME KEY=VALUE...]... [--seeds 3]
+                                                                    trains and measures what is not there yet
+    python benchmarks/share.py SET... --judge QUERIES               asks the teacher: its own order of so many even queries
+    python benchmarks/share.py SET... --write QUERIES               asks the teacher: new labels, by runs in --work
+
+``SET`` is a BEIR folder, DIR or DIR@SPLIT. A cell is a name and the settings in which it differs from the default preset; the
+first is ``default``. Each training's results are kept per query in ``LABELS/results/CELL/NAME-SEED.json``, so a call that was
+killed goes on. The last line is JSON of the default cell: ``share``, ``share_ci95``, ``gain``, ``gain_ci95``,
+``teacher_gain``, ``sets``; gains in points of nDCG@10.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gecko.config.load import load_config
+from gecko.config.run import RunConfig
+from gecko.core.counts import Counts
+from gecko.core.files import digest, read_json, write_json
+from gecko.core.progress import Terminal
+from gecko.core.records import Example, Passage
+from gecko.corpus import ingest
+from gecko.encoder import load_encoder, resolve_model
+from gecko.evaluation.beir import RetrievalSet, parse_spec
+from gecko.evaluation.cache import KeptEmbeddings
+from gecko.evaluation.evaluate import HEADLINE, dense_run
+from gecko.evaluation.metrics import Array, macro_ci, per_query, share_ci
+from gecko.evaluation.sets import load_set
+from gecko.evaluation.teacher.answers import load_form
+from gecko.evaluation.teacher.value import ValueConfig, connect, measure_orders, sample_queries
+from gecko.fret.release import FILE, load_release
+from gecko.report.text import markdown_table
+from gecko.run.folder import Run
+from gecko.stages import publish
+from gecko.stages.runner import Pipeline
+from gecko.weights.cache import cache_folder
+
+LABELS = Path(__file__).parent / "labels"
+DEFAULT = "default"
+HALVES = {"odd": 1, "even": 0}
+
+
+def main() -> None:
+    """Read the options; write, judge, train, and print."""
+    given = _options()
+    ui = Terminal()
+    cells = {DEFAULT: []} | {name: changes for name, *changes in given.cells}
+    sets = [(spec, load_set(spec)) for spec in given.sets]
+    for spec, data in sets:
+        if given.write:
+            _write_labels(given, spec, data.name, ui)
+        if given.judge:
+            _judge(given.labels / data.name, data, given.judge, ui)
+    if given.train:
+        for name, changes in cells.items():
+            for seed in range(given.seeds):
+                for spec, data in sets:
+                    _train(given, name, load_config(None, changes, _corpus(spec)), data, seed, ui)
+    if shown := [name for name in cells if (given.labels / "results" / name).is_dir()]:
+        rows = {name: _summary(given, name, [data for _, data in sets]) for name in shown}
+        print(_table(rows, given.half))
+        for name in shown[1:]:
+            print(_paired(given, name, [data for _, data in sets]))
+        print(json.dumps(rows[shown[0]]))
+
+
+def _options() -> argparse.Namespace:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("sets", nargs="+", metavar="SET")
+    options.add_argument("--labels", type=Path, default=LABELS)
+    options.add_argument("--train", action="store_true")
+    options.add_argument("--cell", dest="cells", action="append", nargs="+", default=[], metavar=("NAME", "KEY=VALUE"))
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--half", choices=["even", "odd", "all"], default="even")
+    options.add_argument(
+        "--json", action="store_true", help="the last line alone is for programs; it is always printed"
+    )
+    options.add_argument("--judge", type=int, metavar="QUERIES")
+    options.add_argument("--write", type=int, metavar="QUERIES")
+    options.add_argument("--work", type=Path, default=Path("runs/labels"))
+    return options.parse_args()
+
+
+def _corpus(spec: str) -> dict[str, Any]:
+    return {"corpus": {"sources": [str(parse_spec(spec, None)[0] / "corpus.jsonl")]}}
+
+
+# --- what asks the teacher
+
+
+def _write_labels(given: argparse.Namespace, spec: str, name: str, ui: Terminal) -> None:
+    config = load_config(None, [f"generate.queries={given.write}"], _corpus(spec))
+    with Run(given.work / name, config, say=ui.say) as run:
+        pipeline = Pipeline(run, ui)
+        pipeline.ingest()
+        pipeline.through("select")
+    publish.main([str(given.work / name), "-o", str(given.labels / name)])
+
+
+def _judge(folder: Path, data: RetrievalSet, queries: int, ui: Terminal) -> None:
+    """The teacher's order of the start model's candidates, of even queries; a larger number adds to what is kept."""
+    even = {key for key, _ in data.queries[::2]}
+    half = replace(
+        data,
+        queries=[query for query in data.queries if query[0] in even],
+        qrels={key: grades for key, grades in data.qrels.items() if key in even},
+    )
+    config, value = load_config(), ValueConfig(queries=queries)
+    form = load_form(value.forms[0])
+    [measured] = measure_orders([half], [form], value, *connect(config.llm, config.backbone, value, ui))[form.name]
+    chosen = sample_queries(half, queries, value.seed).qrels
+    assert list(measured.data.qrels) == list(chosen), "the teacher refused a pair"
+    orders = {order: _by_query(chosen, values) for order, values in measured.orders.items()}
+    write_json(folder / "teacher.json", {"llm": config.llm, "queries": len(chosen), "orders": orders})
+
+
+def _by_query(keys: Any, values: Array) -> dict[str, float]:
+    return {key: round(float(value), 4) for key, value in zip(keys, values, strict=True)}
+
+
+# --- what trains
+
+
+def _train(
+    given: argparse.Namespace, cell: str, config: RunConfig, data: RetrievalSet, seed: int, ui: Terminal
+) -> None:
+    file = given.labels / "results" / cell / f"{data.name}-{seed}.json"
+    settings = digest(config.model_dump_json(include={"select", "train", "backbone", "student"}))
+    if file.exists() and read_json(file)["settings"] == settings:
+        return
+    from gecko.training import train
+
+    passages, rows = _rows(given.labels / data.name, config, seed)
+    form = config.train.formats[0]
+    ui.say(f"{cell}, {data.name}, seed {seed}: {len(rows)} rows")
+    with tempfile.TemporaryDirectory() as work:
+        folder, points = Path(work) / "model", given.work / "checkpoints" / cell / f"{data.name}-{seed}" / "points"
+        start = resolve_model(config.student or config.backbone)
+        began = time.perf_counter()
+        train(rows, start, folder, form, config.train, seed, checkpoints=points, say=ui.say, passages=passages)
+        seconds = time.perf_counter() - began
+        student = _ndcg(data, str(folder))
+        shutil.rmtree(points.parent, ignore_errors=True)
+    result = {"settings": settings, "rows": len(rows), "seconds": round(seconds, 1), "student": student}
+    write_json(file, result | {"start": _ndcg(data, config.backbone)})
+
+
+def _rows(folder: Path, config: RunConfig, seed: int) -> tuple[dict[str, Passage], list[Example]]:
+    passages = {passage.id: passage for passage in ingest(config.corpus, Counts())}
+    return passages, load_release(str(folder / FILE), passages, config.select).examples(config.select, seed)
+
+
+def _ndcg(data: RetrievalSet, model: str) -> dict[str, float]:
+    encoder = KeptEmbeddings(load_encoder(model), cache_folder() / "embeddings")
+    return _by_query(data.qrels, per_query(dense_run(data, encoder), data.qrels, (HEADLINE,))[HEADLINE])
+
+
+# --- the numbers
+
+
+def _gains(given: argparse.Namespace, cell: str, data: RetrievalSet, keys: Sequence[str]) -> Array:
+    """(queries,) the student's gain in points, the mean over its seeds."""
+    kept = [read_json(file) for file in sorted((given.labels / "results" / cell).glob(f"{data.name}-*.json"))]
+    gains = [[one["student"][key] - one["start"][key] for key in keys] for one in kept]
+    return 100 * np.mean(gains, axis=0)
+
+
+def _keys(given: argparse.Namespace, data: RetrievalSet) -> list[str]:
+    keys = [key for key, _ in data.queries if key in data.qrels]
+    return keys if given.half == "all" else keys[HALVES[given.half] :: 2]
+
+
+def _summary(given: argparse.Namespace, cell: str, sets: Sequence[RetrievalSet]) -> dict[str, Any]:
+    """Gains of all queries of the half; the share of those that the teacher ordered."""
+    folder = given.labels / "results" / cell
+    sets = [data for data in sets if any(folder.glob(f"{data.name}-*.json"))]
+    gains, parts, wholes, each = [], [], [], {}
+    for data in sets:
+        gains.append(_gains(given, cell, data, _keys(given, data)))
+        file = given.labels / data.name / "teacher.json"
+        kept = [read_json(one) for one in sorted(folder.glob(f"{data.name}-*.json"))]
+        each[data.name] = {
+            "queries": len(gains[-1]),
+            "rows": kept[0]["rows"],
+            "seeds": len(kept),
+            "seconds": round(float(np.mean([one["seconds"] for one in kept])), 1),
+            "gain": [round(value, 2) for value in macro_ci(gains[-1:])],
+        }
+        if file.exists():
+            orders = read_json(file)["orders"]
+            ordered = [key for key in _keys(given, data) if key in orders["rrf"]]
+            if ordered:
+                parts.append(_gains(given, cell, data, ordered))
+                wholes.append(100 * np.array([orders["rrf"][key] - orders["retriever"][key] for key in ordered]))
+                each[data.name] |= _share(parts[-1:], wholes[-1:]) | {"ordered": len(ordered)}
+    gain, *ends = macro_ci(gains)
+    whole = _share(parts, wholes) if parts else {"share": None, "share_ci95": None, "teacher_gain": None}
+    return whole | {
+        "gain": round(gain, 2),
+        "gain_ci95": [round(end, 2) for end in ends],
+        "sets": each,
+    }
+
+
+def _share(parts: Sequence[Array], wholes: Sequence[Array]) -> dict[str, Any]:
+    found = share_ci(parts, wholes)
+    return {
+        "share": None if found is None else round(found[0], 3),
+        "share_ci95": None if found is None else [round(end, 3) for end in found[1:]],
+        "teacher_gain": round(float(np.mean([whole.mean() for whole in wholes])), 2),
+    }
+
+
+def _table(rows: dict[str, dict[str, Any]], half: str) -> str:
+    names = list(dict.fromkeys(name for row in rows.values() for name in row["sets"]))
+    lines = [[f"gain, {half} queries", *names, "macro", "share"]]
+    for cell, row in rows.items():
+        gains = [_interval(row["sets"][name]["gain"]) if name in row["sets"] else "" for name in names]
+        share = (
+            "" if row["share"] is None else f"{row['share']:.0%} [{', '.join(f'{x:.0%}' for x in row['share_ci95'])}]"
+        )
+        lines.append([cell, *gains, _interval([row["gain"], *row["gain_ci95"]]), share])
+    return markdown_table(lines)
+
+
+def _interval(numbers: Sequence[float]) -> str:
+    mean, low, high = numbers
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _paired(given: argparse.Namespace, cell: str, sets: Sequence[RetrievalSet]) -> str:
+    """The default's gain over a cell's on the same queries."""
+    folders = [given.labels / "results" / name for name in (DEFAULT, cell)]
+    both = [data for data in sets if all(any(folder.glob(f"{data.name}-*.json")) for folder in folders)]
+    gaps = [
+        _gains(given, DEFAULT, one, _keys(given, one)) - _gains(given, cell, one, _keys(given, one)) for one in both
+    ]
+    return f"default over {cell}: {_interval(macro_ci(gaps))}" if gaps else f"{cell}: no set in common with the default"
+
+
+if __name__ == "__main__":
+    main()
