@@ -48,7 +48,7 @@ def unified(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Embed
 def test_equals_sentence_transformers(
     plain: Embedder, tiny_model: Path, budget: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain._backend, "batch_tokens", budget)
+    monkeypatch.setattr(plain._sides["query"].backend, "batch_tokens", budget)
     monkeypatch.setattr(embedder, "WINDOW", window)
     texts = sentences(30)
     expected = SentenceTransformer(str(tiny_model), device="cpu").encode(texts, normalize_embeddings=True)
@@ -215,7 +215,7 @@ def test_retrieval_never_takes_the_default_prompt_of_the_other_side(tiny_model: 
         str(tiny_model), device="cpu", prompts={"query": "search "}, default_prompt_name="query"
     )
     model.save_pretrained(str(tmp_path), create_model_card=False)
-    ours, encoder = gecko.load(str(tmp_path), precision="float32"), load_encoder(str(tmp_path))
+    ours, encoder = gecko.load(str(tmp_path), precision="float32"), load_encoder(str(tmp_path), bf16=False)
     passage = Text("", "", "cat")
     np.testing.assert_allclose(ours.embed("cat", task="RETRIEVAL_DOCUMENT"), encoder.passages([passage])[0], atol=1e-5)
     np.testing.assert_allclose(ours.embed("cat", task="CLUSTERING"), encoder.queries(["cat"])[0], atol=1e-5)

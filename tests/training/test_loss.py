@@ -326,6 +326,15 @@ def test_module_splits_columns_and_labels(batch, extra):
         loss(columns, labels_of(ids)[:, :-1])
 
 
+def test_a_batch_without_scores_has_no_listwise_term(batch):
+    vectors, ids = batch
+    none = torch.zeros((len(ids.query), 0), dtype=torch.long)
+    bare = replace(ids, candidates=none, fused=none.float())
+    empty = torch.zeros((len(ids.query), 0, vectors[0].shape[1]))
+    plain = gecko_loss(*vectors, bare, LossConfig())
+    assert torch.equal(gecko_loss(*vectors, bare, LossConfig(distill=1.0), candidates=empty), plain)
+
+
 def test_texts_that_are_told_by_place_equal_columns(batch, extra):
     vectors, ids = batch
     columns = columns_of(vectors, extra["candidates"])

@@ -124,10 +124,13 @@ def test_candidates_that_cannot_be_had_are_refused():
     config = LossConfig(distill=1.0)
     with pytest.raises(TrainingError, match=r"set 's', row 0: the text of candidate 'q' is not among the 6 passages"):
         to_dataset([scored("a", "uq", (2.0, 1.0))], "native", config, CORPUS)
-    with pytest.raises(TrainingError, match="no row of set 's'.*scored"):
-        to_dataset([row()], "native", config, CORPUS)
     with pytest.raises(TrainingError, match="2 candidates, but 1 fused"):
         to_dataset([scored("a", "uv", (2.0,))], "native", config, {**CORPUS})
+
+
+def test_rows_that_no_teacher_scored_have_no_listwise_term():
+    plain, listwise = (to_dataset([row()], "native", LossConfig(distill=weight), CORPUS) for weight in (0.0, 1.0))
+    assert plain[:] == listwise[:]
 
 
 def test_unique_ids_mark_the_rows_of_classes_and_no_others():

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gecko.config.gone import ERROR
-from gecko.config.run import DEFAULT_BUDGET, PRESETS, RunConfig
+from gecko.config.run import DEFAULT_BUDGET, FORMER, PRESETS, RunConfig
 from gecko.core.errors import ConfigError
 
 
@@ -40,13 +40,31 @@ def load_config(
     """
     recipe, base = _read_recipe(Path(path)) if path else {}, base or {}
     preset = override(base, overrides).get("preset", recipe.get("preset", "default"))
-    values: dict[str, Any] = {}
-    for layer in (_preset(preset), recipe, base):
-        _merge(values, layer)
-    values = override(values, overrides)
+    named: dict[str, Any] = {}
+    for layer in (recipe, base):
+        _merge(named, layer)
+    named = override(named, overrides)
+    values = deepcopy(_preset(preset))
+    _merge(values, named)
     if "budget" not in values and "queries" not in values.get("generate", {}):
         values["budget"] = budget
-    return make_config(values, str(path) if path else "the settings")
+    config = make_config(values, str(path) if path else "the settings")
+    config._named = frozenset(_flatten(named))
+    return config
+
+
+def with_former_defaults(config: RunConfig, saved: RunConfig) -> RunConfig:
+    """The settings with the former defaults that a folder was begun with, where neither recipe nor command names another.
+
+    Args:
+        config: what is asked for, as :func:`load_config` made it.
+        saved: the settings of the folder.
+    """
+    if config._named is None or config.preset != saved.preset:
+        return config
+    had = _flatten(saved.model_dump())
+    kept = [f"{key}={value!r}" for key, value in FORMER.items() if had[key] == value and key not in config._named]
+    return make_config(override(config.model_dump(), kept), "the folder's settings")
 
 
 def change_config(config: RunConfig, path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> RunConfig:

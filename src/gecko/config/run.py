@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import (
     Field,
+    PrivateAttr,
     field_validator,
     model_validator,
 )
@@ -55,6 +56,12 @@ class RunConfig(Section):
     check: CheckConfig = CheckConfig()
     card: CardConfig = CardConfig()
 
+    # Dotted keys that a recipe or a command names; none: not known, so that every value counts as named.
+    _named: frozenset[str] | None = PrivateAttr(default=None)
+
+    def __eq__(self, other: object) -> bool:  # whoever named a setting, it is the same
+        return isinstance(other, RunConfig) and self.model_dump() == other.model_dump()
+
     @field_validator("budget")
     @classmethod
     def _budget(cls, value: str | None) -> str | None:
@@ -102,9 +109,13 @@ FREE = frozenset(
 )
 
 
+# What the default preset had before, by key. A folder that was begun with it is finished with it, unless the key is named.
+FORMER: dict[str, Any] = {"select.targets": "fused", "train.loss.distill": 0.0}
+
+
 # What a preset changes against the fields' own defaults.
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"train": {"min_steps": 30}},
+    "default": {"select": {"targets": "standardized"}, "train": {"min_steps": 30, "loss": {"distill": 1.0}}},
     "paper": {
         "generate": {"neighbourhood": 1},
         "prompts": {"query_likelihood": "query_likelihood"},

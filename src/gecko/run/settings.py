@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gecko.compute.device import texts_together
-from gecko.config.load import changed_keys, make_config
+from gecko.config.load import changed_keys, make_config, with_former_defaults
 from gecko.config.paths import absolute_paths, moved_paths
 from gecko.config.run import FREE, RunConfig
 from gecko.core.errors import ConfigError, RunError
@@ -43,6 +43,7 @@ def settle(
         if saved is None:
             raise RunError(f"{file} is missing")
         return Settled(_with_batch(saved, saved))
+    config = with_former_defaults(config, saved) if saved is not None else config
     config = _with_batch(absolute_paths(config, saved), saved)
     before = config if saved is None else moved_paths(saved, config)
     prompt_files, changes = read_prompts(path, config, saved or config, before, same_prompts and saved is not None, say)

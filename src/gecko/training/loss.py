@@ -158,7 +158,7 @@ def gecko_loss(
     n = normalize(negatives, dim=-1)  # (B, K, D)
     mine = ids.of(rows)
     per_row = _contrast(q, p, n, ids, config, rows)  # (R,)
-    if config.distill:
+    if config.distill and ids.candidates.shape[1] >= 2:
         assert candidates is not None
         per_row = per_row + config.distill * divergence(q[rows], normalize(candidates, dim=-1), mine, config)
     return (mine.weight.to(per_row.dtype) * per_row).mean()

@@ -141,7 +141,9 @@ def _bits(number: float) -> int:
 def _listed(
     examples: Sequence[Example], config: LossConfig, passages: Mapping[str, Passage | Text]
 ) -> list[list[tuple[Passage | Text, float]]]:
-    """Each row's candidates for the listwise term, with their fused scores, in fused order."""
+    """Each row's candidates for the listwise term, with the teacher's scores, in fused order; a row that no teacher scored
+    has none, and the term counts nothing for it.
+    """
     if not config.distill:
         return [[] for _ in examples]
     listed = []
@@ -159,11 +161,6 @@ def _listed(
                 f"passages given; {config.SECTION}.distill needs the corpus that the candidates come from"
             )
         listed.append([(passages[example.candidates[place]], example.fused[place]) for place in chosen])
-    if not any(len(candidates) >= 2 for candidates in listed):
-        raise TrainingError(
-            f"{config.SECTION}.distill = {config.distill}, but no row of set {examples[0].dataset!r} or others has two "
-            "scored candidates; set it to 0, or take rows that a teacher has scored"
-        )
     return listed
 
 
