@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -19,12 +20,14 @@ from gecko.core.errors import ConfigError, CorpusError, RunError, TeacherError, 
 from gecko.core.files import read_json, write_json
 from gecko.core.progress import Silent
 from gecko.core.records import SCHEMAS, Candidate, Example, Passage, Query, Score
+from gecko.evaluation import builtin
+from gecko.evaluation.teacher import probe
 from gecko.fret.seeds import most_seeds, prefix_costs
 from gecko.llm.base import Usage
 from gecko.llm.fake import FakeLM
 from gecko.run import shards
 from gecko.run.folder import Run
-from gecko.stages import plan
+from gecko.stages import check, plan
 from gecko.stages.choose import chosen_format
 from gecko.stages.mine import seeds_found
 from gecko.stages.reuse import REUSED
@@ -775,3 +778,33 @@ def test_a_teacher_that_counts_no_tokens_has_no_budget(
         pytest.raises(TeacherError, match=r"does not say how many tokens .* set generate\.queries"),
     ):
         distill(run)
+
+
+def test_the_shipped_result_of_the_probe_is_taken_for_its_teacher_and_prompts_alone(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(builtin, "probe_results", lambda: known)
+    monkeypatch.setattr(check, "write_shipped", lambda results: known.update(results))
+    asked = settings(corpus, tiny_model, "check.enabled=true", "check.shipped=false")
+    with Run(tmp_path / "asked", asked) as run:
+        pipeline = Pipeline(run, force=True)
+        pipeline.ingest()
+        found = pipeline.make("check")
+        key = check.ship(run)
+    assert known[key] == {**found, "seconds": 0.0, "tokens": 0, "cached": True}
+    monkeypatch.setattr(probe, "run_probe", lambda *_, **__: pytest.fail("the teacher was asked"))
+    ui = Listener()
+    with Run(tmp_path / "told", settings(corpus, tiny_model, "check.enabled=true", "seed=7")) as run:
+        pipeline = Pipeline(run, ui, force=True)
+        pipeline.ingest()
+        assert pipeline.make("check") == known[key]
+        with pytest.raises(RunError, match=r"check\.shipped=false"):
+            check.ship(run)
+    assert "ships with the package" in str(ui.said)
+    other = settings(corpus, tiny_model, "check.enabled=true", "relabel.passage_tokens=100")
+    with Run(tmp_path / "other", other) as run:
+        pipeline = Pipeline(run, force=True)
+        pipeline.ingest()
+        with pytest.raises(pytest.fail.Exception, match="was asked"):
+            pipeline.make("check")

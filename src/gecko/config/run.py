@@ -59,6 +59,8 @@ class RunConfig(Section):
     # Dotted keys that a recipe or a command names; none: not known, so that every value counts as named.
     _named: frozenset[str] | None = PrivateAttr(default=None)
 
+    __hash__ = None  # type: ignore[assignment]
+
     def __eq__(self, other: object) -> bool:  # whoever named a setting, it is the same
         return isinstance(other, RunConfig) and self.model_dump() == other.model_dump()
 

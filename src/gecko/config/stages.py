@@ -228,7 +228,12 @@ class EvaluateConfig(Section):
 class CheckConfig(Section):
     """When a teacher is refused."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"shipped"})
+
     enabled: bool = True
+    shipped: bool = Field(
+        default=True, description="take the shipped result of the reranking probe, where teacher and prompts are those"
+    )
     min_parsed: float = Field(default=0.70, ge=0, le=1, description="share of generations that parse")
     min_seed_found: float = Field(default=0.50, ge=0, le=1, description="share of seeds in the start model's top N")
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from gecko.core.files import digest
@@ -16,6 +17,7 @@ from gecko.corpus.stdlib import read_stdlib
 from gecko.evaluation.beir import RetrievalSet
 
 STDLIB_QUESTIONS = "stdlib-questions"
+PROBE_RESULTS = "probe-results.json"
 
 
 def stdlib_questions() -> RetrievalSet:
@@ -73,15 +75,26 @@ def probe() -> list[ProbeTopic]:
     ]
 
 
+def probe_results() -> dict[str, dict[str, Any]]:
+    """Results of the probe that ship with the package, by a hash of what each depends on."""
+    found: dict[str, dict[str, Any]] = json.loads(_file(PROBE_RESULTS).read_text(encoding="utf-8"))
+    return found
+
+
 def data_hash(name: str) -> str:
     """Hash of a shipped file, for fingerprints."""
-    return digest(files("gecko.evaluation").joinpath("data", name).read_bytes())
+    return digest(_file(name).read_bytes())
 
 
 def _rows(name: str) -> Iterator[Any]:
-    with files("gecko.evaluation").joinpath("data", name).open(encoding="utf-8") as lines:
+    with _file(name).open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
 
 
 STDLIB_QUESTIONS = "stdlib-questions"
+PROBE_RESULTS = "probe-results.json"
+
+
+def _file(name: str) -> Traversable:
+    return files("gecko.evaluation").joinpath("data", name)

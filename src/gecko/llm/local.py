@@ -113,6 +113,13 @@ PACK_BY_TREE = 16_384  # without one, at most; twice as many are 1 % faster
 INT8_WIDTH = 1024
 
 
+def precision_here(precision: Literal["auto", "int8", "full"]) -> Literal["int8", "full"]:
+    """What the linear layers of an embedded teacher compute in on this machine, with a setting of ``relabel.precision``."""
+    from gecko.compute.device import best_device
+
+    return "int8" if _wants_int8(precision, best_device(), INT8_WIDTH) else "full"
+
+
 def _wants_int8(precision: Literal["auto", "int8", "full"], device: str, width: int) -> bool:
     from gecko.compute.device import has_fast_int8, has_int8
 

@@ -141,8 +141,9 @@ def _bits(number: float) -> int:
 def _listed(
     examples: Sequence[Example], config: LossConfig, passages: Mapping[str, Passage | Text]
 ) -> list[list[tuple[Passage | Text, float]]]:
-    """Each row's candidates for the listwise term, with the teacher's scores, in fused order; a row that no teacher scored
-    has none, and the term counts nothing for it.
+    """Each row's candidates for the listwise term, with the teacher's scores, in fused order.
+
+    A row that no teacher scored has none, and the term counts nothing for it.
     """
     if not config.distill:
         return [[] for _ in examples]
