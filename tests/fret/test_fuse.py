@@ -199,3 +199,5 @@ def test_standardized_without_likelihood_and_without_differences() -> None:
     assert standardized(unknown) == pytest.approx([2 * score for score in standardized(alike)])
     assert standardized([replace(label, ql=-1.0, rc=2.0) for label in known]) == [0.0] * 4
     assert standardized(known[:1]) == [0.0]
+    places = [replace(label, ql=math.nan, rc=math.nan, rc_rank=float(place)) for place, label in enumerate(known)]
+    assert standardized(places) == sorted(standardized(places), reverse=True)

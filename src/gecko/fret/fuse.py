@@ -94,10 +94,13 @@ def standardized(labels: Sequence[Label]) -> list[float]:
     """The mean of QL and RC of one query's candidates, each with mean 0 and deviation 1 over them; RC where there is no QL.
 
     A rank says nothing of distances: two passages that answer equally well are as far apart by rank as an answer and a
-    near miss. These scores keep the distances, on one scale for all queries.
+    near miss. These scores keep the distances, on one scale for all queries. Of a teacher that gave an order alone, the
+    places are taken.
     """
     columns = np.array([[label.ql for label in labels], [label.rc for label in labels]])
     columns = columns[~np.isnan(columns).any(axis=1)]
+    if not len(columns):
+        columns = -np.array([[label.rc_rank for label in labels]])
     deviations = columns.std(axis=1, keepdims=True)
     scores = (columns - columns.mean(axis=1, keepdims=True)) / np.where(deviations > 0, deviations, 1)
     return [float(score) for score in scores.mean(axis=0)]
