@@ -70,12 +70,12 @@ def main() -> None:
         if given.write:
             _write_labels(given, spec, data.name, ui)
         if given.judge:
-            _judge(given.labels / data.name, data, given.judge, ui)
+            _judge(given.labels / data.name, data, given.judge, _config(given, spec), ui)
     if given.train:
         for name, changes in cells.items():
             for seed in range(given.seeds):
                 for spec, data in sets:
-                    _train(given, name, load_config(None, changes, _corpus(spec)), data, seed, ui)
+                    _train(given, name, _config(given, spec, changes), data, seed, ui)
     if shown := [name for name in cells if (given.labels / "results" / name).is_dir()]:
         rows = {name: _summary(given, name, [data for _, data in sets]) for name in shown}
         print(_table(rows, given.half))
@@ -90,6 +90,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--labels", type=Path, default=LABELS)
     options.add_argument("--train", action="store_true")
     options.add_argument("--cell", dest="cells", action="append", nargs="+", default=[], metavar=("NAME", "KEY=VALUE"))
+    options.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="in all cells")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--half", choices=["even", "odd", "all"], default="even")
     options.add_argument(
@@ -101,15 +102,16 @@ def _options() -> argparse.Namespace:
     return options.parse_args()
 
 
-def _corpus(spec: str) -> dict[str, Any]:
-    return {"corpus": {"sources": [str(parse_spec(spec, None)[0] / "corpus.jsonl")]}}
+def _config(given: argparse.Namespace, spec: str, changes: Sequence[str] = ()) -> RunConfig:
+    base = {"corpus": {"sources": [str(parse_spec(spec, None)[0] / "corpus.jsonl")]}}
+    return load_config(None, [*given.changes, *changes], base)
 
 
 # --- what asks the teacher
 
 
 def _write_labels(given: argparse.Namespace, spec: str, name: str, ui: Terminal) -> None:
-    config = load_config(None, [f"generate.queries={given.write}"], _corpus(spec))
+    config = _config(given, spec, [f"generate.queries={given.write}"])
     with Run(given.work / name, config, say=ui.say) as run:
         pipeline = Pipeline(run, ui)
         pipeline.ingest()
@@ -117,7 +119,7 @@ def _write_labels(given: argparse.Namespace, spec: str, name: str, ui: Terminal)
     publish.main([str(given.work / name), "-o", str(given.labels / name)])
 
 
-def _judge(folder: Path, data: RetrievalSet, queries: int, ui: Terminal) -> None:
+def _judge(folder: Path, data: RetrievalSet, queries: int, config: RunConfig, ui: Terminal) -> None:
     """The teacher's order of the start model's candidates, of even queries; a larger number adds to what is kept."""
     even = {key for key, _ in data.queries[::2]}
     half = replace(
@@ -125,7 +127,7 @@ def _judge(folder: Path, data: RetrievalSet, queries: int, ui: Terminal) -> None
         queries=[query for query in data.queries if query[0] in even],
         qrels={key: grades for key, grades in data.qrels.items() if key in even},
     )
-    config, value = load_config(), ValueConfig(queries=queries)
+    value = ValueConfig(queries=queries, candidates=config.mine.n)
     form = load_form(value.forms[0])
     [measured] = measure_orders([half], [form], value, *connect(config.llm, config.backbone, value, ui))[form.name]
     chosen = sample_queries(half, queries, value.seed).qrels
