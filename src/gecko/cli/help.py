@@ -34,6 +34,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gecko check-teacher stdlib-questions",
         "gecko check-teacher beir/scifact@test --llm hf:OWNER/NAME --queries 50",
     ),
+    "testset": (
+        "gecko testset runs/mine -o judged",
+        "gecko testset runs/mine -o judged --queries log.txt --model hf:OWNER/NAME",
+    ),
     "inspect": ("gecko inspect runs/mine", "gecko inspect runs/mine --json"),
     "ablate": ("gecko ablate runs/mine --dry-run", "gecko ablate runs/mine --cells temperature --seeds 5"),
     "embed": ("gecko embed runs/mine/model docs/ -o vectors/", "echo hello | gecko embed minilm"),
