@@ -42,7 +42,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "ablate": ("gecko ablate runs/mine --dry-run", "gecko ablate runs/mine --cells temperature --seeds 5"),
     "embed": ("gecko embed runs/mine/model docs/ -o vectors/", "echo hello | gecko embed minilm"),
     "search": ("gecko search runs/mine/model docs/", "gecko search minilm stdlib -q 'sort a list' -k 3 --json"),
-    "export": ("gecko export runs/mine/model --to onnx -o exported",),
+    "export": (
+        "gecko export runs/mine/model --to onnx -o exported",
+        "gecko export runs/mine/model --to gguf --quantize q8_0 -o for-llama",
+    ),
     "serve": (
         "gecko serve runs/mine/model",
         "gecko serve runs/demo/model --start minilm --corpus stdlib",

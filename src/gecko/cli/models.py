@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gecko.cli.options import EngineOptions, Kind, Method, Output, PrecisionOption, Store, Target
+from gecko.cli.options import EngineOptions, Kind, Method, Output, PrecisionOption, Quantize, Store, Target
 from gecko.cli.output import print_table, say_left_out
 from gecko.cli.stdin import Lines, standard_input, typed_queries
 from gecko.core.errors import ConfigError
@@ -204,13 +204,31 @@ def _print_hits(query: str, hits: "Sequence[Hit]") -> None:
 
 def export(
     model: ModelArg,
-    to: Annotated[Target, typer.Option(help="The kind of graph.")],
+    to: Annotated[Target, typer.Option(help="A kind of graph, or gguf for llama.cpp and Ollama.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A new folder.")],
     int8: Annotated[
         bool, typer.Option("--int8", help="8-bit weights, and activations rounded token by token.")
     ] = False,
+    quantize: Annotated[Quantize | None, typer.Option(help="How a gguf file keeps its matrices; none: f16.")] = None,
 ) -> None:
-    """Write a model as a graph, token ids in and unit vectors out; gecko reads the folder as a model."""
+    """Write a model for other programs.
+
+    As onnx or openvino: a graph, token ids in and unit vectors out, which gecko reads as a model, too. As gguf: a BERT-like
+    model for llama.cpp and Ollama. The vectors are compared with the model's before the folder appears.
+    """
+    if to == "gguf":
+        from gecko.encoder.gguf_export import FILE, export_gguf
+
+        if int8:
+            raise ConfigError("--int8 is for onnx and openvino; write --quantize q8_0")
+        made = export_gguf(model, out, quantize or "f16")
+        print(
+            f"{out}: gguf, {made.quantize}, {made.dim} dimensions, at most {made.max_tokens} tokens, least cosine to the "
+            f"model {made.cosine:.5f}; use it with: llama-server -m {out / FILE} --embedding"
+        )
+        return
+    if quantize is not None:
+        raise ConfigError(f"--quantize {quantize}: for --to gguf only; write --int8")
     from gecko.encoder.export import export_model
 
     card = export_model(model, out, to, int8=int8)
