@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "eval": (
         "gecko eval runs/mine/model stdlib-questions --baseline minilm",
         "gecko eval hf:OWNER/NAME beir/scifact@test --json",
+        "gecko eval runs/mine/model judged --baseline minilm --rerank cross-encoder --top 20",
     ),
     "check-teacher": (
         "gecko check-teacher stdlib-questions",

@@ -38,6 +38,11 @@ def evaluate_model(
         str,
         typer.Option(metavar="TOKEN", help="For a raw language model without padding token: one of its vocabulary."),
     ] = "",
+    rerank: Annotated[
+        str | None,
+        typer.Option(help="A cross-encoder, a folder or hf:NAME, behind which both models are measured, too."),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Passages of a query that it puts in order.")] = 20,
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
     no_cache: Annotated[
@@ -47,17 +52,21 @@ def evaluate_model(
     """Measure any model on labelled sets, with BM25 and a baseline beside it."""
     from gecko.encoder import load_encoder
     from gecko.evaluation.cache import KeptEmbeddings
+    from gecko.evaluation.rerank import Reranker
     from gecko.evaluation.sets import eval_notes, eval_table, evaluate_sets, load_sets
     from gecko.report.text import markdown_table
 
     ui = Terminal()
     loaded = load_sets(sets, split, tasks or ())
+    if rerank is not None and not loaded.retrieval:
+        raise ConfigError(f"--rerank {rerank}: none of the sets is a retrieval set; leave it out")
+    reranker = None if rerank is None else Reranker(rerank, top, ui)
     folder = None if no_cache else _kept_in(ui)
     encoder = load_encoder(model, pad_token=pad_token)
     models = {"model": KeptEmbeddings(encoder.truncated(dim) if dim is not None else encoder, folder)}
     if baseline is not None:
         models["baseline"] = KeptEmbeddings(load_encoder(baseline, pad_token=pad_token), folder)
-    result = evaluate_sets(loaded, models, ui)
+    result = evaluate_sets(loaded, models, ui, rerank=reranker)
     if as_json:
         print(json.dumps(result))
         return
