@@ -28,7 +28,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "merge": ("gecko merge runs/one/model runs/two/model -o merged",),
     "eval": (
         "gecko eval runs/mine/model stdlib-questions --baseline minilm",
-        "gecko eval hf:OWNER/NAME beir/scifact@test --json",
         "gecko eval runs/mine/model judged --baseline minilm --rerank cross-encoder --top 20",
     ),
     "check-teacher": (

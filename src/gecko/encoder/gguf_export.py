@@ -122,9 +122,9 @@ def _pooling_of(encoder: Encoder) -> str:
         raise ConfigError(
             f"model {spec!r} has the modules {', '.join(names)}; gguf holds Transformer and Pooling only; use --to onnx"
         )
-    config = model[1].get_config_dict()
-    modes = config.get("pooling_mode")
-    modes = {modes} if isinstance(modes, str) else set(modes or ())
+    pooling: Any = model[1]
+    named = pooling.get_config_dict().get("pooling_mode")
+    modes: set[str] = {named} if isinstance(named, str) else set(named or ())
     if len(modes) != 1 or not modes <= _POOLING.keys():
         raise ConfigError(
             f"model {spec!r} pools by {', '.join(sorted(modes))}; gguf knows {', '.join(_POOLING)}; use --to onnx"
@@ -158,8 +158,8 @@ def _write_file(encoder: Encoder, file: Path, quantize: Quantize, pooling: str, 
     prompts, default = saved_prompts(model)
     writer.add_bool("gecko.normalize", True)
     writer.add_string("gecko.source", encoder.identity)
-    for name, text in {**prompts, "default": default}.items():
-        writer.add_string(f"gecko.prompt.{name}", text)
+    for role, text in {**prompts, "default": default}.items():
+        writer.add_string(f"gecko.prompt.{role}", text)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, config.num_hidden_layers)
     for key, tensor in _bert(model).state_dict().items():
         if key.startswith("pooler.") or key.endswith("position_ids"):
@@ -284,7 +284,8 @@ def llama_vectors(file: Path, texts: Sequence[str], window: int) -> Vectors:
         raise ConfigError(f"llama.cpp cannot use {file.name} ({' '.join(said)}); nothing was written; use --to onnx")
     vectors: Vectors = np.array(json.loads(out.read_text()), dtype=np.float32)
     out.unlink()
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    unit: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def _readme(encoder: Encoder, card: GgufCard) -> str:
