@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,8 +21,10 @@ from gecko.evaluation.bm25 import bm25_run
 from gecko.evaluation.evaluate import evaluate_retrieval
 from gecko.evaluation.testset import CUTS, grade, judged, pool, write_testset
 from gecko.fret.relabel import relabel
+from gecko.fret.user_queries import asked_id
 from gecko.llm.fake import FakeLM
 from gecko.run.folder import Run
+from gecko.stages import testset
 from gecko.stages.runner import Pipeline, distill
 from gecko.stages.testset import Request, write
 
@@ -128,6 +131,21 @@ def test_nothing_is_judged_twice(folder: Path, tiny_model: Path, tmp_path: Path)
     )
     made(folder, tmp_path / "deeper", third, depth=8)
     assert third.asked and not (paid | set(first.asked)) & set(third.asked)
+
+
+def test_held_out_queries_of_released_rows_are_known_by_their_text(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(testset, "own_queries", lambda _: [])  # as if all of them were released
+    with Run(folder) as run:
+        heldout = Pipeline(run).heldout
+    monkeypatch.setattr(Pipeline, "heldout", [*heldout, replace(heldout[0], id="another id")])
+    first, second = Counting(), Counting()
+    found = made(folder, tmp_path / "one", first, depth=3)
+    queries = [*found.queries, *found.unanswered]
+    assert sorted(query.id for query in queries) == sorted(asked_id(text) for text in {one.text for one in heldout})
+    made(folder, tmp_path / "two", second, depth=6)
+    assert second.asked and not set(first.asked) & set(second.asked)
 
 
 def test_a_log_and_a_further_model(folder: Path, log: Path, tiny_model: Path, tmp_path: Path) -> None:

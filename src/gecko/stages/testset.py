@@ -121,6 +121,7 @@ def _queries(context: Context, request: Request) -> tuple[list[Query], str]:
                 f"{run.path} holds out no query (generate.heldout = {context.config.generate.heldout:g}); name a log with "
                 "--queries, or make a run that holds out some"
             )
+        found = list({query.id: query for query in found}.values())
         found.sort(key=lambda query: digest(str(seed), query.text))
         written = sum(not query.asked for query in found[: request.limit])
         return found[: request.limit], f"the run's held-out queries, {written:,} of them written by the teacher"
