@@ -169,8 +169,8 @@ def testset(
         request = replace(request, kept=_kept_in(pipeline.ui))
         found = write(pipeline, out, request)
     print(
-        f"{out}: {len(found.queries):,} queries, {found.pairs:,} judged pairs; {len(found.unanswered):,} queries that "
-        f"nothing answers are kept apart; compare models with: gecko eval MODEL {out} --baseline MODEL"
+        f"{out}: {len(found.queries):,} queries, {found.pairs:,} judged pairs, kept apart as unanswered: "
+        f"{len(found.unanswered):,}; compare models with: gecko eval MODEL {out} --baseline MODEL"
     )
 
 
