@@ -18,6 +18,7 @@ from gecko.corpus.language import language_of
 from gecko.corpus.remote import read_rows
 from gecko.encoder.build import add_lora
 from gecko.encoder.export import Target, export_model
+from gecko.encoder.gguf_export import export_gguf
 from gecko.evaluation.tasks import load_named
 from gecko.run.ray import Cluster
 
@@ -53,6 +54,7 @@ NEEDS: dict[tuple[str, str], Callable[[Path], object]] = {
     ("corpus", "rensa"): lambda _: Seen(0.8),
     ("corpus", "sqlalchemy"): lambda _: list(read_rows("sqlite:///x.db#SELECT 1")),
     ("corpus", "psycopg"): lambda _: list(read_rows("postgresql://127.0.0.1:1/x#SELECT 1")),
+    ("gguf", "xllamacpp"): lambda folder: export_gguf("minilm", folder / "out"),
     ("lora", "peft"): lora,
     ("mteb", "mteb"): lambda _: load_named("mteb:SciFact"),
     ("openvino", "onnx"): export("onnx"),

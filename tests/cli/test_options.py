@@ -49,13 +49,14 @@ def test_an_engine_is_refused_before_anything_is_done() -> None:
 
 def test_choices_are_those_of_the_library() -> None:
     from gecko.core import formats
-    from gecko.encoder import backend, export, vectors
+    from gecko.encoder import backend, export, gguf_export, vectors
     from gecko.fret import export_rows
     from gecko.search import index, manifest
 
     assert options.Precision == backend.Precision
     assert options.Output == vectors.Output
-    assert options.Target == export.Target
+    assert get_args(options.Target) == (*get_args(export.Target), "gguf")
+    assert options.Quantize == gguf_export.Quantize
     assert options.Method == index.Method
     assert (options.Kind, options.Store) == (manifest.Kind, manifest.Store)
     assert options.InputFormat == formats.InputFormat

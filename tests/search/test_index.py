@@ -12,8 +12,8 @@ from gecko.core.records import Passage
 from gecko.encoder import Embedder
 from gecko.encoder.nearest import top_k
 from gecko.search import BulkConfig, IndexConfig, build_index, open_index
-from gecko.search import index as room
-from gecko.search.index import query_words, reciprocal_rank_fusion, sources_identity
+from gecko.search import build as room
+from gecko.search.index import query_words, reciprocal_rank_fusion, sources_key
 
 
 @pytest.fixture(scope="module")
@@ -170,16 +170,16 @@ def test_pieces() -> None:
 
 
 def test_an_index_of_other_sources_is_refused(embedder: Embedder, passages: list[Passage], tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("{}\n")
-    build_index(
-        embedder, iter(passages[:20]), tmp_path / "index", IndexConfig(), sources=sources_identity([str(corpus)])
-    ).close()
-    again = sources_identity([str(corpus)])
-    build_index(embedder, iter([]), tmp_path / "index", IndexConfig(), sources=again).close()
-    corpus.write_text("{}\n{}\n")
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text("{}\n")
+    two.write_text("{}\n")
+    folder, key = tmp_path / "index", sources_key([str(one)])
+    build_index(embedder, iter(passages[:20]), folder, IndexConfig(), sources=key).close()
+    one.write_text("{}\n{}\n")
+    assert sources_key([str(one)]) == key
+    build_index(embedder, iter([]), folder, IndexConfig(), sources=key).close()
     with pytest.raises(RunError, match=r"of other passages.*--index"):
-        build_index(embedder, iter([]), tmp_path / "index", IndexConfig(), sources=sources_identity([str(corpus)]))
+        build_index(embedder, iter([]), folder, IndexConfig(), sources=sources_key([str(two)]))
 
 
 def test_values_that_no_index_has(embedder: Embedder, passages: list[Passage], tmp_path: Path) -> None:

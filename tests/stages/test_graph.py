@@ -26,7 +26,7 @@ ORDER = [
         "mine",
         "seeds",
     ),
-    *("relabel", "select", "mixture", "train", "agreement", "choose", "evaluate", "dataset"),
+    *("relabel", "select", "mixture", "train", "agreement", "choose", "evaluate", "dataset", "testset"),
 ]
 
 
@@ -110,5 +110,7 @@ def test_what_was_made_from_something_else_is_stale(tmp_path: Path) -> None:
         run.save(asked)
         assert "mine was made from other queries that people asked" in graph.stale(run)
         assert list(graph.manifests(run)) == ["ingest", "embed", "generate", "mine", "seeds", "relabel"]
-        assert graph.history(run).of_records == ["ingest", "asked", "generate", "mine", "relabel", "select"]
+        assert graph.history(run).of_records == [
+            *("ingest", "asked", "generate", "mine", "relabel", "select", "testset")
+        ]
         assert run.read("ingest", Passage)[0].text == "two" and Example is graph.STAGES["select"].record

@@ -28,17 +28,24 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "merge": ("gecko merge runs/one/model runs/two/model -o merged",),
     "eval": (
         "gecko eval runs/mine/model stdlib-questions --baseline minilm",
-        "gecko eval hf:OWNER/NAME beir/scifact@test --json",
+        "gecko eval runs/mine/model judged --baseline minilm --rerank cross-encoder --top 20",
     ),
     "check-teacher": (
         "gecko check-teacher stdlib-questions",
         "gecko check-teacher beir/scifact@test --llm hf:OWNER/NAME --queries 50",
     ),
+    "testset": (
+        "gecko testset runs/mine -o judged",
+        "gecko testset runs/mine -o judged --queries log.txt --model hf:OWNER/NAME",
+    ),
     "inspect": ("gecko inspect runs/mine", "gecko inspect runs/mine --json"),
     "ablate": ("gecko ablate runs/mine --dry-run", "gecko ablate runs/mine --cells temperature --seeds 5"),
     "embed": ("gecko embed runs/mine/model docs/ -o vectors/", "echo hello | gecko embed minilm"),
     "search": ("gecko search runs/mine/model docs/", "gecko search minilm stdlib -q 'sort a list' -k 3 --json"),
-    "export": ("gecko export runs/mine/model --to onnx -o exported",),
+    "export": (
+        "gecko export runs/mine/model --to onnx -o exported",
+        "gecko export runs/mine/model --to gguf --quantize q8_0 -o for-llama",
+    ),
     "serve": (
         "gecko serve runs/mine/model",
         "gecko serve runs/demo/model --start minilm --corpus stdlib",

@@ -47,6 +47,7 @@ PANELS: dict[str, dict[str, Callable[..., None]]] = {  # in the order of the hel
     },
     "Measure": {
         "eval": measure.evaluate_model,
+        "testset": measure.testset,
         "check-teacher": measure.check_teacher,
         "inspect": rows.inspect,
         "ablate": measure.ablate,

@@ -2,16 +2,18 @@
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gecko.cli.exits import HARM
-from gecko.cli.options import AsJson, AsMarkdown, Evals, InputFormat, Split
+from gecko.cli.options import AsJson, AsMarkdown, Evals, InputFormat, RunOptions, Split
 from gecko.cli.output import print_rows
+from gecko.cli.stages import on_run
 from gecko.core.errors import ConfigError
-from gecko.core.progress import Terminal
+from gecko.core.progress import Terminal, Ui
 
 if TYPE_CHECKING:
     from gecko.evaluation.ablate import Ablation, Options
@@ -36,6 +38,11 @@ def evaluate_model(
         str,
         typer.Option(metavar="TOKEN", help="For a raw language model without padding token: one of its vocabulary."),
     ] = "",
+    rerank: Annotated[
+        str | None,
+        typer.Option(help="A cross-encoder, a folder or hf:NAME, behind which both models are measured, too."),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Passages of a query that it puts in order.")] = 20,
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
     no_cache: Annotated[
@@ -45,17 +52,21 @@ def evaluate_model(
     """Measure any model on labelled sets, with BM25 and a baseline beside it."""
     from gecko.encoder import load_encoder
     from gecko.evaluation.cache import KeptEmbeddings
+    from gecko.evaluation.rerank import Reranker
     from gecko.evaluation.sets import eval_notes, eval_table, evaluate_sets, load_sets
     from gecko.report.text import markdown_table
 
     ui = Terminal()
     loaded = load_sets(sets, split, tasks or ())
+    if rerank is not None and not loaded.retrieval:
+        raise ConfigError(f"--rerank {rerank}: none of the sets is a retrieval set; leave it out")
+    reranker = None if rerank is None else Reranker(rerank, top, ui)
     folder = None if no_cache else _kept_in(ui)
     encoder = load_encoder(model, pad_token=pad_token)
     models = {"model": KeptEmbeddings(encoder.truncated(dim) if dim is not None else encoder, folder)}
     if baseline is not None:
         models["baseline"] = KeptEmbeddings(load_encoder(baseline, pad_token=pad_token), folder)
-    result = evaluate_sets(loaded, models, ui)
+    result = evaluate_sets(loaded, models, ui, rerank=reranker)
     if as_json:
         print(json.dumps(result))
         return
@@ -68,7 +79,7 @@ def evaluate_model(
         print(note)
 
 
-def _kept_in(ui: Terminal) -> Path | None:
+def _kept_in(ui: Ui) -> Path | None:
     """The folder of the embeddings of earlier calls; none, and said, where there can be none."""
     from gecko.weights.cache import cache_folder
 
@@ -129,6 +140,38 @@ def check_teacher(
         print(value_verdict(result))
     if result["best"]["verdict"] == "does harm":
         raise typer.Exit(HARM)
+
+
+def testset(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder of the test set; it is made.")],
+    queries: Annotated[
+        str | None, typer.Option(help="A log, a query a line, or a table; none: the run's held-out queries.")
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Pool its ranking, too: a folder, hf:NAME or minilm. Can be repeated."),
+    ] = None,
+    depth: Annotated[int, typer.Option(help="Passages of each ranking that are judged.")] = 10,
+    limit: Annotated[int, typer.Option(help="At most so many queries, drawn at random.")] = 300,
+    *,
+    options: RunOptions,
+) -> None:
+    """Make a test set of a run's corpus: its teacher judges what BM25, the start model and the student find.
+
+    Judgements are kept in the run: stopped, it goes on where it was, and with another model only new pairs are judged.
+    """
+    from gecko.stages.testset import Request, write
+
+    request = Request(queries, tuple(models or ()), depth, limit)
+    if out.exists():
+        raise ConfigError(f"{out} is there already; name a folder that is not")
+    with on_run(options) as pipeline:
+        request = replace(request, kept=_kept_in(pipeline.ui))
+        found = write(pipeline, out, request)
+    print(
+        f"{out}: {len(found.queries):,} queries, {found.pairs:,} judged pairs, kept apart as unanswered: "
+        f"{len(found.unanswered):,}; compare models with: gecko eval MODEL {out} --baseline MODEL"
+    )
 
 
 def ablate(

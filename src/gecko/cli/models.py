@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gecko.cli.options import EngineOptions, Kind, Method, Output, PrecisionOption, Store, Target
+from gecko.cli.options import EngineOptions, Kind, Method, Output, PrecisionOption, Quantize, Store, Target
 from gecko.cli.output import print_table, say_left_out
 from gecko.cli.stdin import Lines, standard_input, typed_queries
 from gecko.core.errors import ConfigError
@@ -112,19 +112,27 @@ def search(
     kind: Annotated[Kind, typer.Option(help="Of the index. flat is exact; auto: by the size of the corpus.")] = "auto",
     store: Annotated[Store, typer.Option(help="How the index keeps its vectors.")] = "auto",
     dim: Dim = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only passages of this id, title or source, as FIELD=VALUE; * is any text. Can be repeated."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
 ) -> None:
-    """Search a corpus: the index is built once; queries come from --query, the terminal or standard input."""
+    """Search a corpus: the index is built once and updated; queries come from --query, the terminal or standard input.
+
+    Where the corpus has changed, only new and changed passages are embedded.
+    """
     from gecko.config.stages import CorpusConfig
     from gecko.core.counts import Counts
     from gecko.corpus import ingest
     from gecko.encoder import load
     from gecko.search import IndexConfig, build_index
-    from gecko.search.index import default_folder, sources_identity
+    from gecko.search.index import default_folder, sources_key, sources_state
     from gecko.weights.cache import cache_folder
 
     ui = Terminal()
     _refuse_queries(query or (), k)
+    among = _filter(where or ())
     config = IndexConfig(kind=kind, store=store, dim=dim)
     for source in corpus:
         if index is not None and index.absolute().is_relative_to(Path(source).expanduser().absolute()):
@@ -134,15 +142,33 @@ def search(
     asked = query or typed_queries(standard_input("queries with --query, or lines from a pipe"), ui.say)
     if index is None:
         cache_folder()  # refused before a model is loaded
-    embedder, sources, counts = load(model), sources_identity(corpus), Counts()
+    embedder, counts = load(model), Counts()
+    sources, state = sources_key(corpus), sources_state(corpus)
     folder = index or default_folder(embedder, sources, config)
     passages = ingest(CorpusConfig(sources=corpus), counts)
     show = _print_json if as_json else _print_hits
-    with build_index(embedder, passages, folder, config, ui, sources=sources) as built:
+    with build_index(embedder, passages, folder, config, ui, sources=sources, state=state) as built:
         say_left_out(counts, ui)
         ui.say(f"{len(built):,} passages, {built.manifest.kind} index, {built.manifest.store} vectors, in {folder}")
+        if among and not built.matching(among):
+            raise ConfigError(f"--where {' --where '.join(where or ())}: no passage has that; look at a hit of --json")
         for text in asked:
-            show(text, built.search([text], k, method=method, task=task)[0])
+            show(text, built.search([text], k, method=method, task=task, where=among)[0])
+
+
+def _filter(where: Iterable[str]) -> dict[str, str]:
+    from gecko.search.passages import filtering
+
+    found: dict[str, str] = {}
+    for text in where:
+        field, equals, value = text.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"--where {text!r}: write it as FIELD=VALUE, say source=guide.md")
+        if field in found:
+            raise ConfigError(f"--where {field} is given twice, and a passage has one; give one of them")
+        found[field] = value
+    filtering(found)
+    return found
 
 
 def _refuse_queries(queries: Iterable[str], k: int) -> None:
@@ -178,13 +204,31 @@ def _print_hits(query: str, hits: "Sequence[Hit]") -> None:
 
 def export(
     model: ModelArg,
-    to: Annotated[Target, typer.Option(help="The kind of graph.")],
+    to: Annotated[Target, typer.Option(help="A kind of graph, or gguf for llama.cpp and Ollama.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A new folder.")],
     int8: Annotated[
         bool, typer.Option("--int8", help="8-bit weights, and activations rounded token by token.")
     ] = False,
+    quantize: Annotated[Quantize | None, typer.Option(help="How a gguf file keeps its matrices; none: f16.")] = None,
 ) -> None:
-    """Write a model as a graph, token ids in and unit vectors out; gecko reads the folder as a model."""
+    """Write a model for other programs.
+
+    As onnx or openvino: a graph, token ids in and unit vectors out, which gecko reads as a model, too. As gguf: a BERT-like
+    model for llama.cpp and Ollama. The vectors are compared with the model's before the folder appears.
+    """
+    if to == "gguf":
+        from gecko.encoder.gguf_export import FILE, export_gguf
+
+        if int8:
+            raise ConfigError("--int8 is for onnx and openvino; write --quantize q8_0")
+        made = export_gguf(model, out, quantize or "f16")
+        print(
+            f"{out}: gguf, {made.quantize}, {made.dim} dimensions, at most {made.max_tokens} tokens, least cosine to the "
+            f"model {made.cosine:.5f}; use it with: llama-server -m {out / FILE} --embedding"
+        )
+        return
+    if quantize is not None:
+        raise ConfigError(f"--quantize {quantize}: for --to gguf only; write --int8")
     from gecko.encoder.export import export_model
 
     card = export_model(model, out, to, int8=int8)

@@ -11,12 +11,13 @@ The graph has the inputs ``input_ids`` and ``attention_mask``, int64 (B, T), pad
 reads the folder as a model.
 """
 
+import contextlib
 import logging
 import os
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never, get_args
@@ -90,19 +91,12 @@ def export_model(
         ConfigError: the folder is not empty, the model is no plain transformer, an optional package is missing, or what was
             written does not give the model's vectors.
     """
-    spec, folder = spec_of(spec), folder_of(folder)
+    folder = folder_of(folder)
     one_of("target", target, get_args(Target))
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give a new folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty; give a new folder")
+    refuse_full(folder)
     require(target, writes=True, int8=int8)
-    encoder = load_encoder(spec, bf16=False)
-    model = encoder.model.cpu()
-    if not is_plain(model):
-        raise ConfigError(
-            f"model {spec!r} is no plain transformer (text in, one vector out), which alone can be exported"
-        )
+    encoder = load_plain(spec)
+    model = encoder.model
     prompts, default_prompt = saved_prompts(model)
     card = ExportCard(
         target=target,
@@ -115,23 +109,57 @@ def export_model(
         max_tokens=window_of(model),
         padding=model.tokenizer.pad_token_id or 0,
     )
-    folder = folder.absolute()  # "." has no name
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as aside:
         with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every shape that is compared
             _write_graph(encoder, aside, card)
         (aside / "tokenizer.json").write_text(written_tokenizer(model, card.max_tokens, "right"), encoding="utf-8")
         write_json(aside / CARD, asdict(card))
         _check(encoder, aside, card)
+    return card
+
+
+def refuse_full(folder: Path) -> None:
+    """Refuse a folder that an export cannot become.
+
+    Raises:
+        ConfigError: it is a file, or not empty.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a new folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; give a new folder")
+
+
+def load_plain(spec: str | os.PathLike[str]) -> Encoder:
+    """A model that can be exported, in float32 on the CPU.
+
+    Raises:
+        ConfigError: it is no plain transformer.
+    """
+    encoder = load_encoder(spec_of(spec), bf16=False)
+    encoder.model.cpu()
+    if not is_plain(encoder.model):
+        raise ConfigError(
+            f"model {encoder.spec!r} is no plain transformer (text in, one vector out), which alone can be exported"
+        )
+    return encoder
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes ``folder`` at the end of the block, or nothing where the block fails."""
+    folder = folder.absolute()  # "." has no name
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
         if folder.exists():
             folder.rmdir()
         aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return card
 
 
 def read_card(folder: Path) -> ExportCard:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gecko.core.errors import EvaluationError
 from gecko.encoder.nearest import top_k
@@ -11,9 +11,13 @@ from gecko.evaluation.bm25 import bm25_run
 from gecko.evaluation.cache import SupportsEmbedding
 from gecko.evaluation.metrics import METRICS, Array, macro_ci, per_query
 
+if TYPE_CHECKING:
+    from gecko.evaluation.rerank import Reranker
+
 BM25 = "bm25"
 DEPTH = 100  # of every ranking: the deepest measure's
 HEADLINE = "ndcg@10"
+RERANKED = "+rerank"  # after the label of a model whose first passages a cross-encoder has put in order
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,12 @@ def refuse_equal_names(names: Sequence[str]) -> None:
 
 
 def evaluate_retrieval(
-    sets: Sequence[RetrievalSet], models: Mapping[str, SupportsEmbedding], *, bm25: bool = True, progress: bool = False
+    sets: Sequence[RetrievalSet],
+    models: Mapping[str, SupportsEmbedding],
+    *,
+    bm25: bool = True,
+    progress: bool = False,
+    rerank: "Reranker | None" = None,
 ) -> dict[str, SetScores]:
     """Rank every set's passages for its queries with every model.
 
@@ -56,6 +65,7 @@ def evaluate_retrieval(
         models: encoders by label.
         bm25: rank with BM25 too, under the label ``bm25``.
         progress: show a bar when embedding takes long.
+        rerank: measure each model's ranking in this order, too, under its label and :data:`RERANKED`.
 
     Returns:
         scores by set name.
@@ -68,10 +78,12 @@ def evaluate_retrieval(
         raise EvaluationError(f"a model cannot be labelled {BM25!r}, which is taken; choose another label")
     scores = {}
     for data in sets:
-        measured = {
-            label: per_query(dense_run(data, encoder, progress=progress), data.qrels)
-            for label, encoder in models.items()
-        }
+        measured = {}
+        for label, encoder in models.items():
+            found = dense_run(data, encoder, progress=progress)
+            measured[label] = per_query(found, data.qrels)
+            if rerank is not None:
+                measured[label + RERANKED] = per_query(rerank(data, found), data.qrels)
         if bm25:
             found = bm25_run(data.passages, data.queries, DEPTH + data.exclude_own)
             measured[BM25] = per_query(_without_own(data, found, DEPTH), data.qrels)
@@ -111,7 +123,8 @@ def eval_json(
     """The result as ``gecko eval --json`` prints it; numbers on 0–1.
 
     ``delta`` is model minus baseline in nDCG@10 and ``ci95`` its paired interval; both are null without a baseline, as
-    is ``bm25`` where it was not run. With several sets, ``macro`` is their unweighted mean.
+    is ``bm25`` where it was not run. With several sets, ``macro`` is their unweighted mean. Where the rankings were reranked,
+    ``rerank`` has the same numbers of both behind the reranker, and in ``gain`` what it changes of each with its interval.
 
     Args:
         scores: what :func:`evaluate_retrieval` returned.
@@ -127,7 +140,7 @@ def eval_json(
         for label in (model, baseline):
             if label is not None and label not in score.per_query:
                 raise EvaluationError(f"{name}: {label!r} was not measured; there are {', '.join(score.per_query)}")
-    rows = {name: _row([score], model, baseline, resamples, seed) for name, score in scores.items()}
+    rows = {name: _with_rerank([score], model, baseline, resamples, seed) for name, score in scores.items()}
     result: dict[str, Any] = {"sets": rows}
     for name, row in rows.items():
         if unknown := scores[name].data.unknown_documents:
@@ -135,8 +148,23 @@ def eval_json(
         if unknown := scores[name].data.unknown_queries:
             row["unknown_queries"] = unknown
     if len(scores) > 1:
-        result["macro"] = _row(list(scores.values()), model, baseline, resamples, seed)
+        result["macro"] = _with_rerank(list(scores.values()), model, baseline, resamples, seed)
     return result
+
+
+def _with_rerank(
+    scores: Sequence[SetScores], model: str, baseline: str | None, resamples: int, seed: int
+) -> dict[str, Any]:
+    row = _row(scores, model, baseline, resamples, seed)
+    if any(model + RERANKED not in score.per_query for score in scores):
+        return row
+    behind = _row(scores, model + RERANKED, baseline and baseline + RERANKED, resamples, seed)
+    gain = {}
+    for name, label in (("model", model), ("baseline", baseline)):
+        if label is not None:
+            own = _row(scores, label + RERANKED, label, resamples, seed)
+            gain[name] = {"delta": own["delta"], "ci95": own["ci95"]}
+    return row | {"rerank": behind | {"gain": gain}}
 
 
 def _row(scores: Sequence[SetScores], model: str, baseline: str | None, resamples: int, seed: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from gecko.evaluation.beir import RetrievalSet, gaps, load_beir
 from gecko.evaluation.builtin import STDLIB_QUESTIONS, stdlib_questions
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import eval_json, evaluate_retrieval, refuse_equal_names
+from gecko.evaluation.rerank import Reranker
 from gecko.evaluation.task_scores import Measured
 from gecko.evaluation.tasks import Skipped, TaskSet
 
@@ -69,9 +70,14 @@ def _prompts(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 
 def evaluate_sets(
-    sets: Sets, models: Mapping[str, KeptEmbeddings], ui: Ui | None = None, *, resamples: int = 10_000
+    sets: Sets,
+    models: Mapping[str, KeptEmbeddings],
+    ui: Ui | None = None,
+    *,
+    resamples: int = 10_000,
+    rerank: Reranker | None = None,
 ) -> dict[str, Any]:
-    """Measure ``model`` and, if there is one, ``baseline`` on all sets.
+    """Measure ``model`` and, if there is one, ``baseline`` on all sets, the retrieval sets behind a reranker, too.
 
     Returns:
         what ``gecko eval --json`` prints: ``sets`` and ``macro`` as :func:`gecko.evaluation.eval_json` has them for the
@@ -85,7 +91,7 @@ def evaluate_sets(
     baseline = BASELINE if BASELINE in models else None
     result: dict[str, Any] = {"sets": {}}
     if sets.retrieval:
-        scores = evaluate_retrieval(sets.retrieval, models, progress=True)
+        scores = evaluate_retrieval(sets.retrieval, models, progress=True, rerank=rerank)
         result = eval_json(scores, MODEL, baseline, resamples=resamples)
     skipped = list(sets.skipped)
     measured: dict[str, dict[str, Measured]] = {}
@@ -113,7 +119,12 @@ def eval_notes(result: Mapping[str, Any]) -> list[str]:
         name: gaps(row.get("unknown_documents", 0), row.get("unknown_queries", 0))
         for name, row in result["sets"].items()
     }
+    reranked = {name: row["rerank"]["gain"] for name, row in _retrieval(result) if "rerank" in row}
     return [
+        *(
+            f"{name}: reranking changes {', '.join(f'the {one} by {_change(gain)}' for one, gain in gains.items())}"
+            for name, gains in reranked.items()
+        ),
         *(f"{name}: {what}" for name, what in lacks.items() if what),
         *(f"{name} was skipped: {reason}" for name, reason in result.get("skipped", {}).items()),
     ]
@@ -133,17 +144,32 @@ def eval_table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         "MRR@10",
     )
     rows: list[tuple[str, ...]] = [header]
-    retrieval = list(result["sets"].items())
-    if "macro" in result:
-        retrieval.append(("macro mean", result["macro"]))
-    for name, row in retrieval:
+    for name, row in _retrieval(result):
         cells = (name, "nDCG@10", f"{row['queries']:,}", f"{row['ndcg@10']:.3f}", *_against(row))
         bm25 = "" if row["bm25"] is None else f"{row['bm25']:.3f}"
         rows.append((*cells, bm25, f"{row['recall@100']:.3f}", f"{row['mrr@10']:.3f}"))
+        if behind := row.get("rerank"):
+            cells = (
+                f"{name}, reranked",
+                "nDCG@10",
+                f"{row['queries']:,}",
+                f"{behind['ndcg@10']:.3f}",
+                *_against(behind),
+            )
+            rows.append((*cells, "", f"{behind['recall@100']:.3f}", f"{behind['mrr@10']:.3f}"))
     for name, row in result.get("tasks", {}).items():
         items = "" if row["items"] is None else f"{row['items']:,}"
         rows.append((name, row["metric"], items, f"{row['score']:.3f}", *_against(row), "", "", ""))
     return rows
+
+
+def _retrieval(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The rows of retrieval sets by name, and their mean where there is one."""
+    return [*result["sets"].items(), *([("macro mean", result["macro"])] if "macro" in result else [])]
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    return f"{row['delta']:+.3f} [{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"
 
 
 def _against(row: Mapping[str, Any]) -> tuple[str, str]:

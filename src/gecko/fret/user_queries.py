@@ -47,6 +47,11 @@ def likeness(query: str) -> str:
     return " ".join(query.split()).casefold().rstrip(" .?!")
 
 
+def asked_id(query: str) -> str:
+    """The id of a query that was written for no passage: a hash of its text."""
+    return f"a-{digest(query)[:12]}"
+
+
 def asked_identity(config: AskedConfig) -> str:
     """A hash of what the sources hold.
 
@@ -93,8 +98,7 @@ def read_asked(config: AskedConfig, heldout: float, heldout_max: int, seed: int,
     for query in order[: config.limit]:
         held = heldout_max > 0 and hash_fraction("heldout", str(seed), query) < heldout
         heldout_max -= held
-        identifier = f"a-{digest(query)[:12]}"
-        queries.append(Query(identifier, config.task, query, "", "", "heldout" if held else "train"))
+        queries.append(Query(asked_id(query), config.task, query, "", "", "heldout" if held else "train"))
     return queries
 
 

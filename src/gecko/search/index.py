@@ -1,4 +1,4 @@
-"""An index over a corpus: built once in bounded memory, then asked.
+"""An index over a corpus: built in bounded memory, brought up to date where the corpus changed, and asked.
 
 ::
 
@@ -7,13 +7,13 @@
     INDEX/vectors.f32       the unit vectors, one row a passage: what candidates are scored with
     INDEX/index.faiss       what finds the candidates: exact, or HNSW above ``FLAT_MAX`` passages
 
-Passages stream in by shards; a killed build continues at the next one. An index that stores fewer bits (``int8``,
-``binary``) finds more candidates than asked for and scores them again with the vectors on disk.
+An updated index has the last three in a folder of their own, which the manifest names, so that readers of the earlier
+files are not disturbed. Passages stream in by shards; a killed build continues at the next one. An index that stores fewer
+bits (``int8``, ``binary``) finds more candidates than asked for and scores them again with the vectors on disk.
 """
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, assert_never, get_args
@@ -21,15 +21,16 @@ from typing import Any, Literal, assert_never, get_args
 import numpy as np
 
 from gecko.core.arguments import folder_of, one_of, strings, whole
-from gecko.core.disk import disk_errors
-from gecko.core.errors import ConfigError, CorpusError, RunError, StorageError
-from gecko.core.files import digest, write_json
+from gecko.core.errors import ConfigError, RunError, StorageError
+from gecko.core.files import digest
 from gecko.core.progress import Silent, Ui
 from gecko.core.records import Passage
 from gecko.encoder import Embedder
 from gecko.encoder.forked import survives_fork
+from gecko.encoder.nearest import top_k_parts
 from gecko.encoder.vectors import Vectors
-from gecko.search.bulk import BulkConfig, embed_batch, hash_rows, hold, in_batches
+from gecko.search.build import build_faiss, fill, finish, save, update
+from gecko.search.bulk import BulkConfig, embed_batch, hold
 from gecko.search.manifest import WORDS, IndexConfig, IndexManifest, Kind, Store, damaged, read_manifest, reading
 from gecko.search.passages import PATIENCE, Passages, query_words
 
@@ -47,15 +48,15 @@ __all__ = [
     "open_index",
     "query_words",
     "reciprocal_rank_fusion",
-    "sources_identity",
+    "sources_key",
+    "sources_state",
 ]
 
-FLAT_MAX = 100_000  # passages that are searched exactly: below this every query takes milliseconds
 CANDIDATES = 100  # of each ranking, before they are fused
 RRF_CONSTANT = 60  # Cormack et al. 2009
 OVERSAMPLE = {"float32": 1, "int8": 4, "binary": 16}
-HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 120, 128
-TRAIN_ROWS = 20_000  # from which the ranges of int8 are learnt
+HNSW_SEARCH = 128
+ROWS = 1 << 14  # vectors that are compared at a time where a filter leaves some
 COMPARED = 16  # rows, spread over all, in which faiss and the vectors on disk are compared when an index is opened
 Method = Literal["hybrid", "dense", "bm25"]
 
@@ -78,16 +79,20 @@ def build_index(
     ui: Ui | None = None,
     *,
     sources: str = "",
+    state: str = "",
 ) -> "Index":
-    """Build an index, go on with one that was stopped, or open a finished one.
+    """Build an index, go on with one that was stopped, bring one up to date, or open a finished one.
 
     Args:
         embedder: the model.
-        passages: the corpus, the same in the same order whenever a build is continued; a finished index does not read it.
+        passages: the corpus. A finished index of this ``state`` does not read it; a build is continued with the same passages
+            in the same order.
         folder: made if need be.
         config: kind, form, dimensions.
         ui: where progress goes.
-        sources: what the passages are of (:func:`sources_identity`); a finished index of others is refused. Empty: not known.
+        sources: where the passages come from (:func:`sources_key`); an index of others is refused. Empty: not known.
+        state: of these sources (:func:`sources_state`); an index of another state is updated: only passages whose title or
+            text is new are embedded. Empty: not known, and a finished index is opened as it is.
 
     Raises:
         RunError: the folder holds an index of another model, of other passages or options, or something else.
@@ -101,18 +106,22 @@ def build_index(
     if config.store == "binary" and dim % 8:
         raise ConfigError(f"store 'binary' with {dim} dimensions: give a multiple of 8")
     manifest = read_manifest(folder, parts)
-    if manifest is None or not manifest.done:  # a finished index is only read, by as many as like to
+    if manifest is None or not manifest.done or manifest.is_other(state):
+        bulk = BulkConfig(dim=config.dim, shard_rows=config.shard_rows)
+
+        def embed(batch: list[Passage]) -> Vectors:
+            return embed_batch(embedder, batch, bulk)
+
         with hold(folder):
-            manifest = read_manifest(folder, parts) or IndexManifest(parts, dim, words=WORDS)
-            if not manifest.done:
-                _save(folder, manifest)
-                _fill(embedder, passages, folder, config, manifest, ui)
-                if not manifest.rows:
-                    raise CorpusError("there is no passage to build an index of; give a corpus with text")
-                ui.say(f"building the index of {manifest.rows:,} vectors")
-                build_faiss(folder, config, manifest)
-                manifest.done = True
-                _save(folder, manifest)
+            manifest = read_manifest(folder, parts) or IndexManifest(parts, dim, words=WORDS, state=state)
+            if manifest.rows and manifest.is_other(state):
+                update(embed, passages, folder, config, manifest, state, ui)
+            elif not manifest.done:
+                manifest.state = state
+                save(folder, manifest)
+                fill(embed, passages, folder, config, manifest, ui)
+                finish(folder, config, manifest, ui)
+                save(folder, manifest)
     elif manifest.words != WORDS:
         ui.say(f"{folder} is of an earlier version: its texts are split into words for BM25 anew")
     return open_index(embedder, folder)
@@ -134,7 +143,13 @@ def open_index(embedder: Embedder, folder: str | os.PathLike[str]) -> "Index":
             f"{folder} was built with another model ({manifest.parts['model']}, {manifest.parts['form']} form) than "
             f"{embedder.spec} ({embedder.identity}, {embedder.form} form); ask it with that one, or build another index"
         )
-    index = Index(embedder, folder, manifest)
+    try:
+        index = Index(embedder, folder, manifest)
+    except RunError:
+        again = read_manifest(folder, None)
+        if again is None or again.files == manifest.files:
+            raise
+        return open_index(embedder, folder)  # it was updated between the two looks
     if manifest.words == WORDS:
         return index
     index.close()
@@ -154,14 +169,15 @@ class Index:
         self.folder = folder
         self.manifest = manifest
         self._embedder = embedder
-        file = folder / "vectors.f32"
+        home = folder / manifest.files
+        file = home / "vectors.f32"
         with reading(file):
             size, expected = file.stat().st_size, 4 * manifest.rows * manifest.dim
             if size != expected:
                 raise damaged(file, f"{size:,} bytes, {expected:,} expected")
             self._vectors = np.memmap(file, dtype=np.float32, mode="r", shape=(manifest.rows, manifest.dim))
-        self._faiss = _open_faiss(folder, manifest, self._vectors)
-        self._passages = Passages(folder)
+        self._faiss = _open_faiss(home, manifest, self._vectors)
+        self._passages = Passages(home)
         self._passages.check(manifest.rows, manifest.texts if manifest.words == WORDS else None)
 
     def __len__(self) -> int:
@@ -179,7 +195,13 @@ class Index:
 
     @survives_fork
     def search(
-        self, queries: Sequence[str], k: int = 10, *, method: Method = "hybrid", task: str = "RETRIEVAL_QUERY"
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        method: Method = "hybrid",
+        task: str = "RETRIEVAL_QUERY",
+        where: Mapping[str, str] | None = None,
     ) -> list[list[Hit]]:
         """The best ``k`` passages of each query, best first.
 
@@ -188,9 +210,11 @@ class Index:
             k: how many.
             method: ``dense``: by cosine. ``bm25``: by words. ``hybrid``: both rankings, fused by reciprocal rank.
             task: what the queries are for.
+            where: only passages whose ``id``, ``title`` or ``source`` is this, in which ``*`` stands for any characters; all
+                of several must hold. The search among them is exact, whatever the kind of the index.
 
         Raises:
-            ConfigError: ``k`` is below 1, the method or the task is not known, or a query is no valid string.
+            ConfigError: ``k`` is below 1, the method, the task or a field is not known, or a query is no valid string.
         """
         queries, k = strings(queries, "query"), whole("k", k)
         one_of("method", method, get_args(Method))
@@ -198,14 +222,14 @@ class Index:
             raise ConfigError(f"k = {k}: give at least 1")
         match method:
             case "dense":
-                ranked = self._dense(queries, k, task)
+                ranked = self._dense(queries, k, task, where)
             case "bm25":
-                ranked = [self._passages.bm25(query, k) for query in queries]
+                ranked = [self._passages.bm25(query, k, where) for query in queries]
             case "hybrid":
                 depth = max(k, CANDIDATES)
-                dense = self._dense(queries, depth, task)
+                dense = self._dense(queries, depth, task, where)
                 ranked = [
-                    reciprocal_rank_fusion([first, self._passages.bm25(query, depth)])[:k]
+                    reciprocal_rank_fusion([first, self._passages.bm25(query, depth, where)])[:k]
                     for query, first in zip(queries, dense, strict=True)
                 ]
             case _:
@@ -215,13 +239,34 @@ class Index:
             for places in ranked
         ]
 
-    def _dense(self, queries: Sequence[str], k: int, task: str) -> list[list[tuple[int, float]]]:
+    def matching(self, where: Mapping[str, str]) -> int:
+        """How many passages a filter leaves.
+
+        Raises:
+            ConfigError: a field is not known.
+        """
+        return len(self._passages.places(where))
+
+    def _dense(
+        self, queries: Sequence[str], k: int, task: str, where: Mapping[str, str] | None
+    ) -> list[list[tuple[int, float]]]:
         """(place, cosine) of the best passages of each query; candidates are always scored with the float32 vectors."""
         from gecko.encoder.vectors import encode_output
 
         if not queries:
             return []
         vectors: Vectors = self._embedder.embed(queries, task=task, dim=self.manifest.dim)  # (n, dim)
+        if where:
+            left = self._passages.places(where)
+            blocks = [left[start : start + ROWS] for start in range(0, len(left), ROWS)]
+            if not blocks:
+                return [[] for _ in queries]
+            parts = [lambda block=block: self._vectors[block] for block in blocks]
+            best, scores = top_k_parts(vectors, parts, min(k, len(left)))
+            return [
+                list(zip(left[row].tolist(), line, strict=True))
+                for row, line in zip(best, scores.tolist(), strict=True)
+            ]
         depth = min(len(self), k * OVERSAMPLE[self.manifest.store])
         asked = encode_output(vectors, "binary") if self.manifest.store == "binary" else vectors
         if self.manifest.kind == "hnsw":
@@ -237,34 +282,41 @@ class Index:
 
 
 def default_folder(embedder: Embedder, sources: str, config: IndexConfig) -> Path:
-    """A folder in the user's cache for the index of sources, by :func:`sources_identity`: a changed file has another one.
+    """A folder in the user's cache for the index of sources, by :func:`sources_key`: a changed file has the same one.
 
     Raises:
         ConfigError: the index is not there, and the cache cannot be written.
     """
-    from gecko import __version__
     from gecko.weights.cache import cache_folder, cache_room
 
-    known = [embedder.identity, embedder.form, __version__, str(config), sources]
-    folder = cache_folder() / "index" / digest(*known)
+    folder = cache_folder() / "index" / digest(embedder.identity, embedder.form, str(config), sources)
     return folder if (folder / "manifest.json").exists() else cache_room("index") / folder.name
 
 
-def sources_identity(sources: Sequence[str]) -> str:
-    """A hash of where passages come from as it is now: of the files that are read, their names, sizes and times."""
+def sources_key(sources: Sequence[str]) -> str:
+    """A hash of the names of sources; that of a file or a folder is its whole path."""
+    paths = [(source, Path(source).expanduser()) for source in sources]
+    return digest(*(str(path.resolve()) if source != "stdlib" and path.exists() else source for source, path in paths))
+
+
+def sources_state(sources: Sequence[str]) -> str:
+    """A hash of what sources are as they are now, and are read now: of files their names, sizes and times.
+
+    It says when to look at them again. Whether a passage has changed is decided by its text.
+    """
+    from gecko import __version__
     from gecko.corpus.readers import source_identity
     from gecko.corpus.sources import source_files
 
-    known: list[str] = []
+    known: list[str] = [__version__]
     for source in sources:
         path = Path(source).expanduser()
         if source == "stdlib" or not path.exists():  # a pattern, a data set or a query
             known += [source, source_identity(source)]
             continue
-        known += [str(path.resolve())]
         for file in source_files(source):
             state = file.stat()
-            known += [str(file), str(state.st_size), str(state.st_mtime_ns)]
+            known += [str(file.resolve()), str(state.st_size), str(state.st_mtime_ns)]
     return digest(*known)
 
 
@@ -277,56 +329,6 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[tuple[int, float]]]) -> l
     return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _fill(
-    embedder: Embedder,
-    passages: Iterable[Passage],
-    folder: Path,
-    config: IndexConfig,
-    manifest: IndexManifest,
-    ui: Ui,
-) -> None:
-    """Stream the passages into the database and their vectors to disk, from where an earlier call stopped."""
-    bulk = BulkConfig(dim=config.dim, shard_rows=config.shard_rows)
-    batches = in_batches(passages, config.shard_rows)
-    file = folder / "passages.sqlite"
-    if not manifest.rows:
-        file.unlink(missing_ok=True)
-        manifest.words = WORDS
-    with Passages(folder, "rw" if manifest.rows else "rwc") as database, _vectors_file(folder, manifest) as vectors:
-        if manifest.words != WORDS:
-            database.split_anew()
-            manifest.words = WORDS
-        database.cut(manifest.rows)
-        database.check(manifest.rows)
-        seen = ""
-        for _ in range(manifest.shards):
-            seen = digest(seen, hash_rows(next(batches, [])))
-        if seen != manifest.texts:
-            raise RunError(
-                f"{folder} was begun with other passages; give the same corpus, or remove the folder and start again"
-            )
-        if manifest.rows:
-            ui.say(f"continues after {manifest.rows:,} passages")
-        with ui.bar("embedding the corpus", None) as advance:
-            for batch in batches:
-                block = np.ascontiguousarray(embed_batch(embedder, batch, bulk)).tobytes()
-                with disk_errors(folder / "vectors.f32"):
-                    vectors.write(block)
-                    vectors.flush()
-                    os.fsync(vectors.fileno())
-                database.add(batch, manifest.rows)
-                manifest.rows += len(batch)
-                manifest.shards += 1
-                manifest.texts = digest(manifest.texts, hash_rows(batch))
-                _save(folder, manifest)
-                advance(len(batch))
-        database.seal(manifest.texts)
-
-
-def _save(folder: Path, manifest: IndexManifest) -> None:
-    write_json(folder / "manifest.json", asdict(manifest))
-
-
 def _brought_up(folder: Path) -> IndexManifest:
     """The manifest of an index of an earlier version, after its texts were split into words as this version does."""
     try:
@@ -334,71 +336,17 @@ def _brought_up(folder: Path) -> IndexManifest:
             manifest = read_manifest(folder, None)
             assert manifest is not None
             if manifest.words != WORDS:
-                with Passages(folder, "rw") as database:
+                with Passages(folder / manifest.files, "rw") as database:
                     database.split_anew()
                     database.seal(manifest.texts)
                 manifest.words = WORDS
-                _save(folder, manifest)
+                save(folder, manifest)
     except StorageError as error:
         raise StorageError(
             f"{folder} is of an earlier version of Gecko, whose words for BM25 are split anew when it is opened, and that "
             f"failed: {error}; open it once where it can be written"
         ) from error
     return manifest
-
-
-@contextlib.contextmanager
-def _vectors_file(folder: Path, manifest: IndexManifest) -> Iterator[Any]:
-    path = folder / "vectors.f32"
-    if manifest.rows:
-        with reading(path):
-            if (size := path.stat().st_size) < (needed := 4 * manifest.rows * manifest.dim):
-                raise damaged(path, f"{size:,} bytes, {needed:,} expected")
-    with path.open("r+b" if manifest.rows else "w+b") as file:
-        file.truncate(4 * manifest.rows * manifest.dim)
-        file.seek(0, os.SEEK_END)
-        yield file
-
-
-def build_faiss(folder: Path, config: IndexConfig, manifest: IndexManifest) -> None:
-    """Build what finds the candidates, a block of vectors at a time."""
-    import faiss as library
-
-    from gecko.encoder.vectors import encode_output
-
-    faiss: Any = library  # its generated signatures are wrong in places
-    rows, dim = manifest.rows, manifest.dim
-    manifest.kind = ("flat" if rows <= FLAT_MAX else "hnsw") if config.kind == "auto" else config.kind
-    manifest.store = ("float32" if manifest.kind == "flat" else "int8") if config.store == "auto" else config.store
-    product, links = faiss.METRIC_INNER_PRODUCT, HNSW_LINKS
-    index: Any
-    match manifest.store, manifest.kind:
-        case "float32", "flat":
-            index = faiss.IndexFlatIP(dim)
-        case "float32", _:
-            index = faiss.IndexHNSWFlat(dim, links, product)
-        case "int8", "flat":
-            index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit, product)
-        case "int8", _:
-            index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, links, product)
-        case "binary", "flat":
-            index = faiss.IndexBinaryFlat(dim)
-        case _:
-            index = faiss.IndexBinaryHNSW(dim, links)
-    if manifest.kind == "hnsw":
-        index.hnsw.efConstruction = HNSW_BUILD
-    if manifest.store == "int8":
-        every = np.memmap(folder / "vectors.f32", dtype=np.float32, mode="r", shape=(rows, dim))
-        index.train(np.ascontiguousarray(every[:: max(1, rows // TRAIN_ROWS)]))
-        del every  # what was read of it counts as memory of this process for as long as it is mapped
-    with (folder / "vectors.f32").open("rb") as file:
-        while len(numbers := np.fromfile(file, np.float32, config.shard_rows * dim)):
-            block = numbers.reshape(-1, dim)
-            index.add(encode_output(block, "binary") if manifest.store == "binary" else block)
-    aside = folder / ".index.faiss"
-    with disk_errors(folder / "index.faiss", RuntimeError):
-        (faiss.write_index_binary if manifest.store == "binary" else faiss.write_index)(index, str(aside))
-        aside.replace(folder / "index.faiss")
 
 
 def _open_faiss(folder: Path, manifest: IndexManifest, vectors: Vectors) -> Any:

@@ -15,6 +15,8 @@ LAYOUT = 1
 WORDS = 2  # how texts are split for BM25; raised when that changes, and older indices are split anew
 FILES = ("manifest.json", "passages.sqlite", "vectors.f32", "index.faiss")
 
+UPDATE = "update-"  # what the names of the folders that updates write begin with
+
 Kind = Literal["auto", "flat", "hnsw"]
 Store = Literal["auto", "float32", "int8", "binary"]
 
@@ -48,7 +50,8 @@ class IndexConfig:
 class IndexManifest:
     """What an index was made from, and how far it is; ``texts`` chains the hashes of the shards.
 
-    ``words`` is the :data:`WORDS` that its texts were split by; an index that does not say it is older than that.
+    ``words`` is the :data:`WORDS` that its texts were split by; an index that does not say it is older than that. ``state``
+    is that of the sources, and ``files`` the folder below the index's that holds its files; empty: its own.
     """
 
     parts: dict[str, Any]
@@ -61,11 +64,18 @@ class IndexManifest:
     done: bool = False
     layout: int = LAYOUT
     words: int = 1
+    state: str = ""
+    files: str = ""
+
+    def is_other(self, state: str) -> bool:
+        """Whether the sources are known to be in another state."""
+        return bool(state) and state != self.state
 
 
 def damaged(file: Path, why: object) -> RunError:
     """The error of an index in whose file something is wrong."""
-    return RunError(f"{file} is damaged ({why}); remove {file.parent} and build the index again")
+    folder = file.parent.parent if file.parent.name.startswith(UPDATE) else file.parent
+    return RunError(f"{file} is damaged ({why}); remove {folder} and build the index again")
 
 
 @contextlib.contextmanager
@@ -120,12 +130,16 @@ def read_manifest(folder: Path, parts: dict[str, Any] | None) -> IndexManifest |
             f"{file} is not the manifest of an index ({error}); give another folder, or remove this one and build the "
             "index again"
         ) from error
+    if (
+        "state" not in raw and parts and "sources" in manifest.parts
+    ):  # an earlier version hashed the files' times with them
+        manifest.parts |= {key: value for key, value in parts.items() if key == "sources"}
     changed = [key for key, value in (parts or {}).items() if value != manifest.parts.get(key)]
     if changed and parts:
         if changed == ["sources"]:
             raise RunError(
-                f"{folder} holds an index of other passages: its sources were others, or have changed since; give another "
-                "folder with --index, or remove this one"
+                f"{folder} holds an index of other passages: its sources were others; give another folder with --index, or "
+                "remove this one"
             )
         listed = ", ".join(f"{key} {manifest.parts.get(key)} there, {parts[key]} now" for key in changed)
         raise RunError(f"{folder} holds an index made otherwise: {listed}; use another folder, or the same options")
@@ -153,7 +167,11 @@ def _checked(raw: dict[str, Any]) -> IndexManifest:
     parts = manifest.parts if isinstance(manifest.parts, dict) else {}
     wrong = [f"parts.{key}" for key in ("model", "form") if not isinstance(parts.get(key), str)]
     wrong += [key for key in ("dim", "rows", "shards", "words") if type(getattr(manifest, key)) is not int]
-    wrong += [key for key, kind in (("texts", str), ("done", bool)) if type(getattr(manifest, key)) is not kind]
+    wrong += [
+        key
+        for key, kind in (("texts", str), ("done", bool), ("state", str), ("files", str))
+        if type(getattr(manifest, key)) is not kind
+    ]
     if manifest.done:
         known = {"kind": get_args(Kind)[1:], "store": get_args(Store)[1:]}
         wrong += [key for key, values in known.items() if getattr(manifest, key) not in values]

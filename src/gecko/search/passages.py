@@ -2,17 +2,20 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from gecko.core.disk import disk_errors
-from gecko.core.errors import RunError
+from gecko.core.errors import ConfigError, RunError
 from gecko.core.records import Passage
 from gecko.core.text import MARKS, spaced
 from gecko.search.manifest import damaged, reading
 
 PATIENCE = 60.0  # seconds for which another process may write
+FIELDS = ("id", "title", "source")  # by which passages are filtered
 _PASSAGES = "CREATE TABLE IF NOT EXISTS passages (place INTEGER PRIMARY KEY, id, title, text, source)"
 _WORDS = (
     "CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(title, text, content='passages', content_rowid='place', "
@@ -117,16 +120,36 @@ class Passages:
         if texts is not None and mark != _mark(texts):
             raise damaged(self.file, "its passages are not those of the manifest")
 
-    def bm25(self, query: str, k: int) -> list[tuple[int, float]]:
-        """(place, score) of the best passages by words; the title counts twice."""
+    def rows(self) -> Iterator[Passage]:
+        """All passages in their order."""
+        with self._using():
+            found = self._base.execute("SELECT id, title, text, source FROM passages ORDER BY place")
+            yield from (Passage(*row) for row in found)
+
+    def places(self, where: Mapping[str, str]) -> np.ndarray:
+        """The places, from 0, of the passages that a filter leaves, in order.
+
+        Raises:
+            ConfigError: a field is not known.
+        """
+        condition, values = filtering(where)
+        with self._using():
+            found = self._base.execute(f"SELECT place - 1 FROM passages WHERE {condition} ORDER BY place", values)  # noqa: S608
+            return np.array([place for (place,) in found], dtype=np.int64)
+
+    def bm25(self, query: str, k: int, where: Mapping[str, str] | None = None) -> list[tuple[int, float]]:
+        """(place, score) of the best passages by words, among those that a filter leaves; the title counts twice."""
         words = query_words(query)
         if not words:
             return []
         asked = " OR ".join(f'"{word}"' for word in words)
+        condition, values = filtering(where or {})
+        among = f"AND rowid IN (SELECT place FROM passages WHERE {condition})" if where else ""  # noqa: S608
         with self._using():
             found = self._base.execute(
-                "SELECT rowid, bm25(words, 2.0, 1.0) AS score FROM words WHERE words MATCH ? ORDER BY score, rowid LIMIT ?",
-                (asked, k),
+                "SELECT rowid, bm25(words, 2.0, 1.0) AS score FROM words WHERE words MATCH ? "  # noqa: S608
+                f"{among} ORDER BY score, rowid LIMIT ?",
+                (asked, *values, k),
             ).fetchall()
         return [(place - 1, -score) for place, score in found]
 
@@ -138,6 +161,18 @@ class Passages:
         if row is None:
             raise damaged(self.file, f"passage {place + 1} is missing")
         return Passage(*row)
+
+
+def filtering(where: Mapping[str, str]) -> tuple[str, list[str]]:
+    """A filter as an SQL condition and its values; in a value, ``*`` stands for any characters.
+
+    Raises:
+        ConfigError: a field is not known.
+    """
+    if wrong := [field for field in where if field not in FIELDS]:
+        raise ConfigError(f"passages have no field {wrong[0]!r} to filter by; give one of {', '.join(FIELDS)}")
+    patterns = [value.replace("[", "[[]").replace("?", "[?]") for value in where.values()]
+    return " AND ".join(f"{field} GLOB ?" for field in where) or "1", patterns
 
 
 def query_words(query: str) -> list[str]:

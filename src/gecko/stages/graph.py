@@ -21,6 +21,7 @@ from gecko.stages.plan import PLAN
 from gecko.stages.relabel import RELABEL
 from gecko.stages.select import SELECT
 from gecko.stages.stage import Stage, always, identity_of
+from gecko.stages.testset import TESTSET
 from gecko.stages.train import TRAIN
 from gecko.stages.user_queries import USER_QUERIES
 from gecko.stages.warmup import EMBED_WARMUP, WARMUP
@@ -28,6 +29,7 @@ from gecko.stages.warmup import EMBED_WARMUP, WARMUP
 _ALL = (
     *(INGEST, EMBED, CHECK, USER_QUERIES, PLAN, GENERATE, WARMUP, EMBED_WARMUP, EMBED_MINER, MINE, SEEDS, RELABEL),
     *(SELECT, MIXTURE, TRAIN, AGREEMENT, CHOOSE, EVALUATE, DATASET),
+    TESTSET,
 )
 
 

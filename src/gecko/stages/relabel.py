@@ -51,11 +51,10 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What there is to judge: all queries, those that can be afforded, and by passage the queries that retrieved it."""
+class Work:
+    """What there is to judge: all queries by id, and by passage the queries that retrieved it."""
 
     queries: Mapping[str, Query]
-    kept: set[str]
     by_passage: Mapping[str, Sequence[Query]]
 
 
@@ -72,19 +71,33 @@ def make(context: Context) -> Manifest:
     for candidate in candidates:
         if candidate.query_id in kept:
             by_passage.setdefault(candidate.passage_id, []).append(queries[candidate.query_id])
-    work, models = _Work(queries, kept, by_passage), context.models
+    parts = RELABEL.parts(context) | {"queries kept": digest(*sorted(kept))}
+    work, models = Work(queries, by_passage), context.models
     first, *others = RELABEL.folders_of(context.config)
-    manifest = _judge(context, first, models.teacher_identity, models.teacher_loader, work)
+    manifest = judge_pairs(context, first, parts | {"teacher": models.teacher_identity}, models.teacher_loader, work)
     for folder, spec in zip(others, context.config.relabel.teachers, strict=True):
-        _judge(context, folder, registry.teacher_identity(spec), models.other_teacher(spec), work)
+        own = parts | {"teacher": registry.teacher_identity(spec)}
+        judge_pairs(context, folder, own, models.other_teacher(spec), work)
     return manifest
 
 
-def _judge(context: Context, folder: str, identity: str, teacher: TeacherLoader, work: _Work) -> Manifest:
+def judge_pairs(context: Context, folder: str, parts: dict[str, str], teacher: TeacherLoader, work: Work) -> Manifest:
+    """Score pairs into a folder of the run, passage by passage; what was paid for before is used again.
+
+    Args:
+        context: of the run.
+        folder: of the scores.
+        parts: what they depend on, by the names of ``RELABEL``.
+        teacher: loads the teacher.
+        work: the pairs.
+
+    Raises:
+        RunError: a shard on disk is damaged.
+        TeacherError: a score is no number.
+    """
     config, by_passage = context.config.relabel, work.by_passage
     order = [passage.id for passage in context.passages if passage.id in by_passage]
     shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
-    parts = RELABEL.parts(context) | {"teacher": identity, "queries kept": digest(*sorted(work.kept))}
 
     def job(_: Mapping[int, Shard]) -> Job[Judging, Score]:
         paid = cache(lambda: paid_scores(context.run, parts, RELABEL.grows, work.queries, context.by_id, folder))
