@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from documents import READERS
 from packages import Package, fetch, files_below, is_allowed, licence_of, read_terms, unpack
@@ -31,11 +31,15 @@ from gecko.corpus import ingest
 from gecko.corpus.chunk import load_tokenizer
 from gecko.encoder.spec import resolve_model
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 VERSION = 1  # raised when the same package gives other passages
 START = "minilm"
 WINDOW, TITLE_TOKENS = 256, 56  # what student and teacher read, and what of it is kept for the title
-MIN_CHARS, MIN_WORDS, MIN_LETTERS = 80, 12, 0.6
+MIN_CHARS, MIN_WORDS, MIN_LETTERS = 80, 12, 0.6  # of a passage; letters among its signs
 TITLE_CHARS = 120
+LONG = "longer than the window"
 FOLDER = Path(__file__).parent / "corpora"
 KEYS = {
     "": {"genre", "language", "licence", "package", "python", "read", "passages", "queries"},
@@ -224,11 +228,12 @@ def _chosen(
         order = [_drawn(corpus, order, 3 * most, owners)]
     taken: Counter[str] = Counter()
     rows: list[dict[str, str]] = []
-    for passage in _read(corpus, order, tables, counts):
+    tokenizer = load_tokenizer(resolve_model(START))
+    for passage in _read(corpus, order, tables, counts, tokenizer):
         file = owners.get(passage.id.partition("#")[0]) or passage.source.rpartition("/")[2]
         source, licence = licences[file]
         clean = _clean(passage, corpus)
-        if reason := _unfit(clean, corpus):
+        if reason := _unfit(clean, corpus) or (len(tokenizer.encode(clean.content)) > WINDOW and LONG):
             counts.drop(reason, f"{clean.title}: {clean.text}")
             continue
         taken[file] += 1
@@ -252,7 +257,7 @@ def _drawn(corpus: Corpus, files: list[Path], most: int, owners: dict[str, str])
     return target
 
 
-def _read(corpus: Corpus, files: list[Path], tables: bool, counts: Counts) -> Iterator[Passage]:
+def _read(corpus: Corpus, files: list[Path], tables: bool, counts: Counts, tokenizer: "Tokenizer") -> Iterator[Passage]:
     """What gecko reads of the documents: cut at the size of the window, each text once."""
     config = CorpusConfig(
         sources=[str(file) for file in files],
@@ -261,7 +266,7 @@ def _read(corpus: Corpus, files: list[Path], tables: bool, counts: Counts) -> It
         languages=[corpus.language] if corpus.language != "en" else [],
         near_duplicates=0.8,
     )
-    return ingest(config, counts, tokenizer=load_tokenizer(resolve_model(START)))
+    return ingest(config, counts, tokenizer=tokenizer)
 
 
 def _clean(passage: Passage, corpus: Corpus) -> Passage:

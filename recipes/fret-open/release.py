@@ -36,10 +36,10 @@ CANDIDATE = pa.struct(
         *((name, pa.string()) for name in ("passage_id", "title", "text", "source", "licence")),
         ("cosine", pa.float32()),
         ("cosine_rank", pa.int32()),
-        ("ql_sum", pa.float32()),
+        ("ql_sum", pa.float64()),
         ("ql_tokens", pa.int32()),
-        ("rc", pa.float32()),
-        ("fused", pa.float32()),
+        ("rc", pa.float64()),
+        ("fused", pa.float64()),
         ("fused_rank", pa.int32()),
     ]
 )
