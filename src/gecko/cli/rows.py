@@ -12,16 +12,20 @@ from gecko.core.errors import ConfigError
 
 
 def push(
-    run: RunArg,
+    run: Annotated[Path, typer.Argument(help="A run folder, or the folder of a data set.", metavar="RUN")],
     repo: Annotated[str, typer.Argument(help="The repository on the hub, OWNER/NAME.", metavar="REPO")],
     dataset: Annotated[bool, typer.Option("--dataset", help="Send the rows instead of the model.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent.")] = False,
     sets: Sets = None,
 ) -> None:
-    """Send the model of a run, or its rows, to the Hugging Face Hub, with a card."""
+    """Send the model of a run, or its rows, to the Hugging Face Hub, with a card; or a data set that is a folder."""
+    from gecko.report.release_page import is_release
     from gecko.stages.publish import push as send
 
+    if is_release(run):
+        send(run, repo, "dataset" if dataset else "model", private=private, dry_run=dry_run)
+        return
     with on_run(RunOptions(run, sets)) as pipeline:
         send(pipeline, repo, "dataset" if dataset else "model", private=private, dry_run=dry_run)
 
