@@ -34,7 +34,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gecko check-teacher stdlib-questions",
         "gecko check-teacher beir/scifact@test --llm hf:OWNER/NAME --queries 50",
     ),
-    "inspect": ("gecko inspect runs/mine", "gecko inspect runs/mine --json", "gecko inspect fret-stdlib -o page.html"),
+    "inspect": ("gecko inspect runs/mine --json", "gecko inspect fret-stdlib -o page.html"),
     "ablate": ("gecko ablate runs/mine --dry-run", "gecko ablate runs/mine --cells temperature --seeds 5"),
     "embed": ("gecko embed runs/mine/model docs/ -o vectors/", "echo hello | gecko embed minilm"),
     "search": ("gecko search runs/mine/model docs/", "gecko search minilm stdlib -q 'sort a list' -k 3 --json"),
