@@ -113,7 +113,7 @@ def home(words: list[str], sentences: Iterator[str], tmp_path_factory: pytest.Te
         home / "mirror", "words", {"./usr/share/words/data.noun": "\n".join(["  1 licence", *lines]).encode()}
     )
     read = '[read]\nreader = "wordnet"\nroot = "usr/share/words"\ninclude = ["data.*"]\n'
-    asked = "[queries]\nmin_seed_chars = 20\nlanguages = { same = 1, en = 1 }\n"
+    asked = "[queries]\nmin_seed_chars = 20\nkinds = { claim = 1, question = 1 }\nlanguages = { same = 1, en = 1 }\n"
     (home / "corpora" / "words.toml").write_text(f'genre = "words"\nlanguage = "en"\n{table}\n{read}\n{asked}')
     return home
 
@@ -288,6 +288,7 @@ def test_every_corpus_that_ships_can_be_read() -> None:
     prompt = load_prompt("generate_kinds")
     wordings = next(one.phrases for one in prompt.variables if one.name == "language")
     for one in found:
+        assert one.table("queries").get("kinds", {}).keys() <= dict(prompt.kinds).keys()
         assert one.values.get("python") or re.fullmatch("[0-9a-f]{64}", one.table("package")["sha256"])
         assert one.table("queries").get("languages", {}).keys() <= wordings.keys()
         for name in ("without", "title_without"):
@@ -337,6 +338,7 @@ def test_the_data_set_passes_its_own_checks(data: Path) -> None:
     assert len(said) == 5 and said[2].startswith("scores, order, texts and licences:")
     rows = rows_of(data)
     assert {row["corpus"] for row in rows} == {"pages", "words"}
+    assert {row["kind"] for row in rows if row["corpus"] == "words"} == {"claim", "question"}
     assert len({row["kind"] for row in rows}) > 3 and {row["language"] for row in rows} == {"en"}
     assert all(len(row["candidates"]) == 6 for row in rows)
     card = (data / "README.md").read_text()

@@ -25,6 +25,8 @@ from gecko.config.load import load_config
 from gecko.config.run import RunConfig
 from gecko.core.errors import GeckoError
 from gecko.core.progress import Terminal, Ui
+from gecko.fret.variables import LANGUAGE
+from gecko.prompts import KIND
 from gecko.run.folder import Run
 from gecko.stages.runner import Pipeline
 
@@ -33,13 +35,15 @@ PER_QUERY = 40  # passages: a small data set is made of small corpora, and one o
 
 
 def settings(corpus: Corpus, made: Made, llm: str, queries: int, overrides: Sequence[str] = ()) -> RunConfig:
-    """The settings of a corpus's run: those of ``run.toml``, its passages, and the languages of its queries."""
+    """The settings of a corpus's run: those of ``run.toml``, its passages, and the kinds and languages of its queries."""
     asked = corpus.table("queries")
     generate = {"queries": queries, "min_seed_chars": asked.get("min_seed_chars", 150)}
     corpus_values: dict[str, object] = {"sources": [str(made.path)]}
-    if languages := asked.get("languages"):
-        generate["variables"] = {"language": languages}
-        corpus_values["languages"] = [corpus.language]
+    drawn = {name: asked[key] for key, name in (("kinds", KIND), ("languages", LANGUAGE)) if key in asked}
+    if drawn:
+        generate["variables"] = drawn
+    if LANGUAGE in drawn:
+        corpus_values["languages"] = [corpus.language]  # which names it, where a query is to be in the passage's own
     card = {"title": f"FRet-open: {corpus.name}", "corpus_license": ", ".join(made.facts["licences"])}
     base = {"corpus": corpus_values, "llm": llm, "generate": generate, "card": card}
     return load_config(RECIPE, overrides, base)

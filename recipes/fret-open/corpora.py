@@ -47,7 +47,7 @@ KEYS = {
     "package": {"name", "version", "path", "sha256"},
     "read": {"reader", "root", "include", "exclude", "without", "title_without", "skip_sections"},
     "passages": {"most", "of_a_document", "min_words"},
-    "queries": {"languages", "min_seed_chars"},
+    "queries": {"kinds", "languages", "min_seed_chars"},
 }
 
 
@@ -60,7 +60,7 @@ class Corpus:
         genre: what kind of text it is, in words.
         language: of its text, as two letters.
         values: all of its tables.
-        identity: hash of the file's content.
+        identity: hash of what its passages depend on.
     """
 
     name: str
@@ -105,7 +105,8 @@ def _load(path: Path) -> Corpus:
             raise CorpusError(
                 f"{path}: {table or 'the file'} has the key {strange[0]!r}; known: {', '.join(sorted(known))}"
             )
-    return Corpus(path.stem, values["genre"], values["language"], values, digest(path.read_bytes()))
+    text = json.dumps({name: value for name, value in values.items() if name != "queries"}, sort_keys=True)
+    return Corpus(path.stem, values["genre"], values["language"], values, digest(text))
 
 
 @dataclass(frozen=True)
