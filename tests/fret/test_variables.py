@@ -11,7 +11,7 @@ from gecko.core.records import Passage
 from gecko.fret.generate import generate, query_id
 from gecko.fret.seeds import Seed
 from gecko.fret.variables import draw, varied, worded
-from gecko.llm.base import Sampling
+from gecko.llm.base import Refusal, Sampling
 from gecko.llm.fake import FakeLM
 from gecko.prompts import Prompt, fill, load_prompt
 
@@ -130,3 +130,98 @@ def test_neither_side_reaches_into_the_other():
     list(generate([Seed("p", "train")], passages, teacher, varied(SHIPPED, SETTINGS), GenerateConfig(), 0, Counts()))
     (shown,) = teacher.heard
     assert "\n> Wanted: a query in French.\n> Query: {variables}" in shown
+
+
+KINDS = load_prompt("generate_kinds")
+
+
+def test_a_kind_is_drawn_by_the_weights_of_the_file_or_of_the_settings():
+    counted = Counter(draw(KINDS, one)["kind"] for one in IDS)
+    assert counted.keys() == dict(KINDS.kinds).keys()
+    assert counted["question"] == pytest.approx(1000, rel=0.1) and counted["claim"] == pytest.approx(500, rel=0.15)
+    assert varied(KINDS, {"language": {"de": 1.0}}).variables[0] == KINDS.variables[0]
+    few = varied(KINDS, {"kind": {"claim": 3.0, "keywords": 1.0, "question": 0.0}})
+    counted = Counter(draw(few, one)["kind"] for one in IDS)
+    assert counted.keys() == {"claim", "keywords"} and counted["claim"] == pytest.approx(3000, rel=0.05)
+    other = varied(KINDS, {"kind": {"claim": 2.0, "keywords": 1.0}})
+    assert len({KINDS.hash, few.hash, other.hash}) == 3
+
+
+def test_a_kind_that_the_prompt_has_not_is_refused():
+    with pytest.raises(ConfigError, match=r"has no kind 'riddle'; its kinds are question, how-to"):
+        varied(KINDS, {"kind": {"riddle": 1.0, "claim": 1.0}})
+    with pytest.raises(ConfigError, match=r"has no variables; set prompts\.generate = 'generate_kinds'"):
+        varied(PLAIN, {"kind": {"claim": 1.0}})
+
+
+class ByKind(Listening):
+    """Remembers by which prompt each passage's query was asked for, and writes that prompt's first example if told to."""
+
+    def __init__(self, copies: str = "") -> None:
+        super().__init__()
+        self.by: dict[str, list[str]] = {}
+        self.copies = copies
+
+    def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()):
+        for passage in passages:
+            self.by.setdefault(passage, []).append(prompt.name.rpartition(": ")[2])
+        texts = super().generate(prompt, passages, sampling, variables or [""] * len(passages))
+        own = [example["query"] for example in prompt.examples]
+        return [f"Given a claim\nQuery: {self.copies}" for _ in texts] if self.copies in own else texts
+
+
+def by_kind(batch: int, parts: int, copies: str = "", prompt: Prompt = KINDS):
+    names = {
+        f"p{number}": Passage(f"p{number}", "", f"{4 * chr(97 + number)} of apples, pears") for number in range(24)
+    }
+    seeds, teacher, counts = [Seed(name, "train") for name in names], ByKind(copies), Counts()
+    rows = [
+        row
+        for part in range(parts)
+        for row in generate(seeds[part::parts], names, teacher, prompt, GenerateConfig(batch=batch), 0, counts)
+    ]
+    return rows, teacher, names, counts
+
+
+def test_each_query_is_asked_for_by_the_prompt_of_its_kind():
+    rows, teacher, names, counts = by_kind(24, 1)
+    assert [row.seed_id for row in rows] == list(names)  # as many as with one prompt, in the order of the seeds
+    drawn = {name: draw(KINDS, query_id(name, KINDS, 0))["kind"] for name in names}
+    assert teacher.by == {text.text: [drawn[name]] for name, text in names.items()}
+    assert len(set(drawn.values())) > 3
+    assert counts.tokens == by_kind(24, 1, prompt=PLAIN)[3].tokens
+    for batch, parts in ((5, 1), (1, 1), (7, 3)):
+        again = by_kind(batch, parts)
+        assert sorted(again[0], key=lambda row: row.id) == sorted(rows, key=lambda row: row.id)
+        assert again[1].by == teacher.by
+
+
+def test_a_copied_example_is_one_of_its_kind():
+    copied = KINDS.of({"kind": "claim"}).examples[0]["query"]
+    rows, teacher, _, counts = by_kind(24, 1, copied)
+    claims = sum(kinds == ["claim"] for kinds in teacher.by.values())
+    assert claims and counts.drops == {"copied example": claims}
+    assert len(rows) == 24 - claims
+
+
+def test_refusals_are_those_of_the_passages_that_were_refused():
+    class Refusing(ByKind):
+        def generate(self, prompt: Prompt, passages: Sequence[str], sampling: Sampling, variables: Sequence[str] = ()):
+            texts = super().generate(prompt, passages, sampling, variables)
+            for place, passage in enumerate(passages):
+                if passage.startswith(("bbbb", "gggg")):
+                    self.usage.refusals.append(Refusal(place, "refused", passage))
+            return texts
+
+    names = {f"p{number}": Passage(f"p{number}", "", f"{4 * chr(97 + number)} of apples, pears") for number in range(9)}
+    counts, seeds = Counts(), [Seed(name, "train") for name in names]
+    rows = list(generate(seeds, names, Refusing(), KINDS, GenerateConfig(), 0, counts))
+    assert counts.drops == {"refused": 2}
+    assert {row.seed_id for row in rows} == names.keys() - {"p1", "p6"}
+
+
+def test_language_and_kind_go_together():
+    prompt = varied(KINDS, {"language": {"fr": 1.0}})
+    _, teacher, _, _ = by_kind(24, 1, prompt=prompt)
+    said = {text for heard in teacher.heard.values() for text in heard}
+    assert said == {", written in French (only the query; the task stays in English)"}

@@ -20,8 +20,9 @@ def test_shipped(name: str) -> None:
     whole = prompt.text or "".join(content for _, content in prompt.messages)
     assert whole.count("{passage}") == 1
     assert whole.count("{query}") == (0 if name.startswith("generate") else 1)
-    assert whole.count("{variables}") == (1 if name == "generate_varied" else 0) == bool(prompt.variables)
-    assert "{examples}" not in whole
+    asks = name in ("generate_varied", "generate_kinds")
+    assert whole.count("{variables}") == (1 if asks else 0) == bool(prompt.variables)
+    assert "{examples}" not in whole and "{kind}" not in whole
     assert "{task}" not in whole
     assert not whole.startswith("\n")
     assert (prompt.form == "chat") == bool(prompt.messages) != bool(prompt.text)
@@ -218,3 +219,87 @@ def test_what_the_shipped_prompts_hash_to() -> None:
         "relevance": "7079abb62f78e0bb",
     }
     assert {name: load_prompt(name).hash for name in known} == known
+
+
+KINDS = """
+name = "mine"
+form = "completion"
+template = "Write a query. {kind}\\n{examples}Passage: {passage}\\nQuery:"
+example = "Passage: {passage}\\nQuery: {query}\\n"
+[kinds.long]
+text = "Many words."
+[[kinds.long.examples]]
+passage = "one"
+query = "the first of them"
+[kinds.short]
+weight = 3
+[[kinds.short.examples]]
+passage = "two"
+query = "second"
+"""
+
+
+def test_a_prompt_of_kinds_is_one_prompt_for_each(tmp_path: Path) -> None:
+    prompt = load_prompt(write(tmp_path, KINDS))
+    assert [name for name, _ in prompt.kinds] == ["long", "short"]
+    long, short = prompt.of({"kind": "long"}), prompt.of({"kind": "short"})
+    assert long.text == "Write a query. Many words.\nPassage: one\nQuery: the first of them\nPassage: {passage}\nQuery:"
+    assert short.text == "Write a query. \nPassage: two\nQuery: second\nPassage: {passage}\nQuery:"
+    assert (long.examples[0]["query"], short.examples[0]["query"]) == ("the first of them", "second")
+    assert prompt.text == long.text
+    assert len({prompt.hash, long.hash, short.hash}) == 3
+    assert prompt.variables == (
+        Variable("kind", "", {"long": "long", "short": "short"}, (("long", 0.25), ("short", 0.75))),
+    )
+    assert prompt.varies and not long.varies
+    assert load_prompt("generate").of({}) == load_prompt("generate")
+
+
+def test_the_hash_of_a_prompt_of_kinds_is_of_weights_and_of_every_kinds_text(tmp_path: Path) -> None:
+    changes = (
+        ("weight = 3", "weight = 2"),
+        ("second", "zweite"),
+        ("Many words", "Few words"),
+        ("kinds.short", "kinds.brief"),
+    )
+    texts = [KINDS, *(KINDS.replace(*change) for change in changes)]
+    assert len({load_prompt(write(tmp_path, text)).hash for text in texts}) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (("weight = 3", "weight = -1"), "kinds.short must have examples"),
+        (("weight = 3", "weight = nan"), "kinds.short must have examples"),
+        (("weight = 3", "wieght = 3"), "its keys are wieght, examples"),
+        (("[[kinds.short.examples]]", "[[kinds.short.shown]]"), "kinds.short must have examples"),
+        (("[kinds.long]", "[kinds]\nbrief = 3\n[kinds.long]"), "kinds.brief must have examples"),
+        (("{passage}\\nQuery:", "Query:"), "it must hold {passage} once"),
+        (('name = "mine"', 'examples_of = "generate"'), "its examples in it alone"),
+        (("[kinds.long]", '[variables.kind]\ntext = "{value}"\n[kinds.long]'), "give the variable another name"),
+    ],
+)
+def test_damaged_kinds_are_refused(change: tuple[str, str], wrong: str, tmp_path: Path) -> None:
+    assert change[0] in KINDS
+    with pytest.raises(ConfigError) as caught:
+        load_prompt(write(tmp_path, KINDS.replace(*change)))
+    assert wrong in str(caught.value)
+
+
+def test_kinds_that_are_never_drawn_are_refused(tmp_path: Path) -> None:
+    text = KINDS.replace("weight = 3", "weight = 0").replace("[kinds.long]", "[kinds.long]\nweight = 0")
+    with pytest.raises(ConfigError, match="no kind has a weight above 0"):
+        load_prompt(write(tmp_path, text))
+
+
+def test_the_shipped_kinds_each_show_examples_of_their_own() -> None:
+    prompt = load_prompt("generate_kinds")
+    assert len(prompt.kinds) == 6
+    seen = [example["query"] for _, kind in prompt.kinds for example in kind.examples]
+    assert len(seen) == len(set(seen)) == 30
+    for name, kind in prompt.kinds:
+        assert kind.stop == prompt.stop and kind.has_query is False
+        assert all(example["query"] in kind.messages[1][1] for example in kind.examples), name
+        assert sum(text in kind.messages[1][1] for text in seen) == 5
+    keywords = prompt.of({"kind": "keywords"})
+    assert all(len(example["query"].split()) <= 5 for example in keywords.examples)

@@ -23,6 +23,7 @@ VARIABLES = (
     "generate.variables.language={en=2, de=1}",
     'generate.variables.persona=["a nurse", "a pilot"]',
 )
+KIND_SETTINGS = ("prompts.generate=generate_kinds", "generate.variables.kind={claim=1, question=2}")
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +98,24 @@ def test_variables_need_a_prompt_that_has_them(corpus: Path, tiny_model: Path, t
         pytest.raises(ConfigError, match=r"language: the prompt 'generate' has no variables; set .*'generate_varied'"),
     ):
         Pipeline(run).make("generate")
+
+
+def test_a_run_of_kinds(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    kinds = settings(corpus, tiny_model, *KIND_SETTINGS)
+    through_select(tmp_path / "grown", settings(corpus, tiny_model, *KIND_SETTINGS, "generate.queries=9"))
+    through_select(tmp_path / "grown", kinds)
+    through_select(tmp_path / "whole", kinds)
+    assert made(tmp_path / "grown") == made(tmp_path / "whole")
+    through_select(tmp_path / "other", settings(corpus, tiny_model, "prompts.generate=generate_kinds"))
+    parts = []
+    for name in ("whole", "other"):
+        with Run(tmp_path / name) as run:
+            pipeline = Pipeline(run)
+            counted = statistics(pipeline)["variables"]["kind"]
+            drawn = Counter(draw(pipeline.prompts["generate"], query.id)["kind"] for query in pipeline.queries)
+            assert {kind: count["queries"] for kind, count in counted.items() if count["queries"]} == drawn
+            parts.append(run.finished("generate").parts)
+            write_report(pipeline, history(pipeline.run), tmp_path / "report.html")
+            assert "kind: <bdi>question" in (tmp_path / "report.html").read_text()
+    assert parts[0].keys() == parts[1].keys() and parts[0]["schema"] == parts[1]["schema"]
+    assert {name for name, value in parts[0].items() if value != parts[1][name]} == {"prompt generate"}

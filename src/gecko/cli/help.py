@@ -38,7 +38,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gecko testset runs/mine -o judged",
         "gecko testset runs/mine -o judged --queries log.txt --model hf:OWNER/NAME",
     ),
-    "inspect": ("gecko inspect runs/mine", "gecko inspect runs/mine --json"),
+    "inspect": ("gecko inspect runs/mine --json", "gecko inspect fret-stdlib -o page.html"),
     "ablate": ("gecko ablate runs/mine --dry-run", "gecko ablate runs/mine --cells temperature --seeds 5"),
     "embed": ("gecko embed runs/mine/model docs/ -o vectors/", "echo hello | gecko embed minilm"),
     "search": ("gecko search runs/mine/model docs/", "gecko search minilm stdlib -q 'sort a list' -k 3 --json"),

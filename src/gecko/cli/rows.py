@@ -12,32 +12,55 @@ from gecko.core.errors import ConfigError
 
 
 def push(
-    run: RunArg,
+    run: Annotated[Path, typer.Argument(help="A run folder, or the folder of a data set.", metavar="RUN")],
     repo: Annotated[str, typer.Argument(help="The repository on the hub, OWNER/NAME.", metavar="REPO")],
     dataset: Annotated[bool, typer.Option("--dataset", help="Send the rows instead of the model.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent.")] = False,
     sets: Sets = None,
 ) -> None:
-    """Send the model of a run, or its rows, to the Hugging Face Hub, with a card."""
+    """Send the model of a run, or its rows, to the Hugging Face Hub, with a card; or a data set that is a folder."""
+    from gecko.report.release_page import is_release
     from gecko.stages.publish import push as send
 
+    if is_release(run):
+        send(run, repo, "dataset" if dataset else "model", private=private, dry_run=dry_run)
+        return
     with on_run(RunOptions(run, sets)) as pipeline:
         send(pipeline, repo, "dataset" if dataset else "model", private=private, dry_run=dry_run)
 
 
-def inspect(run: RunArg, as_json: AsJson = False) -> None:
-    """What the rows of a run are like, in numbers; the report has them, too, and rows drawn at random."""
+def inspect(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a release by folder or name.", metavar="RUN")],
+    as_json: AsJson = False,
+    page: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Of a release: the page to read it by; inspect.html.")
+    ] = None,
+    most: Annotated[int, typer.Option("--rows", min=1, help="Of a release: rows on the page, at most.")] = 500,
+) -> None:
+    """What the rows of a run are like, in numbers; of a release, a page to read them: queries with their candidates."""
     import json
 
     from gecko.report.inspect import lines, statistics
+    from gecko.report.release_page import is_release, write_page
 
-    with on_run(RunOptions(run)) as pipeline:
-        found = statistics(pipeline)
-    if as_json:
-        print(json.dumps(found))
+    if is_release(run):
+        if as_json:
+            raise ConfigError(f"--json: {run} is a release, and the numbers are those of a run; leave --json out")
+        target = page or Path("inspect.html")
+        rows, found = write_page(run, target, most)
+        print(f"{target}: {rows:,} of {found:,} rows")
         return
-    print_rows([("of the run", ""), *lines(found)])
+    if page is not None:
+        raise ConfigError(
+            f"-o {page}: a page is made of a release, and {run} is none; gecko report makes that of a run"
+        )
+    with on_run(RunOptions(run)) as pipeline:
+        found_of_run = statistics(pipeline)
+    if as_json:
+        print(json.dumps(found_of_run))
+        return
+    print_rows([("of the run", ""), *lines(found_of_run)])
 
 
 def examples(

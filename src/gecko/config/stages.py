@@ -169,7 +169,10 @@ class PromptsConfig(Section):
 
     GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS["prompts"]
 
-    generate: str = Field(default="generate", description="`generate_varied` takes `generate.variables`")
+    generate: str = Field(
+        default="generate",
+        description="`generate_varied` takes `generate.variables`; `generate_kinds` has a prompt a kind",
+    )
     query_likelihood: str = Field(default="relevance", description="the same as below: both are read in one pass")
     relevance: str = "relevance"
 

@@ -16,7 +16,7 @@ from gecko.core.records import Passage, Query
 from gecko.fret.quality import OF_ITSELF, speaks_of_itself
 from gecko.fret.seeds import Seed
 from gecko.fret.variables import draw, worded
-from gecko.llm.base import LanguageModel, Sampling
+from gecko.llm.base import LanguageModel, Refusal, Sampling
 from gecko.prompts import Prompt, shielded
 
 MAX_QUERY_WORDS = 40
@@ -107,20 +107,15 @@ def generate(
         batch = seeds[start : start + size]
         chosen = [passages[item.passage_id] for item in batch]
         ids = [query_id(item.passage_id, prompt, seed, item.round) for item in batch]
-        sampling = Sampling(
-            config.temperature, config.top_p, config.max_new_tokens, tuple(int(digest(text)[:12], 16) for text in ids)
-        )
-        shown = [shielded(prompt, passage.content) for passage in chosen]
         drawn = [draw(prompt, identifier) for identifier in ids]
         asked = [worded(prompt, values, passage) for values, passage in zip(drawn, chosen, strict=True)]
-        told = len(teacher.usage.refusals)
-        texts = teacher.generate(prompt, shown, sampling, *([asked] if any(asked) else []))
-        refused = {refusal.place: refusal for refusal in teacher.usage.refusals[told:]}
-        for place, (item, passage, identifier, text) in enumerate(zip(batch, chosen, ids, texts, strict=True)):
-            if place in refused:
-                counts.drop(refused[place].reason, f"passage {passage.id}: {refused[place].said}")
+        kinds = [prompt.of(values) for values in drawn]
+        texts = _ask(teacher, kinds, chosen, asked, ids, config)
+        for item, passage, identifier, kind, text in zip(batch, chosen, ids, kinds, texts, strict=True):
+            if isinstance(text, Refusal):
+                counts.drop(text.reason, f"passage {passage.id}: {text.said}")
                 continue
-            parsed = parse(text, passage, prompt)
+            parsed = parse(text, passage, kind)
             if not parsed.reason and _plain(parsed.query) in seen:
                 parsed = Parsed(reason=REPEATED)
             if parsed.reason:
@@ -129,3 +124,33 @@ def generate(
             seen.add(_plain(parsed.query))
             yield Query(identifier, parsed.task, parsed.query, passage.id, teacher.name, item.split)
     counts.tokens += teacher.usage.tokens - before
+
+
+def _ask(
+    teacher: LanguageModel,
+    prompts: Sequence[Prompt],
+    passages: Sequence[Passage],
+    asked: Sequence[str],
+    ids: Sequence[str],
+    config: GenerateConfig,
+) -> list[str | Refusal]:
+    """What the teacher writes for each passage; those that have the same prompt are decoded together."""
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt.hash, []).append(place)
+    found: dict[int, str | Refusal] = {}
+    for same in places.values():
+        prompt = prompts[same[0]]
+        sampling = Sampling(
+            config.temperature,
+            config.top_p,
+            config.max_new_tokens,
+            tuple(int(digest(ids[place])[:12], 16) for place in same),
+        )
+        shown = [shielded(prompt, passages[place].content) for place in same]
+        wanted = [asked[place] for place in same]
+        told = len(teacher.usage.refusals)
+        texts = teacher.generate(prompt, shown, sampling, *([wanted] if any(wanted) else []))
+        found |= dict(zip(same, texts, strict=True))
+        found |= {same[refusal.place]: refusal for refusal in teacher.usage.refusals[told:]}
+    return [found[place] for place in range(len(prompts))]

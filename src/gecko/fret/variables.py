@@ -3,6 +3,9 @@
 The prompt's file names the variables and words them (``prompts/generate_varied.toml``), ``generate.variables`` says which
 values are drawn, and how often. A draw depends on the query's id alone, and so on seed passage, round, prompt, settings and
 the run's seed: a run that was stopped, shared out or grown draws the same, and nothing has to be kept.
+
+The kind of a query is a variable, too: a prompt of several kinds (``prompts/generate_kinds.toml``) has one of its prompts
+read for each, and the weights of its file where the settings give none.
 """
 
 import json
@@ -15,11 +18,11 @@ from gecko.core.errors import ConfigError
 from gecko.core.files import digest, hash_fraction
 from gecko.core.records import Passage
 from gecko.corpus.language import likeliest_of
-from gecko.prompts import VALUE, Prompt, Variable, shielded
+from gecko.prompts import KIND, VALUE, Prompt, Variable, shares, shielded
 
 LANGUAGE, SAME = "language", "same"
 SETTING = f"generate.variables.{LANGUAGE} with {SAME}"
-VARIED = "generate_varied"
+VARIED, BY_KIND = "generate_varied", "generate_kinds"
 
 
 def varied(prompt: Prompt, settings: Mapping[str, Mapping[str, float]], languages: Sequence[str] = ()) -> Prompt:
@@ -31,7 +34,7 @@ def varied(prompt: Prompt, settings: Mapping[str, Mapping[str, float]], language
         languages: those of the corpus, where they are known: a passage's own is then named for the value ``same``.
 
     Raises:
-        ConfigError: the prompt has no such variable.
+        ConfigError: the prompt has no such variable, or no such kind.
     """
     if not settings:
         return prompt
@@ -39,22 +42,23 @@ def varied(prompt: Prompt, settings: Mapping[str, Mapping[str, float]], language
     if unknown := sorted(settings.keys() - known):
         raise ConfigError(
             f"generate.variables.{unknown[0]}: the prompt {prompt.name!r} has "
-            f"{'only ' + ', '.join(sorted(known)) if known else 'no variables'}; set prompts.generate = {VARIED!r}, or add "
+            f"{'only ' + ', '.join(sorted(known)) if known else 'no variables'}; set prompts.generate = "
+            f"{BY_KIND if unknown[0] == KIND else VARIED!r}, or add "
             f"[variables.{unknown[0]}] to a prompt file of your own"
         )
-    weights = {name: _shares(drawn) for name, drawn in sorted(settings.items())}
+    if strange := sorted(settings.get(KIND, {}).keys() - dict(prompt.kinds).keys()) if prompt.kinds else []:
+        raise ConfigError(
+            f"generate.variables.{KIND}: the prompt {prompt.name!r} has no kind {strange[0]!r}; "
+            f"its kinds are {', '.join(dict(prompt.kinds))}"
+        )
+    weights = {name: shares(drawn) for name, drawn in sorted(settings.items())}
     among = tuple(sorted(languages)) if settings.get(LANGUAGE, {}).get(SAME) else ()
     return replace(
         prompt,
-        variables=tuple(replace(one, weights=weights.get(one.name, ())) for one in prompt.variables),
+        variables=tuple(replace(one, weights=weights.get(one.name, one.weights)) for one in prompt.variables),
         languages=among,
         hash=digest(prompt.hash, json.dumps(weights), *among),
     )
-
-
-def _shares(drawn: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    total = sum(drawn.values())
-    return tuple((value, weight / total) for value, weight in sorted(drawn.items()) if weight)
 
 
 def draw(prompt: Prompt, query_id: str) -> dict[str, str]:

@@ -8,8 +8,8 @@ slot is data: a backend never parses control tokens out of it.
 import math
 import re
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any, Literal
 from gecko.core.errors import ConfigError
 from gecko.core.files import digest
 
-NAMES = ("generate", "generate_completion", "generate_varied", "query_likelihood", "relevance")
+NAMES = ("generate", "generate_completion", "generate_kinds", "generate_varied", "query_likelihood", "relevance")
 QUERY, VARIABLES, VALUE = "{query}", "{variables}", "{value}"
+KINDS, KIND_SLOT = "kinds", "{kind}"
+KIND = "kind"  # the variable by which a prompt of several kinds is drawn
 
 _FIELD = re.compile(r"^(\w+):", re.MULTILINE)
 _FIELD_LINE = re.compile(r"^[ \t]*(\w+)[ \t]*:", re.MULTILINE)
@@ -61,6 +63,7 @@ class Prompt:
             off what it is with a real query (contextual calibration, Zhao et al. 2021); none: nothing is.
         variables: what a generation prompt can ask of a query, in the order in which it says so.
         languages: of the passages, where one's own is to be named.
+        kinds: of a generation prompt of several kinds, that of each kind by name; its own text is that of the first.
     """
 
     name: str
@@ -75,6 +78,16 @@ class Prompt:
     neutral: str = ""
     variables: tuple[Variable, ...] = ()
     languages: tuple[str, ...] = ()
+    kinds: tuple[tuple[str, "Prompt"], ...] = ()
+
+    def of(self, drawn: Mapping[str, str]) -> "Prompt":
+        """The prompt of the kind that is drawn; one that has no kinds is that of all."""
+        return dict(self.kinds)[drawn[KIND]] if self.kinds else self
+
+    @property
+    def varies(self) -> bool:
+        """Whether anything is drawn for each query."""
+        return any(one.weights for one in self.variables)
 
     @property
     def has_query(self) -> bool:
@@ -142,6 +155,8 @@ def make_prompt(name: str, contents: Sequence[bytes]) -> Prompt:
     """
     raw, *rest = contents
     values = _parse(name, raw)
+    if KINDS in values:
+        return _of_kinds(name, values, digest(raw))
     if not rest:
         return _build(name, values, digest(raw))
     shared = make_prompt(values["examples_of"], rest)
@@ -170,6 +185,49 @@ def _parse(name: str, raw: bytes) -> dict[str, Any]:
 def _beside(name: str, other: str) -> str:
     """Another prompt as a prompt names it: a file's path is relative to the file that names it."""
     return str(Path(name).parent / other) if name.endswith(".toml") and other.endswith(".toml") else other
+
+
+def _of_kinds(name: str, values: dict[str, Any], content_hash: str) -> Prompt:
+    """A prompt of several kinds: ``[kinds.NAME]`` has examples, a weight (1) and a text for the slot ``{kind}``."""
+    tables = values.pop(KINDS)
+    if not isinstance(tables, dict) or not tables or {"examples", "examples_of", "shots"} & values.keys():
+        raise ConfigError(f"prompt {name}: write a table [kinds.NAME] for each kind, and its examples in it alone")
+    if KIND in values.get("variables", {}):
+        raise ConfigError(f"prompt {name}: variables.{KIND} is what [kinds] draws; give the variable another name")
+    kinds, weights = [], {}
+    for kind, table in tables.items():
+        known = isinstance(table, dict) and table.keys() <= {"examples", "weight", "text"}
+        text, weight = (table.get("text", ""), table.get("weight", 1)) if known else ("", -1)
+        is_number = isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0
+        if not (is_number and isinstance(text, str) and table.get("examples")):
+            raise ConfigError(
+                f"prompt {name}: kinds.{kind} must have examples, and may have a weight from 0 on and a text; "
+                f"its keys are {', '.join(table) if isinstance(table, dict) else repr(table)}"
+            )
+        own = {"name": f"{values.get('name', name)}: {kind}", "examples": table["examples"]}
+        own["template"] = values.get("template", "").replace(KIND_SLOT, text)
+        own["messages"] = [
+            {key: part.replace(KIND_SLOT, text) for key, part in entry.items()} for entry in values.get("messages", [])
+        ]
+        kinds.append((kind, _build(name, {**values, **own}, digest(content_hash, kind))))
+        weights[kind] = float(weight)
+    if not any(weights.values()):
+        raise ConfigError(f"prompt {name}: no kind has a weight above 0; give one, or leave the weights out")
+    first = kinds[0][1]
+    drawn = Variable(KIND, "", {kind: kind for kind in weights}, shares(weights))
+    return replace(
+        first,
+        name=values.get("name", name),
+        hash=content_hash,
+        variables=(drawn, *first.variables),
+        kinds=tuple(kinds),
+    )
+
+
+def shares(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """Weights as shares of 1, by name, without those that are 0."""
+    total = sum(weights.values())
+    return tuple((name, weight / total) for name, weight in sorted(weights.items()) if weight)
 
 
 def shielded(prompt: Prompt, text: str) -> str:

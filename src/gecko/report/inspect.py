@@ -174,8 +174,6 @@ def shares(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def variable_counts(view: RunView, rows: Sequence[Example]) -> dict[str, dict[str, dict[str, int]]]:
     """By variable and value how many queries were asked to be so, and how many of them became a row."""
-    if not view.config.generate.variables:
-        return {}
     prompt, kept = view.prompts["generate"], {row.query_id for row in rows}
     counted: dict[str, dict[str, dict[str, int]]] = {
         one.name: {value: {"queries": 0, "rows": 0} for value, _ in one.weights}

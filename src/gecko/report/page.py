@@ -271,8 +271,7 @@ def _tasks(rows: Sequence[Example]) -> dict[str, Any]:
 def _examples(view: RunView, rows: Sequence[Example]) -> list[dict[str, Any]]:
     """Rows drawn at random by the run's seed, in their order."""
     places = np.random.default_rng(view.config.seed).permutation(len(rows))[:EXAMPLES]
-    varied = bool(view.config.generate.variables)
-    own = {query.id for query in view.run.read("generate", Query)} if varied else ()
+    own = {query.id for query in view.run.read("generate", Query)} if view.prompts["generate"].varies else ()
     return [
         {
             "row": row,

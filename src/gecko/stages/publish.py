@@ -58,7 +58,7 @@ def _model_card(context: Context) -> str:
 
 
 def push(
-    context: Context,
+    source: Context | Path,
     repo: str,
     kind: Kind = "model",
     *,
@@ -67,10 +67,10 @@ def push(
     api: HubApi | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Send the model or the rows of a run to a hub.
+    """Send the model or the rows of a run to a hub, or a data set that is there as a folder.
 
     Args:
-        context: of the run.
+        source: of the run, or the folder of a data set with its card.
         repo: ``OWNER/NAME``.
         kind: which of the two.
         private: make the repository private if it is made now.
@@ -83,7 +83,10 @@ def push(
         RunError: there is nothing to send yet.
     """
     _check_name(repo)
-    folder = _current_model(context) if kind == "model" else _publishable_rows(context, say)
+    if isinstance(source, Path):
+        folder = _carded(source, kind)
+    else:
+        folder = _current_model(source) if kind == "model" else _publishable_rows(source, say)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     for path in files:
@@ -118,6 +121,15 @@ def _check_name(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise PublishError(f"{repo!r} is no name of a repository ({error}); write OWNER/NAME") from error
+
+
+def _carded(folder: Path, kind: Kind) -> Path:
+    """The folder of a data set, if it has a card."""
+    if kind != "dataset":
+        raise PublishError(f"{folder} is a data set and no run; give --dataset")
+    if not (folder / CARD).is_file():
+        raise PublishError(f"{folder} has no card ({CARD}), which says what its rows are; make it again")
+    return folder
 
 
 def _current_model(context: Context) -> Path:
