@@ -21,6 +21,7 @@ from gecko.config.stages import (
     EvaluateConfig,
     GenerateConfig,
     MineConfig,
+    PriceConfig,
     PromptsConfig,
     RelabelConfig,
     SelectConfig,
@@ -32,7 +33,7 @@ from gecko.core.errors import ConfigError
 class RunConfig(Section):
     """Everything that shapes a run. Saved as `config.json` in the run folder."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"asked"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"asked", "price"})
     GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS[""]
 
     preset: Literal["default", "paper"] = "default"
@@ -54,6 +55,7 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     check: CheckConfig = CheckConfig()
     card: CardConfig = CardConfig()
+    price: PriceConfig = PriceConfig()
 
     @field_validator("budget")
     @classmethod
@@ -98,6 +100,7 @@ FREE = frozenset(
         "relabel.shard_passages",
         *(f"asked.{name}" for name in AskedConfig.model_fields),
         *(f"card.{name}" for name in CardConfig.model_fields),
+        *(f"price.{name}" for name in PriceConfig.model_fields),
     }
 )
 

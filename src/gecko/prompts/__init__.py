@@ -18,7 +18,7 @@ from typing import Any, Literal
 from gecko.core.errors import ConfigError
 from gecko.core.files import digest
 
-NAMES = ("generate", "generate_completion", "generate_varied", "query_likelihood", "relevance")
+NAMES = ("generate", "generate_completion", "generate_varied", "graded", "listwise", "query_likelihood", "relevance")
 QUERY, VARIABLES, VALUE = "{query}", "{variables}", "{value}"
 
 _FIELD = re.compile(r"^(\w+):", re.MULTILINE)
