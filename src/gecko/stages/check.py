@@ -53,7 +53,7 @@ def cost(context: Context, unit: str) -> float:
 
 def _depends(context: Context) -> dict[str, str]:
     return {
-        **context.teacher_parts("likelihood", "relevance"),
+        **context.judging_parts(context.form),
         "start model": context.models.start_identity,
         "probe": builtin.data_hash("probe.jsonl"),
         **context.precision_parts,
