@@ -21,6 +21,7 @@ from typing import Any, Literal
 Kind = Literal["grades", "order", "label"]
 GRADES = (0, 1, 2, 3)
 FORMAT = "1"  # raised by hand when what is added to a prompt, or how an answer is read, gives other answers
+MOST_BRACES = 32  # that begin no object, after which no further one is looked for
 THINKING = ("<think>", "</think>")
 
 _LINE = re.compile(r"^\W*(?:query\s*)?(\d+)\s*[:.)=\-–]+\s*(?:grade\s*)?(-?\d+)\W*$", re.IGNORECASE)
@@ -216,12 +217,12 @@ def _number(value: Any, text: str) -> int:
 
 def _objects(text: str) -> Iterator[list[tuple[str, Any]]]:
     """The JSON objects in a text, with what surrounds them left aside; keys that come twice stand twice."""
-    decoder, start = json.JSONDecoder(object_pairs_hook=list), 0
-    while (start := text.find("{", start)) >= 0:
+    decoder, start, failed = json.JSONDecoder(object_pairs_hook=list), 0, 0
+    while failed < MOST_BRACES and (start := text.find("{", start)) >= 0:
         try:
             found, start = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            start += 1
+            start, failed = start + 1, failed + 1
             continue
         yield found
 

@@ -26,16 +26,19 @@ def make(context: Context) -> dict[str, Any] | None:
         return None
 
     def ask(path: Path) -> None:
+        roles = context.form.roles  # of one prompt or two
         result = probe.run_probe(
             models.teacher,
-            context.prompts["likelihood"],
-            context.prompts["relevance"],
+            context.prompts[roles[0]],
+            context.prompts[roles[-1]],
             models.start,
             passage_tokens=config.relabel.passage_tokens,
             precision=config.relabel.precision,
             resamples=config.evaluate.resamples,
             seed=config.seed,
             ui=context.ui,
+            judging=context.form.name,
+            window=config.relabel.window,
         )
         write_json(path, asdict(result))
 
