@@ -110,7 +110,17 @@ def test_labels_are_read(text: str, place: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Nothing of it", "Yesterday", "The answer is yes or no", "I have no idea", '{"answer": 1}', "{}"]
+    "text",
+    [
+        "Nothing of it",
+        "Yesterday",
+        "The answer is yes or no",
+        "No idea",
+        "Yes and no",
+        "I have no idea",
+        '{"answer": 1}',
+        "{}",
+    ],
 )
 def test_what_is_no_label(text: str) -> None:
     with pytest.raises(UnreadableError, match="no label"):

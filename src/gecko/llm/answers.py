@@ -194,7 +194,7 @@ def _label(labels: Sequence[str], text: str) -> tuple[int, ...]:
     begun = [
         place
         for place, label in enumerate(labels)
-        if plain.startswith(label.casefold()) and not plain[len(label) : len(label) + 1].isalnum()
+        if plain.startswith(label.casefold()) and not re.match(r"[\w ]", plain[len(label) :])
     ]
     if len(begun) != 1:
         raise UnreadableError("no label", text)
