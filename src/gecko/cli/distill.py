@@ -15,6 +15,8 @@ from gecko.cli.options import (
     EngineOptions,
     Evals,
     Llm,
+    PriceIn,
+    PriceOut,
     Recipe,
     Restart,
     RunArg,
@@ -77,6 +79,8 @@ def distill(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and embed the corpus, say what each stage would cost, and stop.")
     ] = False,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
     accept_teacher: AcceptTeacher = False,
     restart: Restart = False,
     as_json: AsJson = False,
@@ -91,6 +95,8 @@ def distill(
         base["evaluate"] = {"sets": evals}
     if queries:
         base["asked"] = {"sources": queries}
+    if prices := named({}, input=price_in, output=price_out):
+        base["price"] = prices
     settings = load_config(config, sets or (), named(base, budget=budget, llm=llm, backbone=start))
     _distil(out, settings, engine, accept_teacher=accept_teacher, restart=restart, as_json=as_json, dry_run=dry_run)
 

@@ -164,6 +164,7 @@ def dataset_card(rows: Sequence[Mapping[str, Any]], config: RunConfig, prompts: 
         asked=asked,
         writers=sorted({row["llm"] for row in rows if row["llm"]}) or [public_name(config.llm)],
         teachers=sorted({row["teacher"] for row in rows}),
+        judged=_judged(pairs),
         prompt_hashes=sorted({row["prompt_hash"] for row in rows}),
         prompts=prompts,
         columns=COLUMNS,
@@ -172,6 +173,12 @@ def dataset_card(rows: Sequence[Mapping[str, Any]], config: RunConfig, prompts: 
         start=public_name(config.backbone),
         licenses=allowed,
     )
+
+
+def _judged(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The forms in which pairs of a release were judged."""
+    marks = {"logprobs": "rc", "graded": "grade", "listwise": "first"}
+    return [form for form, name in marks.items() if any(entry.get(name) is not None for entry in pairs)]
 
 
 def _example(row: Mapping[str, Any]) -> str:

@@ -51,11 +51,11 @@ def money_words(amount: float | None) -> str:
     return f", {amount:,.2f} in money" if amount >= 0.1 else f", {amount:.4f} in money"
 
 
-def spent_words(spent: Spent, price: PriceConfig) -> str:
+def spent_words(spent: Spent, amount: float | None) -> str:
     """``1,200 requests, 300,000 tokens read, 4,000 written, 0.08 in money, 7 failed (429: 5, no reply: 2)``."""
     failed = ", ".join(f"{kind}: {count:,}" for kind, count in sorted(spent.errors.items()))
     return (
         f"{spent.requests:,} requests, {spent.read:,} tokens read, {spent.written:,} written"
-        + money_words(money(price, spent.read, spent.written))
+        + money_words(amount)
         + (f", {sum(spent.errors.values()):,} failed ({failed})" if failed else "")
     )

@@ -8,12 +8,14 @@ import numpy as np
 
 from gecko.core.files import digest, read_json, write_json
 from gecko.encoder.nearest import top_k
+from gecko.fret.judging import FormName
 from gecko.fret.seeds import Reading
 from gecko.llm.registry import reads_once
 from gecko.run.shards import build_file
 from gecko.stages.context import Context
 from gecko.stages.embed import vectors
 
+WRITTEN_A_PAIR: dict[FormName, int] = {"logprobs": 1, "graded": 6, "listwise": 8}  # tokens
 PAIRS_A_REQUEST = 5  # about, where the answer is in words
 CHARACTERS_A_TOKEN = 4  # of English
 TOKENISED = 1024  # texts at a time
@@ -43,6 +45,11 @@ def prompt_overhead(context: Context) -> tuple[int, int] | None:
     judging = sum({context.prompts[role].hash: tokens(role) for role in context.form.roles}.values())
     # One request of answers is for many pairs.
     return tokens("generate"), judging if context.form.name == "logprobs" else math.ceil(judging / PAIRS_A_REQUEST)
+
+
+def answered_tokens(context: Context, queries: int) -> int:
+    """About the tokens that judging so many queries writes; thinking, which nobody knows before, is not among them."""
+    return queries * context.config.mine.n * WRITTEN_A_PAIR[context.form.name]
 
 
 def new_reading(context: Context) -> Reading:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gecko.core.counts import Counts
 from gecko.llm.base import Usage
-from gecko.report.spending import FAILED, REQUESTS, WRITTEN, Spent, spent_words
+from gecko.report.spending import FAILED, REQUESTS, WRITTEN, Spent, money, spent_words
 from gecko.report.text import duration
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def spending_bar(context: "Context", title: str, total: int) -> Iterator[Callabl
             told, errors = now, usage.errors - before[3]
             spent = Spent(usage.read - before[0], usage.written - before[1], usage.requests - before[2], errors)
             left = duration((now - began) / done * (total - done))
-            said = spent_words(spent, context.config.price)
+            said = spent_words(spent, money(context.config.price, spent.read, spent.written))
             context.ui.say(f"{done:,} of {total:,} parts: {said}; about {left} left")
 
         yield moved
