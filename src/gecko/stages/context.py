@@ -106,7 +106,7 @@ class Context(RunView):
         identity = registry.teacher_identity(spec)
         for stage in (folder, "plan", "check") if folder == "relabel" else (folder,):
             manifest = self.run.manifest(stage)
-            if manifest is not None and manifest.parts.get("teacher") == identity:
+            if manifest is not None and manifest.shards and manifest.parts.get("teacher") == identity:
                 return form_of(manifest.parts)
         return None
 
