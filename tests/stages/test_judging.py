@@ -112,7 +112,10 @@ def test_a_whole_run(judge: str, corpus: Path, tiny_model: Path, tmp_path: Path)
         assert ("teacher" in run.finished("relabel").parts) and "prompt likelihood" not in run.finished("plan").parts
         said = [text for text in ui.said if "Kendall's tau" in text]
         assert len(said) == (judge == "listwise")
-        assert (run.path / "report.html").exists()
+        assert "nan" not in (run.path / "report.html").read_text().replace("finance", "")
+        card = (run.path / "model" / "README.md").read_text()
+        assert {"graded": "grade of 2 or more", "listwise": "a yes of its own"}[judge] in card
+        assert "query likelihood" not in card
         _shared(run, judge, queries, candidates, tmp_path)
 
 
