@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gecko.core.records import SCHEMAS, Candidate, Example, Passage, Query, Score, Text, from_table, to_table
+from gecko.core.records import (
+    SCHEMAS,
+    Candidate,
+    Example,
+    Grade,
+    Passage,
+    Place,
+    Query,
+    Score,
+    Text,
+    from_table,
+    to_table,
+)
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)  # Arrow holds UTF-8, so no lone surrogates
 single = st.floats(width=32, allow_nan=False)
@@ -18,6 +30,8 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
     Query: st.builds(Query, words, words, words, words, words, words),
     Candidate: st.builds(Candidate, words, words, small, single, st.booleans()),
     Score: st.builds(Score, words, words, words, words, double, small, double),
+    Grade: st.builds(Grade, words, words, words, words, small),
+    Place: st.builds(Place, words, words, words, words, small, small, st.none() | st.booleans()),
     Example: st.builds(
         Example,
         dataset=words,

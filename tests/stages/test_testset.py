@@ -14,7 +14,7 @@ import gecko
 from gecko.cli.main import app
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, CorpusError, EvaluationError, RunError
-from gecko.core.records import Passage, Query, Score
+from gecko.core.records import Grade, Passage, Query, Score
 from gecko.encoder.nearest import top_k
 from gecko.evaluation.beir import load_beir
 from gecko.evaluation.bm25 import bm25_run
@@ -75,7 +75,12 @@ def made(folder: Path, out: Path, teacher: FakeLM | None = None, **request: obje
 def test_grades_are_cuts_of_the_probability() -> None:
     for odds in (-9.0, -0.01, 0.0, 0.01, 1.09, 1.1, 2.19, 2.2, 40.0):
         probability = 1 / (1 + math.exp(-odds))
-        assert grade(odds) == sum(probability > cut for cut in CUTS)
+        said = Score("q", "p", "t", "h", -1.0, 1, odds)
+        assert grade(said) == sum(probability > cut for cut in CUTS)
+
+
+def test_answered_grades_count_from_what_makes_a_positive() -> None:
+    assert [grade(Grade("q", "p", "t", "h", answered)) for answered in range(4)] == [0, 0, 1, 2]
 
 
 def test_held_out_queries_are_graded_as_the_obvious_way_grades_them(folder: Path, tmp_path: Path) -> None:
@@ -95,7 +100,7 @@ def test_held_out_queries_are_graded_as_the_obvious_way_grades_them(folder: Path
         assert set(found.grades[query.id]) == wanted
         pairs = [(passage, [query]) for passage in passages if passage.id in wanted]
         scores = relabel(pairs, FakeLM(), prompts["likelihood"], prompts["relevance"], Counts())
-        assert found.grades[query.id] == {score.passage_id: grade(score.rc) for score in scores}
+        assert found.grades[query.id] == {score.passage_id: grade(score) for score in scores}
 
     data = load_beir(tmp_path / "judged")
     assert data.qrels == found.grades and data.queries == [(query.id, query.text) for query in found.queries]

@@ -16,6 +16,8 @@ from gecko.cli.options import (
     Evals,
     Freeze,
     Llm,
+    PriceIn,
+    PriceOut,
     Recipe,
     Restart,
     RunArg,
@@ -79,6 +81,8 @@ def distill(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and embed the corpus, say what each stage would cost, and stop.")
     ] = False,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
     accept_teacher: AcceptTeacher = False,
     restart: Restart = False,
     as_json: AsJson = False,
@@ -95,6 +99,8 @@ def distill(
         base["asked"] = {"sources": queries}
     if freeze:
         base["train"] = {"freeze": freeze, "formats": ["native"]}
+    if prices := named({}, input=price_in, output=price_out):
+        base["price"] = prices
     settings = load_config(config, sets or (), named(base, budget=budget, llm=llm, backbone=start))
     _distil(out, settings, engine, accept_teacher=accept_teacher, restart=restart, as_json=as_json, dry_run=dry_run)
 

@@ -97,7 +97,9 @@ def check_teacher(
     forms: Annotated[
         list[str] | None,
         typer.Option(
-            "--form", help="A prompt (name or TOML file) for both scores, P_QL+P_RC, or a folder. Can be repeated."
+            "--form",
+            help="A prompt (name or TOML file) for both scores, P_QL+P_RC, a folder, graded or listwise. Can be repeated; "
+            "none: all that the teacher can.",
         ),
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="At most so many queries a set, drawn at random.")] = 100,
@@ -106,6 +108,8 @@ def check_teacher(
     precision: Annotated[
         Literal["auto", "int8", "full"], typer.Option(help="Of the teacher's linear layers.")
     ] = "auto",
+    window: Annotated[int, typer.Option(min=2, help="Passages that are put in order in one request (listwise).")] = 20,
+    thinking_tokens: Annotated[int, typer.Option(min=0, help="That a reasoning model on a server may think for.")] = 0,
     split: Split = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of queries and the intervals.")] = 0,
     as_json: AsJson = False,
@@ -121,11 +125,13 @@ def check_teacher(
     from gecko.report.teacher import form_rows, value_markdown, value_rows, value_verdict
 
     config = ValueConfig(
-        forms=tuple(forms or ("relevance",)),
+        forms=tuple(forms or ()),
         queries=queries,
         candidates=candidates,
         passage_tokens=passage_tokens,
         precision=precision,
+        window=window,
+        thinking_tokens=thinking_tokens,
         seed=seed,
     )
     result = measure([load_set(spec, split) for spec in sets], llm, start, config, Terminal())

@@ -25,6 +25,8 @@ Llm = Annotated[
 ]
 Start = Annotated[str | None, typer.Option("--start", help="The start model: minilm, hf:NAME or a folder.")]
 Budget = Annotated[str | None, typer.Option(help="Teacher time or tokens: 20m, 2h, 300000tok.")]
+PriceIn = Annotated[float | None, typer.Option(min=0, help="What a million tokens cost that the teacher reads.")]
+PriceOut = Annotated[float | None, typer.Option(min=0, help="What a million tokens cost that the teacher writes.")]
 AcceptTeacher = Annotated[
     bool, typer.Option("--accept-teacher", help="Go on with a teacher that the teacher check refuses.")
 ]

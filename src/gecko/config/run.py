@@ -22,6 +22,7 @@ from gecko.config.stages import (
     EvaluateConfig,
     GenerateConfig,
     MineConfig,
+    PriceConfig,
     PromptsConfig,
     RelabelConfig,
     SelectConfig,
@@ -33,7 +34,7 @@ from gecko.core.errors import ConfigError
 class RunConfig(Section):
     """Everything that shapes a run. Saved as `config.json` in the run folder."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"asked"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"asked", "price"})
     GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS[""]
 
     preset: Literal["default", "paper"] = "default"
@@ -55,6 +56,7 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     check: CheckConfig = CheckConfig()
     card: CardConfig = CardConfig()
+    price: PriceConfig = PriceConfig()
 
     # Dotted keys that a recipe or a command names; none: not known, so that every value counts as named.
     _named: frozenset[str] | None = PrivateAttr(default=None)
@@ -107,6 +109,7 @@ FREE = frozenset(
         "relabel.shard_passages",
         *(f"asked.{name}" for name in AskedConfig.model_fields),
         *(f"card.{name}" for name in CardConfig.model_fields),
+        *(f"price.{name}" for name in PriceConfig.model_fields),
     }
 )
 

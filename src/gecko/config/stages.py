@@ -111,6 +111,13 @@ class GenerateConfig(Section):
         return value
 
 
+class PriceConfig(Section):
+    """What a million of the teacher's tokens cost, in any currency; 0: nothing is said of money."""
+
+    input: float = Field(default=0.0, ge=0, description="of tokens that it reads (`--price-in`)")
+    output: float = Field(default=0.0, ge=0, description="of tokens that it writes, thinking included (`--price-out`)")
+
+
 class AskedConfig(Section):
     """Queries that people asked, without labels: judged and taught beside those that the teacher writes, and before them."""
 
@@ -145,6 +152,17 @@ class MineConfig(Section):
 class RelabelConfig(Section):
     """Step 3: the same LLM scores each (query, candidate) twice."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"judge", "window", "thinking_tokens"})
+
+    judge: Literal["auto", "logprobs", "graded", "listwise"] = Field(
+        default="auto",
+        description="logprobs: by log-probabilities; graded: by grades that the teacher answers; listwise: by an order of "
+        "the candidates that it answers; auto: logprobs where the teacher has them, else graded",
+    )
+    window: int = Field(default=20, ge=2, description="candidates that are put in order in one request (listwise)")
+    thinking_tokens: int = Field(
+        default=0, ge=0, description="that a reasoning model may write before its answer, where the teacher is a server"
+    )
     teachers: list[str] = Field(
         default=[],
         description="more LLMs that judge the same pairs; a candidate's rank is the mean of its ranks by each",
@@ -167,6 +185,7 @@ class RelabelConfig(Section):
 class PromptsConfig(Section):
     """The prompts: a shipped one by name, or a TOML file by path."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"graded", "listwise"})
     GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS["prompts"]
 
     generate: str = Field(
@@ -175,6 +194,8 @@ class PromptsConfig(Section):
     )
     query_likelihood: str = Field(default="relevance", description="the same as below: both are read in one pass")
     relevance: str = "relevance"
+    graded: str = Field(default="graded", description="of grades from 0 to 3 (`relabel.judge`)")
+    listwise: str = Field(default="listwise", description="of an order; its first is then asked for with `relevance`")
 
 
 class SelectConfig(Section):

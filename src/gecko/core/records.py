@@ -5,6 +5,8 @@ Passage    what the corpus holds
 Query      what the teacher wrote for one passage, its seed (Section 3.2 of the paper, step 1), or what somebody asked
 Candidate  one of the N passages that the initial embedder ranks first for a query
 Score      what the teacher says of one (query, candidate): query likelihood and relevance
+Grade      what a teacher that can only answer says of one (query, candidate): a grade from 0 to 3
+Place      where such a teacher puts one candidate among all of its query's, asked twice
 Example    one training row, raw: only ``formats.py`` turns it into the text an encoder reads
 =========  ==========================================================================================
 """
@@ -85,6 +87,39 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Grade:
+    """What one teacher answers about one pair: ``grade`` from 0 (of another subject) to 3 (answers the query in full)."""
+
+    query_id: str
+    passage_id: str
+    teacher: str
+    prompt_hash: str
+    grade: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one teacher puts a candidate among those of its query.
+
+    Attributes:
+        first: its place from 1 where the candidates were shown in the retriever's order.
+        second: its place where they were shown the other way round.
+        relevant: what the teacher answers about this pair alone; it is asked for the first by mean place, else None.
+    """
+
+    query_id: str
+    passage_id: str
+    teacher: str
+    prompt_hash: str
+    first: int
+    second: int
+    relevant: bool | None = None
+
+
+Judged = Score | Grade | Place  # one candidate of one query, judged in one of three forms
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """A passage inside a training row, without its source; ``id`` identifies equal texts in a batch."""
 
@@ -127,6 +162,7 @@ class Example:
     fused: tuple[float, ...] = ()
 
 
+_PAIR = [(name, pa.string()) for name in ("query_id", "passage_id", "teacher", "prompt_hash")]
 _TEXT = pa.struct([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
 
 SCHEMAS: dict[type, pa.Schema] = {
@@ -143,15 +179,14 @@ SCHEMAS: dict[type, pa.Schema] = {
     ),
     Score: pa.schema(
         [
-            ("query_id", pa.string()),
-            ("passage_id", pa.string()),
-            ("teacher", pa.string()),
-            ("prompt_hash", pa.string()),
+            *_PAIR,
             ("ql_sum", pa.float64()),
             ("ql_tokens", pa.int32()),
             ("rc", pa.float64()),
         ]
     ),
+    Grade: pa.schema([*_PAIR, ("grade", pa.int32())]),
+    Place: pa.schema([*_PAIR, ("first", pa.int32()), ("second", pa.int32()), ("relevant", pa.bool_())]),
     Example: pa.schema(
         [
             ("dataset", pa.string()),
@@ -170,7 +205,7 @@ SCHEMAS: dict[type, pa.Schema] = {
     ),
 }
 
-Record = Passage | Query | Candidate | Score | Example
+Record = Passage | Query | Candidate | Judged | Example
 R = TypeVar("R")
 
 

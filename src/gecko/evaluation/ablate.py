@@ -26,7 +26,7 @@ from gecko.core.errors import ConfigError, RunError, TrainingError
 from gecko.core.files import digest, read_json, write_json
 from gecko.core.formats import InputFormat
 from gecko.core.progress import Silent, Ui
-from gecko.core.records import Candidate, Example, Passage, Query, Score
+from gecko.core.records import Candidate, Example, Judged, Passage, Place, Query, Score
 from gecko.evaluation.ablation_grid import Cell, all_cells, chosen_cells, drawn, first_candidates
 from gecko.evaluation.ablation_table import AGREEMENT, arrays, macro, order_rows, table, width_rows
 from gecko.evaluation.agreement import agreement
@@ -111,9 +111,11 @@ class Ablation:
         config = run.config
         self.passages = {passage.id: passage for passage in run.read("ingest", Passage)}
         own = own_queries(run), run.read("mine", Candidate), all_scores(run)
-        self._judged = [own, *(as_judged(one) for one in released)]
+        self._judged = [own, *(as_judged(one, config.select.fusion) for one in released)]
         self.queries = [query for queries, *_ in self._judged for query in queries]
-        self.with_likelihood = all(score.ql_tokens > 0 for *_, scores in self._judged for score in scores)
+        self.with_likelihood = all(
+            isinstance(score, Score) and score.ql_tokens > 0 for *_, scores in self._judged for score in scores
+        )
         self.cells = chosen_cells(all_cells(config, self.with_likelihood), options.cells)
         self.form: InputFormat = options.form or self._kept_form()
         self.sets: list[RetrievalSet] = [load_set(spec) for spec in options.sets or config.evaluate.sets]
@@ -433,12 +435,20 @@ class Ablation:
         return {int(width): values for width, values in read_json(file)["values"].items()}
 
 
-def as_judged(released: "Released") -> tuple[list[Query], list[Candidate], list[Score]]:
-    """Queries of a release, and the candidates and scores that its labels were made from, as far as labels tell."""
-    candidates, scores = [], []
+def as_judged(released: "Released", fusion: str = "rrf") -> tuple[list[Query], list[Candidate], list[Judged]]:
+    """Queries of a release, and the candidates and judgements that its labels were made from, as far as labels tell.
+
+    Labels without a likelihood, where the fusion is no other than that of RC, are of a teacher that judged by answers.
+    """
+    candidates: list[Candidate] = []
+    scores: list[Judged] = []
     for query in released.queries:
         for label in sorted(released.labels[query.id], key=lambda label: label.retriever_rank):
             candidates.append(Candidate(query.id, label.passage_id, label.retriever_rank, 0.0))
+            if math.isnan(label.ql) and fusion != "rc":
+                place, relevant = round(label.rc_rank), None if math.isnan(label.rc) else label.rc > 0
+                scores.append(Place(query.id, label.passage_id, "", "", place, place, relevant))
+                continue
             likelihood = (0.0, 0) if math.isnan(label.ql) else (label.ql, 1)
             scores.append(Score(query.id, label.passage_id, "", "", *likelihood, label.rc))
     return released.queries, candidates, scores

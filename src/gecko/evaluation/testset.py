@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from gecko.core.disk import disk_errors
 from gecko.core.errors import ConfigError, EvaluationError
 from gecko.core.files import CARD, write_bytes
-from gecko.core.records import Passage, Query, Score, to_table
+from gecko.core.records import Grade, Passage, Query, Score, to_table
 from gecko.evaluation.beir import CORPUS, DEFAULT_SPLIT, QRELS, QUERIES
 
 UNANSWERED, JUDGEMENTS = "unanswered.jsonl", "judgements.parquet"
@@ -78,15 +78,17 @@ def pool(rankings: Rankings, depth: int) -> dict[str, list[str]]:
     return {query: list(found) for query, found in pooled.items()}
 
 
-def grade(rc: float) -> int:
-    """The grade of a pair by its RC log-odds: how many of ``CUTS`` its probability exceeds."""
-    return sum(rc > math.log(cut / (1 - cut)) for cut in CUTS)
+def grade(said: Score | Grade) -> int:
+    """The grade of a pair: how many of ``CUTS`` its probability exceeds; of answered grades, those above "on the subject"."""
+    if isinstance(said, Grade):
+        return max(0, said.grade - 1)
+    return sum(said.rc > math.log(cut / (1 - cut)) for cut in CUTS)
 
 
 def judged(
     queries: Sequence[Query],
     pooled: Mapping[str, Sequence[str]],
-    scores: Sequence[Score],
+    scores: Sequence[Score | Grade],
     rankings: Rankings,
     depth: int,
 ) -> Judged:
@@ -104,7 +106,7 @@ def judged(
     """
     said: dict[str, dict[str, int]] = {query.id: {} for query in queries}
     for score in scores:
-        said[score.query_id][score.passage_id] = grade(score.rc)
+        said[score.query_id][score.passage_id] = grade(score)
     answered = [query for query in queries if any(said[query.id].values())]
     if not answered:
         raise EvaluationError(
@@ -129,7 +131,7 @@ def judged(
 
 
 def write_testset(
-    folder: Path, passages: Sequence[Passage], found: Judged, scores: Sequence[Score], about: Sequence[str]
+    folder: Path, passages: Sequence[Passage], found: Judged, scores: Sequence[Score | Grade], about: Sequence[str]
 ) -> None:
     """Write the folder, whole or not at all.
 
@@ -161,7 +163,7 @@ def write_testset(
         pairs = [f"{query}\t{key}\t{value}" for query, row in found.grades.items() for key, value in row.items()]
         _write_lines(aside / QRELS / f"{DEFAULT_SPLIT}.tsv", ["query-id\tcorpus-id\tscore", *pairs])
         sink = pa.BufferOutputStream()
-        pq.write_table(to_table(Score, scores), sink, compression="zstd")
+        pq.write_table(to_table(type(scores[0]), scores), sink, compression="zstd")
         write_bytes(aside / JUDGEMENTS, sink.getvalue().to_pybytes())
         write_bytes(aside / CARD, _card(folder.name, len(passages), found, about).encode())
         aside.replace(folder)

@@ -6,7 +6,7 @@ cross-encoder          ``query``, ``passage`` and ``score`` on 0–1 of every ju
 pylate                 ``query_id``, ``document_ids`` and ``scores`` of every judged query, and the texts in two files beside
 =====================  ====================================================================================================
 
-A score is the teacher's probability that the passage is relevant, from its RC log-odds. Each form has the file
+A score is the teacher's probability that the passage is relevant, from its RC log-odds or its grade. Each form has the file
 ``train.parquet`` and, of the queries that no model of the run was trained on, ``heldout.parquet``.
 """
 
@@ -54,6 +54,11 @@ def export_rows(view: RunView, folder: Path, library: str) -> dict[str, int]:
     rows = view.run.read("select", Example)
     if not rows:
         raise RunError(f"{view.run.path}: no row was selected; lower select.min_rc, or raise the budget")
+    if library != "sentence-transformers" and (unknown := _unknown(view)):
+        raise RunError(
+            f"{view.run.path}: the teacher put the candidates of query {unknown} in order (relabel.judge=listwise) and says "
+            f"of the first alone whether it is relevant, so there are no scores for {library}; take sentence-transformers"
+        )
     tables = {name: table for name, table in make(view, rows).items() if table}
     with disk_errors(folder):
         folder.mkdir(parents=True)
@@ -64,6 +69,11 @@ def export_rows(view: RunView, folder: Path, library: str) -> dict[str, int]:
     counts = {name: len(table) for name, table in tables.items()}
     write_bytes(folder / CARD, _card(view, folder, library, counts).encode())
     return counts
+
+
+def _unknown(view: RunView) -> str:
+    """A query with a candidate of which nothing is known but its place; empty: there is none."""
+    return next((key for key, ranked in view.labels.items() if any(math.isnan(label.rc) for label in ranked)), "")
 
 
 def _triplets(view: RunView, rows: Sequence[Example]) -> dict[str, list[dict[str, Any]]]:

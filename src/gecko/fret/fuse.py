@@ -4,23 +4,24 @@ All of it happens after the teacher was paid, on stored scores, so another fusio
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
 import numpy as np
 
 from gecko.core.errors import RunError
-from gecko.core.records import Candidate, Score
+from gecko.core.records import Candidate, Grade, Judged, Place, Score
 
 Fusion = Literal["rrf", "rrf+retriever", "ql", "rc"]
 
 
 @dataclass(frozen=True)
 class Label:
-    """One candidate of a query with all that is known of it; ``ql`` is NaN where no teacher gave any.
+    """One candidate of a query with all that is known of it.
 
-    Of several teachers the scores and the ranks are means.
+    Of several teachers the scores and the ranks are means. ``ql`` is NaN where no teacher gave any, and ``rc``, the log-odds
+    of relevance, where none was asked whether this pair is relevant: an order says so of its first alone.
     """
 
     passage_id: str
@@ -42,10 +43,10 @@ def ranks(values: Sequence[float], ties: Sequence[tuple[int, str]]) -> np.ndarra
 
 def fuse(
     candidates: Sequence[Candidate],
-    scores: dict[str, Score],
+    scores: Mapping[str, Judged],
     fusion: Fusion = "rrf",
     constant: float = 0.0,
-    others: Sequence[dict[str, Score]] = (),
+    others: Sequence[Mapping[str, Judged]] = (),
 ) -> list[Label]:
     """The candidates of one query in fused order, best first.
 
@@ -55,7 +56,7 @@ def fuse(
         fusion: QL and RC by reciprocal rank, the same with the retriever's rank as a third, or one alone.
         constant: added to the ranks; 0 in the paper.
         others: the scores of further teachers; a candidate's rank is the mean of its ranks by each. One that gave no
-            likelihood counts for RC alone.
+            likelihood counts for RC alone. Where all judged by answers, their one rank stands for both.
 
     Raises:
         RunError: a likelihood is asked for, and no teacher gave any.
@@ -64,13 +65,16 @@ def fuse(
     tables = [scores, *others]
     ql_rows = [[_likelihood(table[c.passage_id]) for c in candidates] for table in tables]
     ql_rows = [row for row in ql_rows if not any(map(math.isnan, row))]
-    if fusion != "rc" and not ql_rows:
+    by_answers = not any(isinstance(table[c.passage_id], Score) for table in tables for c in candidates)
+    if not ql_rows and (fusion == "ql" or (fusion != "rc" and not by_answers)):
         raise RunError(f"these scores hold no query likelihood, and fusion {fusion!r} needs it; set select.fusion=rc")
-    rc_rows = [[table[c.passage_id].rc for c in candidates] for table in tables]
-    unknown = [[math.nan] * len(candidates)]
-    ql, rc = np.mean(ql_rows or unknown, axis=0), np.mean(rc_rows, axis=0)
-    ql_ranks = np.mean([ranks(row, ties) for row in ql_rows or [[0.0] * len(candidates)]], axis=0)
-    rc_ranks = np.mean([ranks(row, ties) for row in rc_rows], axis=0)
+    rc_rows = [[log_odds(table[c.passage_id]) for c in candidates] for table in tables]
+    orders = [ranks([_standing(table[c.passage_id]) for c in candidates], ties) for table in tables]
+    ql = np.mean(ql_rows or [[math.nan] * len(candidates)], axis=0)
+    rc = np.array([_mean_known(column) for column in zip(*rc_rows, strict=True)])
+    rc_ranks = np.mean(orders, axis=0)
+    ql_orders = [ranks(row, ties) for row in ql_rows or [[0.0] * len(candidates)]]
+    ql_ranks = rc_ranks if by_answers else np.mean(ql_orders, axis=0)
     match fusion:
         case "rrf":
             fused = 1 / (constant + ql_ranks) + 1 / (constant + rc_ranks)
@@ -106,6 +110,45 @@ def standardized(labels: Sequence[Label]) -> list[float]:
     return [float(score) for score in scores.mean(axis=0)]
 
 
-def _likelihood(score: Score) -> float:
+def _likelihood(score: Judged) -> float:
     """Mean log-probability of a query token."""
-    return score.ql_sum / score.ql_tokens if score.ql_tokens else math.nan
+    return score.ql_sum / score.ql_tokens if isinstance(score, Score) and score.ql_tokens else math.nan
+
+
+def log_odds(judged: Judged) -> float:
+    """Of relevance against its contrary; above 0 is relevant. NaN: the teacher was not asked for it.
+
+    An answer is taken for the middle of its part of the scale: grade ``g`` of 0 to 3 for ``(g + 1/2) / 4``, no and yes for
+    1/4 and 3/4. So grades of 2 and more are above 0, and none is infinite.
+    """
+    match judged:
+        case Score():
+            return judged.rc
+        case Grade():
+            return _odds_of(judged.grade, 4)
+        case Place():
+            return math.nan if judged.relevant is None else _odds_of(int(judged.relevant), 2)
+        case _:
+            assert_never(judged)
+
+
+def _odds_of(step: int, steps: int) -> float:
+    return math.log((step + 0.5) / (steps - step - 0.5))
+
+
+def _standing(judged: Judged) -> float:
+    """What candidates are ranked by, the highest first."""
+    match judged:
+        case Score():
+            return judged.rc
+        case Grade():
+            return float(judged.grade)
+        case Place():
+            return -float(judged.first + judged.second)
+        case _:
+            assert_never(judged)
+
+
+def _mean_known(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -13,7 +13,7 @@ list. Ranks stay those among all the candidates that the teacher judged, so the 
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from gecko.core.arguments import spec_of
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, RunError
 from gecko.core.files import digest, file_sha256, write_bytes
-from gecko.core.records import Candidate, Example, Passage, Query, Score
+from gecko.core.records import Candidate, Example, Grade, Judged, Passage, Place, Query, Score
 from gecko.corpus import ingest
 from gecko.fret.fuse import Label, fuse
 from gecko.fret.select import select
@@ -34,23 +34,34 @@ from gecko.fret.select import select
 FILE = "fret.parquet"
 STDLIB = "fret-stdlib"
 
-_CANDIDATE = pa.struct(
-    [
-        ("passage_id", pa.string()),
-        ("content", pa.string()),
-        ("cosine", pa.float32()),
-        ("ql_sum", pa.float32()),
-        ("ql_tokens", pa.int32()),
-        ("rc", pa.float32()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("query_id", "task", "query", "split", "seed_id")),
-        *((name, pa.string()) for name in ("llm", "teacher", "prompt_hash")),
-        ("candidates", pa.list_(_CANDIDATE)),
-    ]
-)
+_CANDIDATE: list[tuple[str, pa.DataType]] = [
+    ("passage_id", pa.string()),
+    ("content", pa.string()),
+    ("cosine", pa.float32()),
+    ("ql_sum", pa.float32()),
+    ("ql_tokens", pa.int32()),
+    ("rc", pa.float32()),
+]
+# Fields of a candidate that a release has where a teacher judged by answers; the three above are then empty.
+_ANSWERED: list[tuple[str, pa.DataType]] = [
+    ("grade", pa.int32()),
+    ("first", pa.int32()),
+    ("second", pa.int32()),
+    ("relevant", pa.bool_()),
+]
+
+
+def _schema(more: Sequence[tuple[str, pa.DataType]] = ()) -> pa.Schema:
+    return pa.schema(
+        [
+            *((name, pa.string()) for name in ("query_id", "task", "query", "split", "seed_id")),
+            *((name, pa.string()) for name in ("llm", "teacher", "prompt_hash")),
+            ("candidates", pa.list_(pa.struct([*_CANDIDATE, *more]))),
+        ]
+    )
+
+
+SCHEMA = _schema()
 COLUMNS = {
     "query_id": "made from the seed's id, the prompt's hash and the run's random seed, or from what somebody asked",
     "task": "the retrieval task as the teacher worded it, or as it was given for what people asked",
@@ -59,10 +70,12 @@ COLUMNS = {
     "seed_id": "the passage that the query was written for; empty for a query that somebody asked",
     "llm": "name of the teacher that wrote the query; empty for a query that somebody asked",
     "teacher": "hash of the weights of the teacher that judged the candidates",
-    "prompt_hash": "hash of the prompts of query likelihood and relevance",
+    "prompt_hash": "hash of the prompts that judged",
     "candidates": "the initial embedder's nearest passages, nearest first, with the seed among them if there is one: "
     "`passage_id`; `content`, hash of title and text; `cosine` of the embedder; `ql_sum`, log-probability of the query's "
-    "tokens given the passage, and their number `ql_tokens`; `rc`, log-odds of relevant against not",
+    "tokens given the passage, and their number `ql_tokens`; `rc`, log-odds of relevant against not; of a teacher that "
+    "judged by answers, in place of these three, its `grade` from 0 to 3, or the places `first` and `second` that it gave "
+    "the candidate among all of them, shown in order and the other way round, and of the best one whether it is `relevant`",
 }
 
 
@@ -189,29 +202,41 @@ def load_release(
 
 def _ranked(row: Mapping[str, Any], config: SelectConfig) -> list[Label]:
     """All candidates of a row in fused order."""
-    candidates, scores = [], {}
+    candidates: list[Candidate] = []
+    scores: dict[str, Judged] = {}
     for rank, entry in enumerate(row["candidates"], start=1):
         identifier = entry["passage_id"]
         candidates.append(Candidate(row["query_id"], identifier, rank, entry["cosine"]))
-        scores[identifier] = Score(
-            row["query_id"],
-            identifier,
-            row["teacher"],
-            row["prompt_hash"],
-            entry["ql_sum"],
-            entry["ql_tokens"],
-            entry["rc"],
-        )
+        scores[identifier] = _judged((row["query_id"], identifier, row["teacher"], row["prompt_hash"]), entry)
     return fuse(candidates, scores, config.fusion, config.rrf_constant)
+
+
+def _judged(of: tuple[str, str, str, str], entry: Mapping[str, Any]) -> Judged:
+    if entry.get("grade") is not None:
+        return Grade(*of, entry["grade"])
+    if entry.get("first") is not None:
+        return Place(*of, entry["first"], entry["second"], entry["relevant"])
+    return Score(*of, entry["ql_sum"], entry["ql_tokens"], entry["rc"])
+
+
+def judged_fields(judged: Judged) -> dict[str, Any]:
+    """What a candidate of a release says of its judgement; those of another form are left out."""
+    of_pair = ("query_id", "passage_id", "teacher", "prompt_hash")
+    return {name: value for name, value in asdict(judged).items() if name not in of_pair}
 
 
 def write_release(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows of :data:`SCHEMA` as one parquet file; equal rows give equal bytes.
 
+    Where a candidate was judged by answers, the candidates have the fields of that form, too.
+
     Raises:
         StorageError: the disk refuses it.
     """
     sink = pa.BufferOutputStream()
-    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    there = {name for row in rows for entry in row["candidates"] for name, value in entry.items() if value is not None}
+    more = {"grade"} & there | ({"first", "second", "relevant"} if "first" in there else set())
+    schema = _schema([entry for entry in _ANSWERED if entry[0] in more])
+    table = pa.Table.from_pylist(list(rows), schema=schema)
     pq.write_table(table, sink, compression="zstd", compression_level=19)
     write_bytes(path, sink.getvalue().to_pybytes())

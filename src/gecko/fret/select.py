@@ -14,7 +14,7 @@ import numpy as np
 from gecko.config.stages import SelectConfig
 from gecko.core.counts import Counts
 from gecko.core.files import digest
-from gecko.core.records import Candidate, Example, Passage, Query, Score, Text
+from gecko.core.records import Candidate, Example, Judged, Passage, Query, Text
 from gecko.fret.fuse import Label, fuse, standardized
 from gecko.fret.quality import OF_ITSELF, kind, leaked, speaks_of_itself
 
@@ -24,13 +24,13 @@ ROWS_ASKED = "rows that people asked"
 
 
 def group_labels(
-    queries: Sequence[Query], candidates: Sequence[Candidate], scores: Sequence[Score], config: SelectConfig
+    queries: Sequence[Query], candidates: Sequence[Candidate], scores: Sequence[Judged], config: SelectConfig
 ) -> dict[str, list[Label]]:
     """For each query that is scored in full, by every teacher that there is: its candidates in fused order."""
     by_query: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_query.setdefault(candidate.query_id, []).append(candidate)
-    scored: dict[str, dict[str, dict[str, Score]]] = {}  # by teacher, query and passage
+    scored: dict[str, dict[str, dict[str, Judged]]] = {}  # by teacher, query and passage
     for score in scores:
         scored.setdefault(score.teacher, {}).setdefault(score.query_id, {})[score.passage_id] = score
     tables = list(scored.values())
@@ -120,7 +120,7 @@ def _rows(
             continue
         row = make_row(query, ranked, passages, config, seed)
         rc = next(label.rc for label in ranked if label.passage_id == row.positive.id)
-        if config.min_rc is not None and rc <= config.min_rc:
+        if config.min_rc is not None and not rc > config.min_rc:  # where it is not known, too
             text = f"{rc:+.1f}: {query.text} ← {passages[row.positive.id].content}"
             counts.drop(f"positive not relevant (RC <= {config.min_rc:g})", text)
             continue

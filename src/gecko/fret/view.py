@@ -4,8 +4,9 @@ from dataclasses import replace
 from functools import cached_property
 
 from gecko.config.run import RunConfig
-from gecko.core.records import Candidate, Passage, Query, Score
+from gecko.core.records import Candidate, Judged, Passage, Query
 from gecko.fret.fuse import Label
+from gecko.fret.judging import form_of
 from gecko.fret.release import Released, load_release
 from gecko.fret.select import group_labels
 from gecko.fret.variables import varied
@@ -30,9 +31,20 @@ def relabel_folders(config: RunConfig) -> list[str]:
     return ["relabel", *(f"relabel-{number}" for number, _ in enumerate(config.relabel.teachers, start=2))]
 
 
-def all_scores(run: Run) -> list[Score]:
-    """The scores of every teacher of a run."""
-    return [score for stage in relabel_folders(run.config) for score in run.read(stage, Score)]
+def judgements(run: Run, folder: str, *, so_far: bool = False) -> list[Judged]:
+    """What is in a folder of judgements, whatever their form; with ``so_far`` also of one that has not come to its end.
+
+    Raises:
+        RunError: it is not finished, or has nothing yet, or a shard is damaged.
+    """
+    manifest = run.manifest(folder)
+    record = form_of(manifest.parts if manifest else {}).record
+    return (run.read_so_far if so_far else run.read)(folder, record)
+
+
+def all_scores(run: Run) -> list[Judged]:
+    """The judgements of every teacher of a run."""
+    return [score for folder in relabel_folders(run.config) for score in judgements(run, folder)]
 
 
 class RunView:
@@ -58,12 +70,14 @@ class RunView:
 
     @cached_property
     def prompts(self) -> dict[str, Prompt]:
-        """The prompts of the run, by role: ``generate``, ``likelihood``, ``relevance``."""
+        """The prompts of the run, by role: ``generate``, and those that judge."""
         config = self.config
         return {
             "generate": varied(self.run.prompt("generate"), config.generate.variables, config.corpus.languages),
             "likelihood": self.run.prompt("query_likelihood"),
             "relevance": self.run.prompt("relevance"),
+            "graded": self.run.prompt("graded"),
+            "listwise": self.run.prompt("listwise"),
         }
 
     @cached_property

@@ -6,13 +6,16 @@ all of them, so a backend may read it once; that is where nearly all of the cost
 
 import re
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from gecko.config.stages import RelabelConfig
+from gecko.core.errors import TeacherError
 from gecko.core.progress import Ui
+from gecko.llm.answers import Answer, Kind, Question
 from gecko.prompts import Prompt
 
 
@@ -80,7 +83,8 @@ class Usage:
     """What a backend has read and written since it was made, in tokens that it really processed.
 
     ``truncated`` and ``refused`` count passages that were cut, and texts and pairs that it would not answer; ``refusals``
-    say why, where the backend knows.
+    say why, where the backend knows. A server counts ``requests``, and by kind the ``errors`` that they came to, each
+    attempt for itself.
     """
 
     read: int = 0
@@ -88,6 +92,8 @@ class Usage:
     truncated: int = 0
     refused: int = 0
     refusals: list[Refusal] = field(default_factory=list)
+    requests: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
 
     @property
     def tokens(self) -> int:
@@ -105,6 +111,7 @@ class LanguageModel(Protocol):
         identity: hash of its weights or address: a part of the fingerprint of what it makes.
         usage: tokens so far.
         can_score: whether it can return the log-probabilities of a given text.
+        can_answer: whether it can be asked questions whose answer is a text (:meth:`answer`).
         needs_many: whether it is at its speed with many texts at a time alone, as a GPU is.
         pack_tokens: tokens that it reads in one pass; 0: it is not for the caller to know.
     """
@@ -113,6 +120,7 @@ class LanguageModel(Protocol):
     identity: str
     usage: Usage
     can_score: bool = True
+    can_answer: bool = False
     needs_many: bool = False
     pack_tokens: int = 0
 
@@ -147,6 +155,24 @@ class LanguageModel(Protocol):
             [Judgement(total, count, values) for (total, count), values in zip(row, answers, strict=True)]
             for row, answers in zip(scores, labels, strict=True)
         ]
+
+    def answer(self, prompt: Prompt, questions: Sequence[Question]) -> list[Answer]:
+        """The answers to questions of one kind, of as many numbers each as the question's ``size``.
+
+        None stands in the place of a number that could not be had, and is counted in ``usage.refused``.
+
+        Raises:
+            TeacherError: it cannot be asked, or none of its answers can be read.
+        """
+        raise TeacherError(f"{self.name} gives no answers in words to judge by; judge with relabel.judge=logprobs")
+
+    def no_labels(self, prompt: Prompt) -> str:
+        """Why the labels of a prompt cannot be read from the log-probabilities; empty: they can."""
+        return ""
+
+    def no_answers(self, prompt: Prompt, kind: Kind) -> str:
+        """Why questions of a kind are not answered in a way that can be read; empty: they are."""
+        return "" if self.can_answer else f"{self.name} gives no answers in words"
 
     @abstractmethod
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from gecko.config.stages import RelabelConfig
 from gecko.core.files import digest
 from gecko.core.progress import Ui
+from gecko.llm.answers import GRADES, Answer, Question
 from gecko.llm.base import Group, LanguageModel, Sampling, Usage
 from gecko.prompts import Prompt
 
@@ -25,12 +26,15 @@ class FakeLM(LanguageModel):
     - ``score``: every query word costs log 2 nats if the passage has it, log 16 if not; a word is one token.
     - ``label_logprobs``: P(Yes) is the share of the query's words that the passage has, kept within [0.02, 0.98]; a grade
       between the lowest and the highest is as likely as their weighted geometric mean, all divided by their sum.
+    - ``answer``: a grade is that share in steps of a third; an order is by share, and of equal ones as they stand; the first
+      label is for a share of a half or more.
     - ``generate``: a query of a few of the passage's words, in the form that the generation prompt asks for; which words
       depends on the variables, too.
     """
 
     name = "fake"
     identity = "fake-1"
+    can_answer = True
 
     def __init__(self) -> None:
         self.usage = Usage()
@@ -69,16 +73,36 @@ class FakeLM(LanguageModel):
             known = set(words(group.passage))
             row: list[tuple[float, ...]] = []
             for query in group.queries:
-                asked = words(query)
-                share = sum(word in known for word in asked) / max(1, len(asked))
-                yes = min(0.98, max(0.02, share))
+                yes = min(0.98, max(0.02, _share(known, query)))
                 row.append(_grades(prompt.values or (1.0, 0.0), yes))
             results.append(row)
         return results
 
+    def answer(self, prompt: Prompt, questions: Sequence[Question]) -> list[Answer]:
+        """See :class:`gecko.llm.base.LanguageModel`."""
+        answers: list[Answer] = []
+        for question in questions:
+            shares = [_share(set(words(passage)), query) for passage in question.passages for query in question.queries]
+            self.usage.read += sum(len(words(text)) for text in (*question.passages, *question.queries))
+            self.usage.written += question.size
+            match question.kind:
+                case "grades":
+                    answers.append(tuple(int(share * GRADES[-1]) for share in shares))
+                case "order":
+                    answers.append(tuple(i for i, _ in sorted(enumerate(shares), key=lambda entry: -entry[1])))
+                case "label":
+                    answers.append((int(shares[0] < 0.5),))
+        return answers
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """See :class:`gecko.llm.base.LanguageModel`."""
         return [len(words(text)) for text in texts]
+
+
+def _share(known: set[str], query: str) -> float:
+    """How many of a query's words are known."""
+    asked = words(query)
+    return sum(word in known for word in asked) / max(1, len(asked))
 
 
 def identity(spec: str) -> str:

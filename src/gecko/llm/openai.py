@@ -9,13 +9,13 @@ What is notable here:
   the least likely one shown, which is as much as it can have.
 - Text goes out as text, so the server's tokenizer would parse ``<|im_end|>`` out of a passage. Such strings are broken up
   (:func:`defused`). Borders of a query are found again in the tokens that come back.
+- A server without any log-probabilities judges by what it answers (:mod:`gecko.llm.openai_answers`).
 - What a server will not answer, as a content filter does, is given up and counted, and the pair has no score; a server that
   refuses more than it answers is no teacher (:mod:`gecko.llm.openai_http`).
 - The key comes from the environment and goes into the header alone.
 """
 
 import math
-import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -26,7 +26,8 @@ from gecko.core.files import digest
 from gecko.core.progress import Ui
 from gecko.llm.base import Group, Judgement, LanguageModel, Sampling, cut_at_stop
 from gecko.llm.openai_address import Address, key_for, parse_address
-from gecko.llm.openai_http import KNOWN, Requests
+from gecko.llm.openai_answers import CHARS_PER_TOKEN, KNOWN_QUERIES, Answering, defused, spoken
+from gecko.llm.openai_http import KNOWN
 from gecko.llm.openai_refusals import LEAST_ANSWERS
 from gecko.llm.openai_replies import (
     SHOWN,
@@ -49,37 +50,20 @@ from gecko.weights.cache import cache_folder
 
 T = TypeVar("T")
 
-CHARS_PER_TOKEN = 4  # the tokenizer is the server's: passages are cut, and tokens estimated, by characters
 TOP = (20, 5)  # first tokens shown, as many as the server allows
 MOST_STOPS = 4  # that the API takes; texts are cut at all of them here
 SAME = 0.05  # nats a token by which two readings of one text may differ
 
-# What chat templates and tokenizers use as control tokens: <|...|> of most, <｜...｜> of DeepSeek, and those in plain
-# brackets that Llama 2, Mistral, Gemma and reasoning models have.
-_CONTROL = re.compile(
-    r"<(?=[|｜][^<>\n]{1,60}>|[^<>\s][^<>\n]{0,59}[|｜]>|<?/?SYS>>"
-    r"|/?(?:s|bos|eos|pad|unk|mask|cls|sep|think|tool_call|tool_response|start_of_turn|end_of_turn|unused\d+)>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG|THINK|PREFIX|SUFFIX|MIDDLE)\])",
-    re.IGNORECASE,
-)
 
-
-def defused(text: str) -> str:
-    """``text`` in which no string is a control token: a space is put after its first bracket."""
-    return _CONTROL.sub(lambda found: found[0] + " ", text)
-
-
-class OpenAILM(Requests, LanguageModel):
+class OpenAILM(Answering, LanguageModel):
     """A model behind an OpenAI-compatible server. Call :meth:`probe` before anything else.
 
     Args:
-        passage_tokens: longer passages are cut to about so many tokens, and counted in ``usage.truncated``.
-        rest: see :class:`gecko.llm.openai_http.Requests`.
+        rest: see :class:`gecko.llm.openai_answers.Answering`.
     """
 
-    def __init__(self, address: Address, *, passage_tokens: int = 256, **rest: Any) -> None:
+    def __init__(self, address: Address, **rest: Any) -> None:
         super().__init__(address, **rest)
-        self.passage_tokens = passage_tokens
         self.can_score = False
         self.reason = "it was not probed"  # why it cannot score
         self._answers = self._seen = 0
@@ -96,15 +80,16 @@ class OpenAILM(Requests, LanguageModel):
         common = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_new_tokens,
-            **({"stop": list(prompt.stop[:MOST_STOPS])} if prompt.stop else {}),
+            "max_tokens": sampling.max_new_tokens + self.thinking_tokens,
+            # A stop string ends the thinking of a model that thinks, too.
+            **({"stop": list(prompt.stop[:MOST_STOPS])} if prompt.stop and not self.thinking_tokens else {}),
         }
 
         def write(item: tuple[str, str, int], stop: threading.Event) -> str:
             passage, asked, seed = item
             path, body = self._body(prompt, passage, defused(asked))
             text = self._ask(path, body | common | {"seed": seed}, written, stop)
-            return cut_at_stop(text, prompt.stop)[0]
+            return cut_at_stop(spoken(text), prompt.stop)[0]
 
         chosen = variables or [""] * len(passages)
         items = list(zip(self._cut(passages), chosen, sampling.seeds, strict=True))
@@ -183,13 +168,37 @@ class OpenAILM(Requests, LanguageModel):
                 refusals.append(f"echo with max_tokens={most}: {refusal}")
             self._echo = None
         self.can_score = self._chat_scores or self._echo is not None
-        if not self.can_score and not any(self._top.values()):
+        self.can_answer = bool(self._top["chat"]) or self._talks(refusals)
+        if not self.can_score and not self.can_answer and not any(self._top.values()):
             raise TeacherError(
-                f"{self._where} neither scores a given text nor shows the likeliest tokens of an answer; a teacher "
-                f"needs one of them ({self._clean('; '.join(refusals[-3:]))})"
+                f"{self._where} neither scores a given text nor shows the likeliest tokens of an answer nor answers in "
+                f"/chat/completions; a teacher needs one of them ({self._clean('; '.join(refusals[-3:]))})"
             )
         if not self.can_score and not self.reason.startswith("its log-probabilities"):
             self.reason = self._clean("; ".join(refusals[-3:]))
+
+    def _talks(self, refusals: list[str]) -> bool:
+        """Whether it answers in words, of which a model that thinks may have none yet."""
+        try:
+            self._once("/chat/completions", self._first_token("chat", KNOWN), written)
+        except (RefusedError, DamagedError) as refusal:
+            refusals.append(f"chat: {refusal}")
+            return False
+        return True
+
+    def no_labels(self, prompt: Prompt) -> str:
+        """See :class:`gecko.llm.base.LanguageModel`. Known pairs are asked."""
+        if not self._top[prompt.form]:
+            return f"it shows no likeliest tokens of an answer to a {prompt.form} prompt"
+        shown: dict[str, float] = {}
+        for query in KNOWN_QUERIES:
+            path, body = self._body(prompt, KNOWN, query)
+            top = wanted(prompt.form, self._top[prompt.form])
+            shown = self._once(path, body | top | {"max_tokens": 1, "temperature": 0}, SHOWN[prompt.form])
+            if any(label_logprob(label, prompt.labels, shown) is not None for label in prompt.labels):
+                return ""
+        first = ", ".join(repr(token) for token in sorted(shown, key=shown.__getitem__, reverse=True)[:3])
+        return f"its answers begin with {first}, and none of it begins a label ({', '.join(prompt.labels)})"
 
     def _reliable(self, given: Callable[[str], Given]) -> bool:
         """Whether a known text comes back whole, and its log-probabilities do not hang on what was asked before."""
@@ -308,17 +317,6 @@ class OpenAILM(Requests, LanguageModel):
 
     # --- requests
 
-    def _cut(self, passages: Sequence[str]) -> list[str]:
-        limit = CHARS_PER_TOKEN * self.passage_tokens
-        self.usage.truncated += sum(len(passage) > limit for passage in passages)
-        return [defused(passage[:limit]) for passage in passages]
-
-    def _body(self, prompt: Prompt, passage: str, second: str) -> tuple[str, dict[str, Any]]:
-        text, messages = fill(prompt, passage, second)
-        if prompt.form == "completion":
-            return "/completions", {"prompt": text}
-        return "/chat/completions", {"messages": [{"role": role, "content": content} for role, content in messages]}
-
     @staticmethod
     def _first_token(form: Form, text: str) -> dict[str, Any]:
         asked = {"prompt": text} if form == "completion" else {"messages": [{"role": "user", "content": text}]}
@@ -372,6 +370,7 @@ def load(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageMod
         identity=identity,
         key=key_for(address),
         passage_tokens=config.passage_tokens,
+        thinking_tokens=config.thinking_tokens,
         requests=config.requests,
         kept=kept,
         say=ui.say,

@@ -13,6 +13,7 @@ What is notable here:
 
 import queue
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +22,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urljoin, urlsplit
 
 import httpx2
 
 from gecko.core.errors import TeacherError
 from gecko.llm.base import Usage
 from gecko.llm.openai_address import Address
-from gecko.llm.openai_kept import KeptReplies
+from gecko.llm.openai_kept import CALLS, KeptReplies
 from gecko.llm.openai_refusals import Refusals
 from gecko.llm.openai_replies import (
     DamagedError,
@@ -40,6 +40,7 @@ from gecko.llm.openai_replies import (
     status_of,
     words,
 )
+from gecko.llm.openai_sentences import FailedError, Sentences
 
 T = TypeVar("T")
 R = TypeVar("R", bound=tuple[Any, ...])
@@ -56,7 +57,8 @@ KNOWN = (
     "The quick brown fox jumps over the lazy dog, and the dog goes on sleeping in the sun. By noon the shade has reached "
     "the old gate; a cart comes down the road, stops at the well, and two women draw water without a word."
 )
-KEPT = "what was finished before is kept, run the same command again"
+# Of models that think: OpenAI's refuse the first name and a choice of temperature.
+_OTHER_NAMES = {"max_tokens": "max_completion_tokens", "temperature": "", "top_p": ""}
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,7 @@ class _StoppedError(Exception):
     """Another request has ended the call."""
 
 
-class _FailedError(Exception):
-    """No answer: what was said last, its sort, its status if it has one, and whether it may be asked again."""
-
-    def __init__(self, kind: str, said: str, status: int = 0, *, again: bool = True) -> None:
-        super().__init__(said)
-        self.kind, self.status, self.again = kind, status, again
-        self.attempts = 1
-
-
-class Requests:
+class Requests(Sentences):
     """Makes the requests of a backend, several at a time.
 
     Args:
@@ -137,6 +130,9 @@ class Requests:
         self._lock, self._asking_known = threading.Lock(), threading.Lock()
         self._refusals = Refusals(self.usage, self._where, self._say)
         self._worked = False  # whether the server has answered anything, so that the key is a good one
+        self._renamed: dict[
+            str, str
+        ] = {}  # settings of a request that the server has under another name, or not at all
         self._not_before = 0.0
         self._replies = KeptReplies(kept)
         self._client = self._connected()
@@ -158,13 +154,16 @@ class Requests:
 
     # --- many
 
-    def _all(self, ask: Callable[[R, threading.Event], T], items: Sequence[R], places: Sequence[int]) -> list[T | None]:
+    def _all(
+        self, ask: Callable[[R, threading.Event], T], items: Sequence[R], places: Sequence[int], calls: int = CALLS
+    ) -> list[T | None]:
         """``ask`` for each item, several at a time; the results stand where their items do. None: it was refused.
 
         Args:
             ask: makes the requests of one item; it gives up when the event is set.
             items: of each its passage and the query, or how a text is written.
             places: which of the caller's passages each item belongs to.
+            calls: of this method, that one shard of the caller takes at most.
         """
         stop, left = threading.Event(), iter(range(len(items)))
         done: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
@@ -182,7 +181,7 @@ class Requests:
                         stop.set()  # nothing more is asked
                     done.put((number, None, error))
 
-        self._replies.begin()
+        self._replies.begin(calls)
         found: list[T | None] = [None] * len(items)
         workers = [threading.Thread(target=work, daemon=True) for _ in range(min(self._requests, len(items)))]
         try:
@@ -218,6 +217,8 @@ class Requests:
         try:
             found = ask(item, stop)
         except RefusedError as refusal:
+            if refusal.in_parts:
+                return None
             self._refusals.refused(refusal.kind, self._clean(str(refusal)), item, place)
             return None
         self._refusals.answered()
@@ -229,7 +230,7 @@ class Requests:
         """Ask for what may not be there: a damaged reply is an answer, too."""
         try:
             return self._try(path, body, read, threading.Event(), min(PROBES, self._patience.attempts), probing=True)
-        except _FailedError as failed:
+        except FailedError as failed:
             if failed.status in (401, 403) and not self._worked:
                 raise TeacherError(self._bad_key(failed)) from failed
             if failed.again and failed.status < 500:
@@ -253,17 +254,17 @@ class Requests:
                 pass  # kept by another version, which read it otherwise: it is asked for again
         try:
             return self._try(path, body, read, stop, self._patience.attempts, key)
-        except _FailedError as failed:
+        except FailedError as failed:
             self._blame(path, body, read, stop, failed)
         try:
             return self._try(path, body, read, stop, min(PROBES, self._patience.attempts), key)
-        except _FailedError as failed:
+        except FailedError as failed:
             if failed.status == 429:
                 raise TeacherError(self._ended(path, failed)) from failed
             raise RefusedError(failed.kind, str(failed)) from failed
 
     def _blame(
-        self, path: str, body: dict[str, Any], read: Read[Any], stop: threading.Event, failed: _FailedError
+        self, path: str, body: dict[str, Any], read: Read[Any], stop: threading.Event, failed: FailedError
     ) -> None:
         """Find out whether the text or the server is at fault; returns where it is the text, which is then tried again.
 
@@ -282,9 +283,9 @@ class Requests:
                 raise _StoppedError
             try:
                 self._try(path, _known(body), read, stop, self._patience.attempts)
-            except (_FailedError, RefusedError) as of_known:
+            except (FailedError, RefusedError) as of_known:
                 stop.set()
-                if isinstance(of_known, _FailedError) and of_known.status == 401:
+                if isinstance(of_known, FailedError) and of_known.status == 401:
                     raise TeacherError(self._bad_key(of_known)) from failed
                 raise TeacherError(self._ended(path, failed, str(of_known))) from failed
             except TeacherError:
@@ -313,7 +314,10 @@ class Requests:
                     with self._lock:
                         self._replies.hold(key, response.content)
                 return found
-            except _FailedError as failed:
+            except FailedError as failed:
+                if not probing:
+                    with self._lock:
+                        self.usage.errors[failed.kind] += 1
                 failed.attempts = attempt
                 if not failed.again or attempt == attempts:
                     raise
@@ -322,16 +326,19 @@ class Requests:
         raise AssertionError("at least one attempt is made")
 
     def _post(self, path: str, body: dict[str, Any]) -> httpx2.Response:
+        with self._lock:
+            self.usage.requests += 1
+        body = {self._renamed.get(key, key): value for key, value in body.items() if self._renamed.get(key, key)}
         try:
             return self._client.post(self._address.url + path, json=body | {"model": self._address.model})
         except httpx2.RequestError as error:
-            raise _FailedError("no reply", f"{type(error).__name__} {error}".strip()) from error
+            raise FailedError("no reply", f"{type(error).__name__} {error}".strip()) from error
 
     def _read(self, path: str, response: httpx2.Response, read: Read[T], *, probing: bool) -> T:
         """What a response holds.
 
         Raises:
-            _FailedError: no answer.
+            FailedError: no answer.
             DamagedError: none that can be right, when ``probing``.
             RefusedError: it is held back.
             TeacherError: the server will answer nothing more.
@@ -350,7 +357,7 @@ class Requests:
             except (DamagedError, ValueError, LookupError, TypeError, AttributeError) as error:
                 if probing:
                     raise DamagedError(f"not in the reply: {error}") from error
-                raise _FailedError("damaged reply", f"damaged reply ({error})") from error
+                raise FailedError("damaged reply", f"damaged reply ({error})") from error
             reply, status, said = wrong, status_of(wrong), "200 with an error, "
         else:
             status = status_of(reply, status)
@@ -362,10 +369,21 @@ class Requests:
                 f"{self._address.url} wants to be paid ({said}); add credit there. What was finished before is kept, run "
                 "the same command again"
             )
+        if status == 400 and self._other_name(said):
+            raise FailedError(str(status), said, status)
         if status in RETRIED or status >= 500:
             self._pause_all(response)
-            raise _FailedError(str(status), said, status)
-        raise _FailedError(str(status), said, status, again=False)
+            raise FailedError(str(status), said, status)
+        raise FailedError(str(status), said, status, again=False)
+
+    def _other_name(self, said: str) -> bool:
+        """Whether a refusal says that a setting has another name, or must be left out, which is done from now on."""
+        for key, other in _OTHER_NAMES.items():
+            is_named = other in said if other else bool(re.search(rf"unsupported.*\b{key}\b", said, re.IGNORECASE))
+            if key not in self._renamed and is_named:
+                self._renamed[key] = other
+                return True
+        return False
 
     def _taken(self, reply: dict[str, Any], read: Read[T]) -> T:
         if held_back(reply):
@@ -412,37 +430,6 @@ class Requests:
             self._not_before = max(self._not_before, end)
         if new and seconds >= TOLD_WAIT:
             self._say(f"{asks} ({said}); all requests wait for it")
-
-    # --- sentences
-
-    def _ended(self, path: str, failed: _FailedError, of_known: str = "") -> str:
-        said = str(failed)
-        if failed.attempts > 1 or failed.again:
-            said = f"no usable answer after {failed.attempts} attempts, the last: {said}"
-        if of_known:
-            said += "; a known text is not answered either" + (f" ({of_known})" if of_known != str(failed) else "")
-        return f"{self._address.url}{path}: {self._clean(said)}; {KEPT}"
-
-    def _bad_key(self, failed: _FailedError) -> str:
-        verb = "no longer takes" if self._worked else "refuses"
-        kept = f"; {KEPT}" if self._worked else ""
-        return (
-            f"{self._address.url} {verb} the key ({failed}); put a valid one in the environment variable "
-            f"GECKO_API_KEY{kept}"
-        )
-
-    def _moved(self, path: str, response: httpx2.Response) -> str:
-        asked = self._address.url + path
-        target = urlsplit(urljoin(asked, response.headers.get("Location", "")))
-        place = target._replace(query="", fragment="", netloc=target.netloc.rpartition("@")[2]).geturl()
-        mend = "give the address to which it answers itself"
-        if place != asked and place.rstrip("/").endswith(path):
-            mend = f"give that address: --llm openai:{place.rstrip('/').removesuffix(path)}#{self._address.model}"
-        return f"{asked} is redirected to {place} ({response.status_code}); {mend}"
-
-    def _clean(self, text: str) -> str:
-        """What a server or a library said, without the key, should it repeat it."""
-        return text.replace(self._key, "***") if self._key else text
 
 
 def _known(body: dict[str, Any]) -> dict[str, Any]:

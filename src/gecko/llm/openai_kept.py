@@ -18,6 +18,7 @@ from gecko.core.errors import StorageError
 from gecko.core.files import digest, write_bytes
 
 CALLS = 2  # of a backend, that one shard takes at most: one for each of its two scores
+ROUNDS = 24  # the same where answers in words are asked for: windows of an order, and halves of what is not answered
 DAYS = 30  # after which a reply is no longer believed
 
 Entry = tuple[float, str]  # when the reply arrived, and what it is
@@ -34,7 +35,7 @@ class KeptReplies:
         self._path = path
         self._left = self._load()
         self._used: set[str] = set()
-        self._calls: deque[dict[str, Entry]] = deque([{}], maxlen=CALLS)
+        self._calls: deque[dict[str, Entry]] = deque([{}], maxlen=ROUNDS)
         self.on = path is not None
 
     @staticmethod
@@ -42,9 +43,11 @@ class KeptReplies:
         """Hash of a request."""
         return digest(path, json.dumps(body, sort_keys=True))
 
-    def begin(self) -> None:
-        """A call begins: the shard of the call before the last one is written."""
+    def begin(self, calls: int = CALLS) -> None:
+        """A call begins, of a shard that takes at most so many: what the calls before those brought is written."""
         self._calls.append({})
+        while len(self._calls) > calls:
+            self._calls.popleft()
 
     def find(self, key: str) -> dict[str, Any] | None:
         """The reply to a request, if an earlier run left it."""

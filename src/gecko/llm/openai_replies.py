@@ -27,7 +27,12 @@ class DamagedError(Exception):
 
 
 class RefusedError(Exception):
-    """The server will not answer one text; ``kind`` is a word or a number for all refusals of this sort."""
+    """The server will not answer one text; ``kind`` is a word or a number for all refusals of this sort.
+
+    With ``in_parts`` the text is asked for again in parts, which are counted in its place.
+    """
+
+    in_parts = False
 
     def __init__(self, kind: str, said: str) -> None:
         super().__init__(said)

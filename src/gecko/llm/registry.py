@@ -4,14 +4,17 @@ A backend is a module with ``identity`` and ``load`` (:class:`gecko.llm.base.Bac
 SPECs is named.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import cast
+from typing import Literal, cast
 
 from gecko.config.stages import RelabelConfig
 from gecko.core.errors import ConfigError, TeacherError
 from gecko.core.progress import Ui
+from gecko.llm.answers import Kind
 from gecko.llm.base import Backend, LanguageModel
+from gecko.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,15 @@ class Row:
         form: how it is written, with a colon where a name follows.
         module: where its backend is.
         reads_once: whether the text that calls share is read once; else each call is paid for in full.
+        answers: whether it can be asked questions that are answered in words.
+        asked: whether what it can do is found out by asking it, as of a server.
     """
 
     form: str
     module: str
     reads_once: bool = True
+    answers: bool = False
+    asked: bool = False
 
 
 # By what a SPEC begins with, up to its colon.
@@ -36,8 +43,8 @@ BACKENDS = {
     "smollm2": Row("smollm2", "gecko.llm.local"),
     "hf": Row("hf:NAME", "gecko.llm.local"),
     "gguf": Row("gguf:PATH", "gecko.llm.local"),
-    "openai": Row("openai:URL#MODEL", "gecko.llm.openai", reads_once=False),
-    "fake": Row("fake", "gecko.llm.fake"),
+    "openai": Row("openai:URL#MODEL", "gecko.llm.openai", reads_once=False, answers=True, asked=True),
+    "fake": Row("fake", "gecko.llm.fake", answers=True),
 }
 RETIRED = {"vllm": Row("vllm:NAME", "gecko.llm.vllm", reads_once=False)}  # runs that were made with it are still read
 
@@ -56,10 +63,23 @@ def row(spec: str) -> Row:
     return found
 
 
+def _known(spec: str) -> Row:
+    return (BACKENDS | RETIRED).get(spec.partition(":")[0], Row("", ""))
+
+
 def reads_once(spec: str) -> bool:
     """See :class:`Row`; what has no row is taken to."""
-    found = (BACKENDS | RETIRED).get(spec.partition(":")[0])
-    return found is None or found.reads_once
+    return _known(spec).reads_once
+
+
+def answers(spec: str) -> bool:
+    """See :class:`Row`; what has no row is taken not to."""
+    return _known(spec).answers
+
+
+def must_be_asked(spec: str) -> bool:
+    """See ``asked`` of :class:`Row`."""
+    return _known(spec).asked
 
 
 def _backend(spec: str) -> Backend:
@@ -100,4 +120,56 @@ def check_scores(teacher: LanguageModel) -> None:
         raise TeacherError(
             f"{teacher.name} cannot return the log-probabilities of a given text, and judging needs them; "
             "take another teacher with --llm, or judge by relevance alone with --set select.fusion=rc"
+            + (", or by grades in its answers with --set relabel.judge=graded" if teacher.can_answer else "")
         )
+
+
+def check_labels(teacher: LanguageModel, relevance: Prompt) -> None:
+    """Refuse a teacher whose log-probabilities do not tell the labels of the prompt, before anything is paid for.
+
+    Raises:
+        TeacherError: they do not.
+    """
+    if wrong := teacher.no_labels(relevance):
+        raise TeacherError(
+            f"{teacher.name} cannot judge by log-probabilities: {wrong}. Have it judge by its answers with --set "
+            "relabel.judge=graded, or give it a prompt whose labels it begins with (prompts.relevance)"
+        )
+
+
+def check_answers(teacher: LanguageModel, prompts: Sequence[Prompt], form: str) -> None:
+    """Refuse a teacher whose answers to the prompts of a form, ``graded`` or ``listwise``, cannot be read.
+
+    Raises:
+        TeacherError: they cannot.
+    """
+    kinds: tuple[Kind, ...] = ("grades",) if form == "graded" else ("order", "label")
+    for prompt, kind in zip(prompts, kinds, strict=True):
+        if wrong := teacher.no_answers(prompt, kind):
+            raise TeacherError(
+                f"{teacher.name} cannot judge by its answers (relabel.judge={form}): a known question of prompt "
+                f"{prompt.name!r} got no answer that can be read ({wrong})"
+            )
+
+
+def judging_form(
+    teacher: LanguageModel, relevance: Prompt, graded: Prompt
+) -> tuple[Literal["logprobs", "graded"], str]:
+    """How a teacher can judge, and a sentence that says so: by log-probabilities if it has them, else by grades.
+
+    Raises:
+        TeacherError: in neither way.
+    """
+    no_labels = teacher.no_labels(relevance)
+    if not no_labels:
+        return "logprobs", f"{teacher.name} judges by the log-probabilities of its answers"
+    no_answers = teacher.no_answers(graded, "grades")
+    if no_answers:
+        raise TeacherError(
+            f"{teacher.name} cannot judge: not by log-probabilities, because {no_labels}, and not by grades, because a known "
+            f"question got no answer that can be read ({no_answers}); take another model or server with --llm"
+        )
+    return "graded", (
+        f"{teacher.name} judges by grades in its answers, not by log-probabilities ({no_labels}); relabel.judge=listwise has "
+        "it put candidates in order instead"
+    )

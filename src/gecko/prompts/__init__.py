@@ -18,7 +18,16 @@ from typing import Any, Literal
 from gecko.core.errors import ConfigError
 from gecko.core.files import digest
 
-NAMES = ("generate", "generate_completion", "generate_kinds", "generate_varied", "query_likelihood", "relevance")
+NAMES = (
+    "generate",
+    "generate_completion",
+    "generate_kinds",
+    "generate_varied",
+    "graded",
+    "listwise",
+    "query_likelihood",
+    "relevance",
+)
 QUERY, VARIABLES, VALUE = "{query}", "{variables}", "{value}"
 KINDS, KIND_SLOT = "kinds", "{kind}"
 KIND = "kind"  # the variable by which a prompt of several kinds is drawn

@@ -12,6 +12,7 @@ from typing import Any
 from gecko.config.run import RunConfig
 from gecko.core.files import read_json
 from gecko.corpus.sources import SQL_SCHEMES
+from gecko.fret.judging import form_of
 from gecko.fret.release import COLUMNS
 from gecko.fret.view import RunView
 from gecko.report.table import asked_rows, closing_rows, origins
@@ -116,6 +117,7 @@ def model_card(view: RunView, form: str, result: Mapping[str, Any] | None) -> st
         steps=trained["steps"],
         sets=[(entry.name, entry.kind) for entry in config.mixture.sets],
         teacher=public_name(config.llm),
+        judged=form_of(judging.parts if (judging := view.run.manifest("relabel")) else {}).name,
         corpus=[public_name(source) for source in config.corpus.sources],
         passages=len(view.passages),
         own=own - asked,
@@ -164,6 +166,7 @@ def dataset_card(rows: Sequence[Mapping[str, Any]], config: RunConfig, prompts: 
         asked=asked,
         writers=sorted({row["llm"] for row in rows if row["llm"]}) or [public_name(config.llm)],
         teachers=sorted({row["teacher"] for row in rows}),
+        judged=_judged(pairs),
         prompt_hashes=sorted({row["prompt_hash"] for row in rows}),
         prompts=prompts,
         columns=COLUMNS,
@@ -172,6 +175,12 @@ def dataset_card(rows: Sequence[Mapping[str, Any]], config: RunConfig, prompts: 
         start=public_name(config.backbone),
         licenses=allowed,
     )
+
+
+def _judged(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The forms in which pairs of a release were judged."""
+    marks = {"logprobs": "rc", "graded": "grade", "listwise": "first"}
+    return [form for form, name in marks.items() if any(entry.get(name) is not None for entry in pairs)]
 
 
 def _example(row: Mapping[str, Any]) -> str:

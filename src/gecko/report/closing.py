@@ -5,8 +5,10 @@ Values are on 0–1 in the summary and on 0–100 in the lines.
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from gecko.report.spending import Spent, money, spent_of, spent_words
 from gecko.report.table import AGREEMENT, ResultRow, agreement_rows, asked_rows, origins, points, result_rows
 from gecko.report.text import duration, shown
 from gecko.run.folder import Run
@@ -31,10 +33,20 @@ def run_summary(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     selected = run.finished("select")
     own, released = origins(selected)
     seconds = sum(manifest.seconds for manifest in made if manifest)
-    return summary(result, own, seconds, released, asked_rows(selected)) | {
-        "model": "model",
-        "report": "report.html",
-    }
+    spent = spent_of(made)
+    paid = (
+        {"spent": asdict(spent) | {"money": money(run.config.price, spent.read, spent.written)}}
+        if spent.requests
+        else {}
+    )
+    return (
+        summary(result, own, seconds, released, asked_rows(selected))
+        | paid
+        | {
+            "model": "model",
+            "report": "report.html",
+        }
+    )
 
 
 def summary(
@@ -105,9 +117,16 @@ def closing_lines(found: Mapping[str, Any]) -> list[Line]:
     if not better["sets"]:
         lines.append(Line("Better search", UNMEASURED, "no test set was given"))
     lines.append(Line("Rows", "", _rows(found["rows"])))
+    if "spent" in found:
+        lines.append(Line("Teacher", "", _spent(found["spent"])))
     if found["next"]:
         lines.append(Line("Next", "", found["next"]))
     return lines
+
+
+def _spent(found: Mapping[str, Any]) -> str:
+    spent = Spent(found["read"], found["written"], found["requests"], found["errors"])
+    return spent_words(spent, found["money"])
 
 
 def _learned(one: Mapping[str, Any]) -> str:

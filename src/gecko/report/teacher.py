@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gecko.evaluation.evaluate import HEADLINE
-from gecko.evaluation.teacher.answers import prompt_names
+from gecko.evaluation.teacher.answers import IN_WORDS, prompt_names
 from gecko.report.text import duration, markdown_table
 
 
@@ -39,11 +39,7 @@ def value_verdict(result: Mapping[str, Any]) -> str:
     best, estimate = result["best"], result["estimate"]
     where = f"{best['queries']} queries" + (f" of {best['sets']} sets" if best["sets"] > 1 else "")
     lines = [f"{result['teacher']}: {_delta(best)} nDCG@10 over the start model on {where}; {best['verdict']}"]
-    likelihood, relevance = prompt_names(best["form"])
-    lines.append(
-        f"best form: {best['form']}, fusion {best['fusion']} (--set prompts.query_likelihood={likelihood} "
-        f"--set prompts.relevance={relevance} --set select.fusion={best['fusion']})"
-    )
+    lines.append(f"best form: {best['form']}, fusion {best['fusion']} ({_settings(best)})")
     if over := result["forms"][best["form"]].get("over_first"):
         lines.append(f"against the first form, {next(iter(result['forms']))}: {_points(*over)}")
     if over := result["forms"][best["form"]].get("rrf_over"):
@@ -57,6 +53,18 @@ def value_verdict(result: Mapping[str, Any]) -> str:
         f"{'; '.join(parts)}"
     )
     return "\n".join(lines)
+
+
+def _settings(best: Mapping[str, Any]) -> str:
+    """What a run must be told to judge in the best form."""
+    judging, colon, file = best["form"].partition(":")
+    if judging in IN_WORDS:
+        return f"--set relabel.judge={judging}" + (f" --set prompts.{judging}={file}" if colon else "")
+    likelihood, relevance = prompt_names(best["form"])
+    return (
+        f"--set prompts.query_likelihood={likelihood} --set prompts.relevance={relevance} "
+        f"--set select.fusion={best['fusion']}"
+    )
 
 
 def value_markdown(result: Mapping[str, Any]) -> str:
@@ -74,16 +82,17 @@ def value_markdown(result: Mapping[str, Any]) -> str:
 
 def form_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A row a form, the header first: the means over the sets of every order, and what RRF (or RC) differs by."""
-    usual = "rrf" if result["can_score"] else "rc"
     means = {
         form: numbers.get("macro") or next(iter(numbers["sets"].values())) for form, numbers in result["forms"].items()
     }
-    orders = [order for order, cell in next(iter(means.values())).items() if isinstance(cell, dict)]
-    differences = [f"{usual} − retriever (95 %)", *([f"{usual} − the first form's"] if len(means) > 1 else [])]
+    orders = list(dict.fromkeys(key for row in means.values() for key, cell in row.items() if isinstance(cell, dict)))
+    usual = {form: "rrf" if "rrf" in row else "rc" for form, row in means.items()}
+    called = " or ".join(dict.fromkeys(usual.values()))
+    differences = [f"{called} − retriever (95 %)", *([f"{called} − the first form's"] if len(means) > 1 else [])]
     rows: list[tuple[str, ...]] = [("form", *orders, *differences, "tokens a pair")]
     for form, row in means.items():
         numbers = result["forms"][form]
-        values = (f"{100 * row[order][HEADLINE]:.1f}" for order in orders)
+        values = (f"{100 * row[order][HEADLINE]:.1f}" if order in row else "–" for order in orders)
         against = [_points(*numbers["over_first"]) if "over_first" in numbers else ""] if len(means) > 1 else []
-        rows.append((form, *values, _delta(row[usual]), *against, f"{numbers['tokens_per_pair']:.0f}"))
+        rows.append((form, *values, _delta(row[usual[form]]), *against, f"{numbers['tokens_per_pair']:.0f}"))
     return rows

@@ -44,16 +44,19 @@ def make(context: Context) -> dict[str, Any] | None:
             )
             write_json(path, known)
             return
+        roles = context.form.roles  # of one prompt or two
         result = probe.run_probe(
             models.teacher,
-            context.prompts["likelihood"],
-            context.prompts["relevance"],
+            context.prompts[roles[0]],
+            context.prompts[roles[-1]],
             models.start,
             passage_tokens=config.relabel.passage_tokens,
             precision=config.relabel.precision,
             resamples=config.evaluate.resamples,
             seed=config.seed,
             ui=context.ui,
+            judging=context.form.name,
+            window=config.relabel.window,
         )
         write_json(path, asdict(result))
 
@@ -100,7 +103,7 @@ def cost(context: Context, unit: str) -> float:
 
 def _depends(context: Context) -> dict[str, str]:
     return {
-        **context.teacher_parts("likelihood", "relevance"),
+        **context.judging_parts(context.form),
         "start model": context.models.start_identity,
         "probe": builtin.data_hash("probe.jsonl"),
         **context.precision_parts,

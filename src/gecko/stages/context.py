@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from gecko.core.errors import RunError, TeacherRefused
+from gecko.core.errors import ConfigError, RunError, TeacherRefused
 from gecko.core.progress import Silent, Ui
+from gecko.fret.judging import FORMS, JudgeForm, form_of
 from gecko.fret.view import RunView
+from gecko.llm import registry
+from gecko.llm.base import LanguageModel
 from gecko.run.engine import LOCAL, Executor
 from gecko.run.folder import Run
 from gecko.stages.models import Models
@@ -30,7 +33,8 @@ class Context(RunView):
         super().__init__(run)
         self.ui: Ui = ui or Silent()
         self.engine = engine
-        self.models = Models(run.config, self.ui, engine, self._may_ask)
+        self.models = Models(run.config, self.ui, engine, self._may_ask, self._can_judge, self._needs_likelihood)
+        self._form: JudgeForm | None = None  # that was found by asking the teacher
         # Whoever changes settings has not yet seen what the teacher check says of them.
         self.override_check = force and not run.changed
         self.command = ""  # of the stage that is being made
@@ -47,6 +51,85 @@ class Context(RunView):
         """What a result of the teacher depends on: its weights and the prompts of these roles."""
         prompts = {f"prompt {role}": self.prompts[role].hash for role in roles}
         return {"teacher": self.models.teacher_identity} | prompts
+
+    # --- how the teacher judges
+
+    @property
+    def form(self) -> JudgeForm:
+        """How the teacher judges. Where the settings leave that to a server, it is asked once, and the run goes on so.
+
+        Raises:
+            ConfigError: the settings name a form that this kind of teacher does not have.
+            TeacherError: it can judge in none.
+        """
+        found = self._known_form("relabel", self.config.llm) or self._form
+        if found is None:
+            self._can_judge(self.models.teacher)  # it was not asked where it was not loaded here
+            assert self._form is not None
+            found = self._form
+        return found
+
+    def form_of(self, folder: str, spec: str) -> JudgeForm:
+        """The same of a further teacher, whose judgements are in a folder; one without answers judges as it can."""
+
+        def ask() -> JudgeForm:
+            teacher = registry.load_teacher(spec, self.config.relabel, self.ui)
+            name, said = registry.judging_form(teacher, self.prompts["relevance"], self.prompts["graded"])
+            self.ui.say(said)
+            return FORMS[name]
+
+        return self.once(f"form of {spec}", lambda: self._known_form(folder, spec) or ask())
+
+    def judging_parts(self, form: JudgeForm) -> dict[str, str]:
+        """What judgements in a form depend on: the teacher's weights, the prompts, and how they are asked for."""
+        config, found = self.config.relabel, self.teacher_parts(*form.roles) | form.parts
+        if form.name == "listwise":
+            found["window"] = str(config.window)
+        if form.name != "logprobs" and config.thinking_tokens:
+            found["thinking tokens"] = str(config.thinking_tokens)
+        return found
+
+    def _known_form(self, folder: str, spec: str) -> JudgeForm | None:
+        """The form where the settings, the kind of teacher or what the run has already made decide it."""
+        wanted = self.config.relabel.judge
+        if not registry.answers(spec):
+            if wanted not in ("auto", "logprobs") and folder == "relabel":
+                raise ConfigError(
+                    f"relabel.judge = {wanted!r}, but {spec} gives log-probabilities and no answers in words; leave the "
+                    "setting out, or serve the model and name the server: --llm openai:URL#MODEL"
+                )
+            return FORMS["logprobs"]
+        if wanted != "auto":
+            return FORMS[wanted]
+        if not registry.must_be_asked(spec):
+            return FORMS["logprobs"]
+        identity = registry.teacher_identity(spec)
+        for stage in (folder, "plan", "check") if folder == "relabel" else (folder,):
+            manifest = self.run.manifest(stage)
+            if manifest is not None and manifest.shards and manifest.parts.get("teacher") == identity:
+                return form_of(manifest.parts)
+        return None
+
+    def _can_judge(self, teacher: LanguageModel) -> None:
+        """Decide how the teacher judges, if nothing has decided it, and make sure that it can.
+
+        Raises:
+            TeacherError: it cannot.
+        """
+        known, relevance = self._known_form("relabel", self.config.llm) or self._form, self.prompts["relevance"]
+        if known is None:
+            name, said = registry.judging_form(teacher, relevance, self.prompts["graded"])
+            self.ui.say(said)
+            self._form = known = FORMS[name]
+        elif known.name == "logprobs":
+            registry.check_labels(teacher, relevance)
+        else:
+            registry.check_answers(teacher, [self.prompts[role] for role in known.roles], known.name)
+        if known.name == "logprobs" and self.config.select.fusion != "rc":
+            registry.check_scores(teacher)
+
+    def _needs_likelihood(self) -> bool:
+        return self.form.name == "logprobs" and self.config.select.fusion != "rc"
 
     @property
     def precision_parts(self) -> dict[str, str]:

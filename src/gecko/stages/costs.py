@@ -1,5 +1,6 @@
 """What a run costs the teacher: tokens that it reads of passages, queries and prompts."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,18 +8,28 @@ import numpy as np
 
 from gecko.core.files import digest, read_json, write_json
 from gecko.encoder.nearest import top_k
+from gecko.fret.judging import FormName
 from gecko.fret.seeds import Reading
 from gecko.llm.registry import reads_once
 from gecko.run.shards import build_file
 from gecko.stages.context import Context
 from gecko.stages.embed import vectors
 
+WRITTEN_A_PAIR: dict[FormName, int] = {"logprobs": 1, "graded": 6, "listwise": 8}  # tokens
+PAIRS_A_REQUEST = 5  # about, where the answer is in words
 CHARACTERS_A_TOKEN = 4  # of English
 TOKENISED = 1024  # texts at a time
 
 
 def reads_per_passage(context: Context) -> int:
-    """How often a passage is read for judging it: once if one prompt gives both scores."""
+    """How often a passage is read for judging it: once if one prompt gives both scores, or grades are answered.
+
+    Each of the two orders of a query reads it, twice where windows overlap.
+    """
+    if context.form.name == "graded":
+        return 1
+    if context.form.name == "listwise":
+        return 2 if context.config.mine.n <= context.config.relabel.window else 4
     return 1 if context.prompts["likelihood"].hash == context.prompts["relevance"].hash else 2
 
 
@@ -31,8 +42,14 @@ def prompt_overhead(context: Context) -> tuple[int, int] | None:
         prompt = context.prompts[role]
         return (len(prompt.text) + sum(len(content) for _, content in prompt.messages)) // CHARACTERS_A_TOKEN
 
-    judging = {context.prompts[role].hash: tokens(role) for role in ("likelihood", "relevance")}
-    return tokens("generate"), sum(judging.values())
+    judging = sum({context.prompts[role].hash: tokens(role) for role in context.form.roles}.values())
+    # One request of answers is for many pairs.
+    return tokens("generate"), judging if context.form.name == "logprobs" else math.ceil(judging / PAIRS_A_REQUEST)
+
+
+def answered_tokens(context: Context, queries: int) -> int:
+    """About the tokens that judging so many queries writes; thinking, which nobody knows before, is not among them."""
+    return queries * context.config.mine.n * WRITTEN_A_PAIR[context.form.name]
 
 
 def new_reading(context: Context) -> Reading:

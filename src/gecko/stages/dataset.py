@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from gecko.core.files import CARD, digest, write_bytes
-from gecko.core.records import Candidate, Passage, Query, Score
-from gecko.fret.release import FILE, content_hash, read_release, write_release
-from gecko.fret.view import ASKED, own_queries
+from gecko.core.records import Candidate, Judged, Passage, Query
+from gecko.fret.judging import form_of
+from gecko.fret.release import FILE, content_hash, judged_fields, read_release, write_release
+from gecko.fret.view import ASKED, judgements, own_queries
 from gecko.run.folder import Run
 from gecko.run.shards import build_file
 from gecko.stages.context import Context
@@ -76,7 +77,7 @@ def released_rows(run: Run) -> list[dict[str, Any]]:
         RunError: nothing of the run is relabelled.
     """
     content = {passage.id: content_hash(passage) for passage in run.read("ingest", Passage)}
-    scores = {(score.query_id, score.passage_id): score for score in run.read_so_far("relabel", Score)}
+    scores = {(one.query_id, one.passage_id): one for one in judgements(run, "relabel", so_far=True)}
     candidates: dict[str, list[Candidate]] = {}
     for candidate in run.read("mine", Candidate):
         candidates.setdefault(candidate.query_id, []).append(candidate)
@@ -91,7 +92,7 @@ def released_rows(run: Run) -> list[dict[str, Any]]:
 def _row(
     query: Query,
     candidates: Sequence[Candidate],
-    scores: Mapping[tuple[str, str], Score],
+    scores: Mapping[tuple[str, str], Judged],
     content: Mapping[str, str],
 ) -> dict[str, Any]:
     ordered = sorted(candidates, key=lambda candidate: candidate.rank)
@@ -110,9 +111,7 @@ def _row(
                 "passage_id": candidate.passage_id,
                 "content": content[candidate.passage_id],
                 "cosine": candidate.score,
-                "ql_sum": score.ql_sum,
-                "ql_tokens": score.ql_tokens,
-                "rc": score.rc,
+                **judged_fields(score),
             }
             for candidate, score in zip(ordered, judged, strict=True)
         ],
@@ -120,7 +119,13 @@ def _row(
 
 
 def _prompt_hashes(run: Run) -> dict[str, str]:
-    roles = ("generate", "query_likelihood", "relevance")
+    manifest = run.manifest("relabel")
+    judging = {
+        "logprobs": ("query_likelihood", "relevance"),
+        "graded": ("graded",),
+        "listwise": ("listwise", "relevance"),
+    }
+    roles = ("generate", *judging[form_of(manifest.parts if manifest else {}).name])
     return {Path(getattr(run.config.prompts, role)).name: run.prompt(role).hash for role in roles}
 
 

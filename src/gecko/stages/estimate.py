@@ -4,8 +4,10 @@ import time
 
 from gecko.core.counts import Counts
 from gecko.evaluation.sets import load_set
+from gecko.report.spending import money, money_words
 from gecko.stages import ingest, user_queries
 from gecko.stages.context import Context
+from gecko.stages.costs import answered_tokens
 from gecko.stages.plan import new_plan
 from gecko.stages.speed import measure
 
@@ -35,6 +37,7 @@ def estimate(context: Context) -> str:
     testing = text * tested * (1 + forms) / 60
     before = context.run.manifest("generate")
     paid = before.rows + before.drops.total() if before else 0
+    cost_of = money_words(money(config.price, cost.read, cost.written + answered_tokens(context, queries)))
     known = [f"{paid:,} queries are there; what is paid for is in these numbers and not paid again"] if paid else []
     return "\n".join(
         [
@@ -47,6 +50,13 @@ def estimate(context: Context) -> str:
             + (f"; as many tokens by each of {further} further teachers" if further else ""),
             f"train:    roughly {training / 60:.1f} minutes ({epochs} epochs, {forms} formats)",
             *([f"evaluate: roughly {testing:.1f} minutes for {tested:,} passages"] if tested else []),
+            *(
+                [
+                    f"money:    about {cost_of.strip(', ')}, at {config.price.input:g} and {config.price.output:g} a million"
+                ]
+                if cost_of
+                else []
+            ),
             *known,
             f"(measured: {read_speed:.0f} tokens/s read, {write_speed:.0f} written, {1 / text:.0f} passages/s embedded)",
         ]

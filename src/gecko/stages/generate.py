@@ -19,6 +19,7 @@ from gecko.stages.context import Context
 from gecko.stages.ingest import INGEST
 from gecko.stages.models import TeacherLoader
 from gecko.stages.reuse import paid_queries, seeds_key
+from gecko.stages.spending import booked, spending_bar
 from gecko.stages.stage import Stage, section, value
 
 
@@ -46,8 +47,9 @@ class Write:
         if not task.seeds:
             return task.written
         teacher, before = self.teacher(counts), task.written + task.earlier
-        new = generate(task.seeds, task.passages, teacher, self.prompt, self.config, self.seed, counts, before)
-        return [*task.written, *new]
+        with booked(teacher.usage, counts):
+            new = generate(task.seeds, task.passages, teacher, self.prompt, self.config, self.seed, counts, before)
+            return [*task.written, *new]
 
 
 def make(context: Context) -> Manifest:
@@ -72,7 +74,7 @@ def make(context: Context) -> Manifest:
         shards,
         lambda known: _job(context, parts, shards, known),
         context.engine,
-        lambda left: context.ui.bar(title, left),
+        lambda left: spending_bar(context, title, left),
         growing=GENERATE.grows,
         key=seeds_key,
     )

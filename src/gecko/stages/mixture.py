@@ -19,12 +19,15 @@ from gecko.config.run import RunConfig
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, TrainingError
 from gecko.core.files import digest
-from gecko.core.records import Candidate, Example, Passage, Query, Score
+from gecko.core.records import Candidate, Example, Passage, Query
+from gecko.fret.view import judgements
 from gecko.run.folder import Run
 from gecko.run.manifest import schema_digest
 from gecko.run.shards import run_local
 from gecko.stages.context import Context
+from gecko.stages.judging import Judge, Work
 from gecko.stages.mine import QUERIES_A_SHARD
+from gecko.stages.spending import spending_bar
 from gecko.stages.stage import Stage
 
 if TYPE_CHECKING:
@@ -147,7 +150,7 @@ class _Relabelled:
 
         def work(_: int, counts: Counts) -> list[Example]:
             candidates = self.run.read(f"mine-{self.name}", Candidate)
-            scores = self.run.read(f"relabel-{self.name}", Score)
+            scores = judgements(self.run, f"relabel-{self.name}")
             labels = group_labels(self.queries, candidates, scores, settings)
             chosen = select(self.queries, labels, self.passages, settings, self.config.seed, counts)
             rows = [replace(row, dataset=self.name, candidates=(), fused=()) for row in chosen]
@@ -193,34 +196,28 @@ class _Relabelled:
         return self.context.models.start.passages(list(self.passages.values()), progress=True)
 
     def _relabel(self) -> None:
-        from gecko.fret.relabel import relabel
-
         context, config = self.context, self.config.relabel
-        queries = {query.id: query for query in self.queries}
-        by_passage: dict[str, list[Query]] = {}
-        for candidate in self.run.read(f"mine-{self.name}", Candidate):
-            by_passage.setdefault(candidate.passage_id, []).append(queries[candidate.query_id])
-        order = [identifier for identifier in self.passages if identifier in by_passage]
-        shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
+        form, queries = context.form, {query.id: query for query in self.queries}
+        work = Work(queries, self.passages, self.run.read(f"mine-{self.name}", Candidate))
         parts = {
             **self.source,
-            **context.teacher_parts("likelihood", "relevance"),
+            **context.judging_parts(form),
             **context.precision_parts,
             "candidates": self.run.finished(f"mine-{self.name}").identity,
             "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
-            "schema": schema_digest(Score),
+            "schema": schema_digest(form.record),
             "version": str(VERSION),
         }
-
-        def work(shard: Sequence[str], counts: Counts) -> list[Score]:
-            teacher = context.models.loaded_teacher(counts)
-            chosen = [(self.passages[identifier], by_passage[identifier]) for identifier in shard]
-            return list(relabel(chosen, teacher, context.prompts["likelihood"], context.prompts["relevance"], counts))
-
-        pairs = sum(map(len, by_passage.values()))
-        title = f"{self.name}: judging {pairs:,} pairs, {config.shard_passages} of {len(order):,} passages at a time"
+        judge = Judge(context.models.loaded_teacher, form, context.prompts, config.window)
+        title = f"{self.name}: {work.title(form, config.shard_passages)}"
         run_local(
-            self.run, f"relabel-{self.name}", Score, parts, shards, work, lambda left: context.ui.bar(title, left)
+            self.run,
+            f"relabel-{self.name}",
+            form.record,
+            parts,
+            work.shards(form, config.shard_passages),
+            judge,
+            lambda left: spending_bar(context, title, left),
         )
 
 

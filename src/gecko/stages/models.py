@@ -19,7 +19,7 @@ from gecko.run.remote_model import RemoteModel
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
-    from gecko.llm.base import LanguageModel
+    from gecko.llm.base import LanguageModel, Usage
 
 TeacherLoader = Callable[[Counts], "LanguageModel"]
 EncoderLoader = Callable[[], "Encoder"]
@@ -82,10 +82,21 @@ class Models:
         ui: where sentences go.
         engine: who does the work; where it is done elsewhere, models are loaded there.
         may_ask: called before a teacher is loaded; an error where none may be.
+        can_judge: called with the teacher when it is loaded; an error where it cannot do what the run needs.
+        needs_likelihood: whether it must return the log-probabilities of a given text.
     """
 
-    def __init__(self, config: RunConfig, ui: Ui, engine: Executor, may_ask: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        ui: Ui,
+        engine: Executor,
+        may_ask: Callable[[], None],
+        can_judge: "Callable[[LanguageModel], None]",
+        needs_likelihood: Callable[[], bool],
+    ) -> None:
         self.config, self.ui, self.engine, self.may_ask = config, ui, engine, may_ask
+        self.can_judge, self.needs_likelihood = can_judge, needs_likelihood
         self._teacher: LanguageModel | None = None
         self._loading = 0.0
 
@@ -125,21 +136,26 @@ class Models:
     def teacher(self) -> "LanguageModel":
         """The teacher, loaded on first use."""
         if self._teacher is None:
-            from gecko.llm.registry import check_scores, load_teacher
+            from gecko.llm.registry import load_teacher
 
             self.may_ask()
             began = time.perf_counter()
             self.ui.say(f"loading the teacher ({self.config.llm})")
-            self._teacher = load_teacher(self.config.llm, self.config.relabel, self.ui)
+            teacher = load_teacher(self.config.llm, self.config.relabel, self.ui)
+            self.can_judge(teacher)
+            self._teacher = teacher
             self._loading += time.perf_counter() - began
-            self.ui.say(f"{self._teacher.name} is ready after {time.perf_counter() - began:.0f} s")
-            if self.config.select.fusion != "rc":
-                check_scores(self._teacher)
+            self.ui.say(f"{teacher.name} is ready after {time.perf_counter() - began:.0f} s")
         return self._teacher
 
     @teacher.setter
     def teacher(self, teacher: "LanguageModel") -> None:
         self._teacher = teacher
+
+    @property
+    def usage(self) -> "Usage | None":
+        """What the teacher in this process has taken so far; none where there is none."""
+        return self._teacher.usage if self._teacher else None
 
     def loaded_teacher(self, counts: Counts) -> "LanguageModel":
         """The teacher; the time that loading it takes is not counted as work."""
@@ -152,8 +168,8 @@ class Models:
     def teacher_loader(self) -> TeacherLoader:
         """The teacher where the work is done."""
         if self.engine.remote:
+            scores = self.needs_likelihood()
             self.forget_teacher()  # this process has no more use for it, and may share its memory with a worker
-            scores = self.config.select.fusion != "rc"
             return RemoteTeacher(self.config.llm, self.teacher_identity, self.config.relabel, scores)
         return self.loaded_teacher
 

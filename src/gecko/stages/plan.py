@@ -91,7 +91,8 @@ def released_parts(context: Context) -> dict[str, str]:
 
 def _depends(context: Context) -> dict[str, str]:
     return {
-        **context.teacher_parts("generate", "likelihood", "relevance"),
+        **context.teacher_parts("generate"),
+        **context.judging_parts(context.form),
         "start model": context.models.start_identity,
         **released_parts(context),
     }

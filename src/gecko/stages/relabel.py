@@ -1,65 +1,35 @@
 """Stage ``relabel``: the teacher scores each query with each of its candidates (step 3 of FRet)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 
 from gecko.core.counts import Counts
 from gecko.core.files import digest
-from gecko.core.records import Candidate, Passage, Query, Score
-from gecko.fret.relabel import relabel
+from gecko.core.records import Candidate, Judged, Place, Query, Score
+from gecko.fret.answered import order_agreement
+from gecko.fret.judging import JudgeForm
 from gecko.fret.view import ASKED, own_queries, relabel_folders
 from gecko.llm import registry
-from gecko.prompts import Prompt
 from gecko.run.engine import Job
-from gecko.run.manifest import Manifest, Shard
+from gecko.run.manifest import Manifest, Shard, schema_digest
 from gecko.run.shards import run_shards
 from gecko.stages import plan
 from gecko.stages.context import Context
 from gecko.stages.costs import kept_token_counts, new_reading
 from gecko.stages.generate import GENERATE, id_of
 from gecko.stages.ingest import INGEST
+from gecko.stages.judging import Judge, Judging, Work
 from gecko.stages.mine import MINE
 from gecko.stages.models import TeacherLoader
 from gecko.stages.reuse import paid_scores
+from gecko.stages.spending import spending_bar
 from gecko.stages.stage import Stage, section
 from gecko.stages.user_queries import USER_QUERIES
 
 
-@dataclass(frozen=True)
-class Judging:
-    """A shard: passages, each with the queries that retrieved it, and the scores that are known."""
-
-    pairs: Sequence[tuple[Passage, Sequence[Query]]]
-    known: Mapping[tuple[str, str], Score]
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What is done with a shard; it can be sent to another process, if ``teacher`` can."""
-
-    teacher: TeacherLoader
-    likelihood: Prompt
-    relevance: Prompt
-
-    def __call__(self, task: Judging, counts: Counts) -> list[Score]:
-        """The scores of a shard."""
-        asked = [(query.id, passage.id) for passage, queries in task.pairs for query in queries]
-        if all(pair in task.known for pair in asked):
-            return [task.known[pair] for pair in asked]
-        return list(relabel(task.pairs, self.teacher(counts), self.likelihood, self.relevance, counts, task.known))
-
-
-@dataclass(frozen=True)
-class Work:
-    """What there is to judge: all queries by id, and by passage the queries that retrieved it."""
-
-    queries: Mapping[str, Query]
-    by_passage: Mapping[str, Sequence[Query]]
-
-
 def make(context: Context) -> Manifest:
-    """Score every pair with the teacher, passage by passage, and then with each further one.
+    """Have every pair judged by the teacher, and then by each further one.
 
     Returns:
         what the first teacher said.
@@ -67,62 +37,72 @@ def make(context: Context) -> Manifest:
     queries = {query.id: query for query in own_queries(context.run)}
     candidates = context.run.read(MINE.name, Candidate)
     kept = _affordable(context, queries, candidates)
-    by_passage: dict[str, list[Query]] = {}
-    for candidate in candidates:
-        if candidate.query_id in kept:
-            by_passage.setdefault(candidate.passage_id, []).append(queries[candidate.query_id])
-    parts = RELABEL.parts(context) | {"queries kept": digest(*sorted(kept))}
-    work, models = Work(queries, by_passage), context.models
+    chosen = [candidate for candidate in candidates if candidate.query_id in kept]
+    work, models = Work(queries, context.by_id, chosen), context.models
+    parts = RELABEL.parts(context)
     first, *others = RELABEL.folders_of(context.config)
-    manifest = judge_pairs(context, first, parts | {"teacher": models.teacher_identity}, models.teacher_loader, work)
+    own = parts | {"teacher": models.teacher_identity}
+    manifest = judge_pairs(context, first, own, context.form, work, lambda: models.teacher_loader)
     for folder, spec in zip(others, context.config.relabel.teachers, strict=True):
         own = parts | {"teacher": registry.teacher_identity(spec)}
-        judge_pairs(context, folder, own, models.other_teacher(spec), work)
+        judge_pairs(context, folder, own, context.form_of(folder, spec), work, partial(models.other_teacher, spec))
     return manifest
 
 
-def judge_pairs(context: Context, folder: str, parts: dict[str, str], teacher: TeacherLoader, work: Work) -> Manifest:
-    """Score pairs into a folder of the run, passage by passage; what was paid for before is used again.
+def judge_pairs(
+    context: Context,
+    folder: str,
+    parts: Mapping[str, str],
+    form: JudgeForm,
+    work: Work,
+    teacher: Callable[[], TeacherLoader],
+) -> Manifest:
+    """Have pairs judged into a folder of the run; what was paid for before is used again.
 
     Args:
         context: of the run.
-        folder: of the scores.
-        parts: what they depend on, by the names of ``RELABEL``.
-        teacher: loads the teacher.
+        folder: of the judgements.
+        parts: what they depend on, by the names of ``RELABEL``, the teacher among them.
+        form: how the teacher judges.
         work: the pairs.
+        teacher: gives what loads the teacher.
 
     Raises:
         RunError: a shard on disk is damaged.
-        TeacherError: a score is no number.
+        TeacherError: a judgement cannot be used.
     """
-    config, by_passage = context.config.relabel, work.by_passage
-    order = [passage.id for passage in context.passages if passage.id in by_passage]
-    shards = [order[start : start + config.shard_passages] for start in range(0, len(order), config.shard_passages)]
+    config = context.config.relabel
+    shards = work.shards(form, config.shard_passages)
+    kept = digest(*sorted({candidate.query_id for candidate in work.candidates}))
+    parts = {**context.judging_parts(form), **parts, "queries kept": kept, "schema": schema_digest(form.record)}
 
-    def job(_: Mapping[int, Shard]) -> Job[Judging, Score]:
-        paid = cache(lambda: paid_scores(context.run, parts, RELABEL.grows, work.queries, context.by_id, folder))
+    def job(_: Mapping[int, Shard]) -> Job[Judging, Judged]:
+        paid = cache(
+            lambda: paid_scores(context.run, parts, RELABEL.grows, work.queries, context.by_id, folder, form.record)
+        )
 
         def ask(index: int, counts: Counts) -> Judging:
-            asked = [(query.id, identifier) for identifier in shards[index] for query in by_passage[identifier]]
+            asked = shards[index].asked
             paid().count(asked, counts)
-            known = {pair: paid().scores[pair] for pair in asked if pair in paid().scores}
-            return Judging([(context.by_id[one], by_passage[one]) for one in shards[index]], known)
+            return replace(shards[index], known={pair: paid().scores[pair] for pair in asked if pair in paid().scores})
 
-        return Job(Judge(teacher, context.prompts["likelihood"], context.prompts["relevance"]), ask)
+        return Job(Judge(teacher(), form, context.prompts, config.window), ask)
 
-    pairs, size = sum(map(len, by_passage.values())), min(config.shard_passages, len(order))
-    title = f"judging {pairs:,} pairs, {size:,} of {len(order):,} passages at a time"
-    return run_shards(
+    manifest = run_shards(
         context.run,
         folder,
-        Score,
+        form.record,
         parts,
         shards,
         job,
         context.engine,
-        lambda left: context.ui.bar(title, left),
+        lambda left: spending_bar(context, work.title(form, config.shard_passages), left),
         growing=RELABEL.grows,
     )
+    if form.name == "listwise" and manifest.done:
+        mean, count = order_agreement(context.run.read(folder, Place))
+        context.ui.say(f"the two orders of a query agree by {mean:.2f} (Kendall's tau, mean of {count:,} queries)")
+    return manifest
 
 
 def _affordable(context: Context, queries: Mapping[str, Query], candidates: Sequence[Candidate]) -> set[str]:
@@ -160,7 +140,7 @@ RELABEL = Stage(
     record=Score,
     reads={"passages": INGEST, "queries": GENERATE, ASKED: USER_QUERIES, "candidates": MINE},
     settings={"settings": section("relabel", only={"passage_tokens", "shard_passages"})},
-    depends=lambda context: context.teacher_parts("likelihood", "relevance") | context.precision_parts,
+    depends=lambda context: context.precision_parts,  # and on how the teacher of a folder judges
     grows=frozenset({"queries", ASKED, "candidates", "queries kept", "passages", "schema", "settings.shard_passages"}),
     made="on the way",
     folders=relabel_folders,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from gecko.config.run import FREE
 from gecko.core.counts import Counts
 from gecko.core.files import digest, file_sha256, read_json
-from gecko.core.records import Passage, Query, Score
+from gecko.core.records import Judged, Passage, Query, Score
 from gecko.fret.seeds import Seed
 from gecko.fret.view import ASKED
 from gecko.run.folder import Run
@@ -156,7 +156,7 @@ def paid_queries(
 class PaidScores:
     """Scores by query id and passage id, each with the tokens and seconds that it took (its share of its stage's)."""
 
-    scores: dict[tuple[str, str], Score] = field(default_factory=dict)
+    scores: dict[tuple[str, str], Judged] = field(default_factory=dict)
     price: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
     def count(self, pairs: Sequence[tuple[str, str]], counts: Counts) -> None:
@@ -175,8 +175,12 @@ def paid_scores(
     queries: Mapping[str, Query],
     passages: Mapping[str, Passage],
     stage: str = "relabel",
+    record: type[Judged] = Score,
 ) -> PaidScores:
-    """All scores that earlier stages of this run had made of ``queries``, where query and passage read as they did."""
+    """All judgements that earlier stages of this run had made of ``queries``, where query and passage read as they did.
+
+    Places among other candidates than those of now are among them; whoever uses them looks whether the list is whole.
+    """
     paid = PaidScores()
     teachers = sorted(
         path.name for path in run.path.glob("relabel*")
@@ -191,7 +195,7 @@ def paid_scores(
         there = unchanged(run, manifest.parts["passages"], passages)
         price = (manifest.tokens / manifest.rows, manifest.seconds / manifest.rows)
         for shard in manifest.shards:
-            for score in run.read_shard(folder, shard, Score):
+            for score in run.read_shard(folder, shard, record):
                 pair = (score.query_id, score.passage_id)
                 if score.query_id in same and score.passage_id in there and pair not in paid.scores:
                     paid.scores[pair], paid.price[pair] = score, price

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from gecko.core.errors import TeacherError
 from gecko.evaluation.builtin import probe
+from gecko.fret.answered import grade_questions
 from gecko.fret.relabel import judge
+from gecko.llm.answers import Question
 from gecko.llm.base import Group, Sampling
 from gecko.stages.context import Context
 
@@ -33,10 +35,9 @@ def _measured(context: Context) -> tuple[float, float, float]:
         for topic in topics
         for passage in topic.passages
     ][:most]
-    likelihood, relevance = context.prompts["likelihood"], context.prompts["relevance"]
-    judge(groups[:1], teacher, likelihood, relevance)  # warm-up, and the preamble
+    _judge(context, groups[:1])  # warm-up, and the preamble
     start, before = time.perf_counter(), teacher.usage.tokens
-    judge(groups, teacher, likelihood, relevance)
+    _judge(context, groups)
     read_speed = (teacher.usage.tokens - before) / (time.perf_counter() - start)
     if not read_speed:
         raise TeacherError(
@@ -46,6 +47,21 @@ def _measured(context: Context) -> tuple[float, float, float]:
     texts = [passage.content for topic in topics for passage in topic.passages][: context.config.generate.batch]
     write_speed = _write_speed(context, texts, read_speed)
     return read_speed, write_speed, time.perf_counter() - began
+
+
+def _judge(context: Context, groups: Sequence[Group]) -> None:
+    """Have pairs judged in the run's form."""
+    prompts, teacher = context.prompts, context.models.teacher
+    match context.form.name:
+        case "logprobs":
+            judge(groups, teacher, prompts["likelihood"], prompts["relevance"])
+        case "graded":
+            asked = [grade_questions(prompts["graded"], group.passage, group.queries) for group in groups]
+            teacher.answer(prompts["graded"], [question for some in asked for question in some])
+        case "listwise":
+            passages = tuple(group.passage for group in groups[: context.config.relabel.window])
+            queries = groups[0].queries if len(passages) > 1 else ()
+            teacher.answer(prompts["listwise"], [Question("order", passages, (query,)) for query in queries])
 
 
 def _write_speed(context: Context, texts: Sequence[str], read_speed: float) -> float:

@@ -14,7 +14,7 @@ from gecko.core.arguments import whole
 from gecko.core.counts import Counts, left_out
 from gecko.core.errors import ConfigError, CorpusError, RunError
 from gecko.core.files import digest
-from gecko.core.records import Query, Score
+from gecko.core.records import Candidate, Place, Query, Score
 from gecko.evaluation.beir import DEFAULT_SPLIT, RetrievalSet
 from gecko.evaluation.bm25 import bm25_run
 from gecko.evaluation.evaluate import BM25, dense_run
@@ -26,7 +26,8 @@ from gecko.run.manifest import Manifest
 from gecko.stages.context import Context
 from gecko.stages.generate import GENERATE
 from gecko.stages.ingest import INGEST
-from gecko.stages.relabel import RELABEL, Work, judge_pairs
+from gecko.stages.judging import Work
+from gecko.stages.relabel import RELABEL, judge_pairs
 from gecko.stages.stage import Stage
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def write(context: Context, folder: Path, request: Request) -> Judged:
     rankings = _rankings(context, request, queries)
     pooled = pool(rankings, request.depth)
     make(context, queries, pooled)
-    scores = context.run.read(TESTSET.name, Score)
+    scores = [one for one in context.run.read(TESTSET.name, context.form.record) if not isinstance(one, Place)]
     found = judged(queries, pooled, scores, rankings, request.depth)
     about = [
         f"The queries are {source}.",
@@ -93,17 +94,24 @@ def make(
     context: Context, queries: Sequence[Query] = (), pooled: Mapping[str, Sequence[str]] | None = None
 ) -> Manifest:
     """Have the teacher judge every pooled pair."""
-    by_passage: dict[str, list[Query]] = {}
-    for query in queries:
-        for identifier in (pooled or {}).get(query.id, ()):
-            by_passage.setdefault(identifier, []).append(query)
-    pairs = sorted((query.id, identifier) for identifier, rows in by_passage.items() for query in rows)
+    form, models = context.form, context.models
+    if form.name == "listwise":
+        raise ConfigError(
+            "relabel.judge = 'listwise' puts the candidates of a query in order and judges no pair by itself, as a test set "
+            "needs; take a run whose teacher judges by grades or log-probabilities"
+        )
+    pairs = [
+        Candidate(query.id, identifier, rank, 0.0)
+        for query in queries
+        for rank, identifier in enumerate((pooled or {}).get(query.id, ()), start=1)
+    ]
+    names = sorted((pair.query_id, pair.passage_id) for pair in pairs)
     parts = TESTSET.parts(context) | {
-        "candidates": digest(*(text for pair in pairs for text in pair)),
-        "queries kept": digest(*sorted(query.id for query in queries)),
+        "candidates": digest(*(text for pair in names for text in pair)),
+        "teacher": models.teacher_identity,
     }
-    work = Work({query.id: query for query in queries}, by_passage)
-    return judge_pairs(context, TESTSET.name, parts, context.models.teacher_loader, work)
+    work = Work({query.id: query for query in queries}, context.by_id, pairs)
+    return judge_pairs(context, TESTSET.name, parts, form, work, lambda: models.teacher_loader)
 
 
 def _queries(context: Context, request: Request) -> tuple[list[Query], str]:

@@ -9,9 +9,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,9 @@ from gecko.compute.device import GPU_TEXTS
 from gecko.core.errors import ConfigError, EvaluationError, RunError, TeacherError
 from gecko.core.files import digest, read_json, write_json
 from gecko.core.progress import Ui
-from gecko.core.records import Passage, Score
+from gecko.core.records import Judged, Passage, Score
+from gecko.evaluation.teacher.in_words import as_grade, as_place, ask_grades, ask_orders, list_key, pair_key
+from gecko.fret.judging import FormName, answers_hash
 from gecko.fret.relabel import prompt_hash, read_both, read_labels, relevance_logit, shielded_groups
 from gecko.llm.base import Group, LanguageModel, Sampling
 from gecko.prompts import Prompt, load_prompt
@@ -32,16 +34,22 @@ BATCH = 16  # passages that are asked about between two writes to the cache, at 
 PACKED = 64  # tokens a passage and its few queries surely have; a GPU's pack of 16,384 is filled by 256 passages
 WRITING_SAMPLE = 16
 
-Reading = Literal["both", "ql", "rc"]
+Reading = Literal["both", "ql", "rc", "graded", "listwise"]
+IN_WORDS: tuple[FormName, ...] = ("graded", "listwise")  # forms by name, or with a prompt of one's own as graded:FILE
 
 
 @dataclass(frozen=True)
 class Form:
-    """The prompts of one form; ``likelihood`` and ``relevance`` are the same where one prompt serves both."""
+    """The prompts of one form; ``likelihood`` and ``relevance`` are the same where one prompt serves both.
+
+    Where the teacher judges in words, ``likelihood`` is the prompt that asks for grades or for an order, and ``relevance``
+    the one that then asks for the first of an order.
+    """
 
     name: str
     likelihood: Prompt
     relevance: Prompt
+    judging: FormName = "logprobs"
 
     @property
     def joint(self) -> bool:
@@ -56,11 +64,17 @@ def prompt_names(spec: str) -> tuple[str, str]:
 
 
 def load_form(spec: str) -> Form:
-    """``relevance``, ``my.toml`` or ``query_likelihood+relevance``.
+    """``relevance``, ``my.toml`` or ``query_likelihood+relevance``; ``graded``, ``listwise`` or ``graded:my.toml``.
 
     Raises:
         ConfigError: a prompt cannot be read, or cannot be used for judging.
     """
+    name, _, file = spec.partition(":")
+    if in_words := next((one for one in IN_WORDS if one == name), None):
+        asking = load_prompt(file or name)
+        if not asking.has_query:
+            raise ConfigError(f"form {spec}: prompt {asking.name!r} has no {{query}}, so it cannot judge one; add it")
+        return Form(spec, asking, load_prompt("relevance") if in_words == "listwise" else asking, in_words)
     likelihood, relevance = map(load_prompt, prompt_names(spec))
     for prompt in (likelihood, relevance):
         if not prompt.has_query:
@@ -145,11 +159,6 @@ class Answers:
         self.seconds += row["seconds"]
 
 
-def pair_key(query: str, passage: Passage) -> str:
-    """A pair by its texts."""
-    return digest(query, passage.content)
-
-
 class Judge:
     """Asks a teacher what is not yet known. The teacher is loaded only if something is missing.
 
@@ -159,15 +168,24 @@ class Judge:
         passage_tokens: it reads at most so many tokens of a passage.
         ui: where the progress goes.
         precision: of its linear layers, as ``relabel.precision``.
+        window: passages that are put in order in one request.
     """
 
     def __init__(
-        self, identity: str, load: Callable[[], LanguageModel], passage_tokens: int, ui: Ui, precision: str = "auto"
+        self,
+        identity: str,
+        load: Callable[[], LanguageModel],
+        passage_tokens: int,
+        ui: Ui,
+        precision: str = "auto",
+        window: int = 20,
     ) -> None:
         self.identity = identity
         self.passage_tokens = passage_tokens
         self.ui = ui
+        self.window = window
         self._load = load
+        self._lists: dict[str, Sequence[Passage]] = {}  # by query, what was put in order
         self._teacher: LanguageModel | None = None
         self._known: dict[str, Any] | None = None
         self._answers: dict[tuple[Reading, str], Answers] = {}
@@ -222,6 +240,11 @@ class Judge:
 
     def readings(self, form: Form) -> list[tuple[Reading, Prompt]]:
         """How a form is read: in one pass or two; RC alone where the teacher cannot score a given text."""
+        if form.judging == "graded":
+            return [("graded", replace(form.likelihood, hash=answers_hash(form.likelihood)))]
+        if form.judging == "listwise":
+            used = digest(answers_hash(form.likelihood, form.relevance), str(self.window))
+            return [("listwise", replace(form.likelihood, hash=used))]
         if not self.known["can_score"]:
             return [("rc", form.relevance)]
         return [("both", form.relevance)] if form.joint else [("ql", form.likelihood), ("rc", form.relevance)]
@@ -233,17 +256,31 @@ class Judge:
                 return found
         return None
 
-    def ask(self, form: Form, groups: Sequence[tuple[Passage, Sequence[str]]], title: str) -> int:
+    def _key(self, form: Form, query: str, passage: Passage) -> str:
+        if form.judging == "listwise":
+            return list_key(query, passage, self._lists[query])
+        return pair_key(query, passage)
+
+    def ask(
+        self,
+        form: Form,
+        groups: Sequence[tuple[Passage, Sequence[str]]],
+        title: str,
+        lists: Mapping[str, Sequence[Passage]] | None = None,
+    ) -> int:
         """Make sure that every pair is known under a form.
 
         Args:
             form: the prompts.
             groups: passages, each with the queries that retrieved it.
             title: of the progress bar.
+            lists: of each query its passages in the retriever's order, for a form that puts them in order.
 
         Returns:
             how many answers were not known.
         """
+        if form.judging == "listwise":
+            return self._ask_orders(form, lists or {}, title)
         asked = 0
         for reading, prompt in self.readings(form):
             missing = []
@@ -262,12 +299,37 @@ class Judge:
                     advance(len(missing[start : start + at_once]))
         return asked
 
+    def _ask_orders(self, form: Form, lists: Mapping[str, Sequence[Passage]], title: str) -> int:
+        self._lists |= lists
+        [(reading, prompt)] = self.readings(form)
+        answers = self.answers(reading, prompt)
+        missing = [
+            (query, shown)
+            for query, shown in lists.items()
+            if any(list_key(query, passage, shown) not in answers.pairs for passage in shown)
+        ]
+        if not missing:
+            return 0
+        teacher = self.teacher
+        with self.ui.bar(f"{title}: {_READ[reading]} under {prompt.name!r}", len(missing)) as advance:
+            for start in range(0, len(missing), BATCH):
+                batch = missing[start : start + BATCH]
+                began, before = time.perf_counter(), teacher.usage.tokens
+                pairs = ask_orders(teacher, form.likelihood, form.relevance, self.window, batch)
+                answers.add(pairs, teacher.usage.tokens - before, time.perf_counter() - began)
+                advance(len(batch))
+        return sum(len(shown) for _, shown in missing)
+
     def _batch(
         self, teacher: LanguageModel, reading: Reading, prompt: Prompt, batch: Sequence[tuple[Passage, Sequence[str]]]
     ) -> None:
         groups = [Group(passage.content, tuple(queries)) for passage, queries in batch]
         began, before, refused = time.perf_counter(), teacher.usage.tokens, teacher.usage.refused
         rows: list[list[tuple[float, int, float]]]
+        if reading == "graded":
+            grades = ask_grades(teacher, prompt, batch)
+            self.answers(reading, prompt).add(grades, teacher.usage.tokens - before, time.perf_counter() - began)
+            return
         match reading:
             case "both":
                 rows = [
@@ -294,13 +356,20 @@ class Judge:
 
     def refused(self, form: Form, query: str, passage: Passage) -> bool:
         """Whether the teacher would not answer a pair that was asked for."""
-        key = pair_key(query, passage)
+        key = self._key(form, query, passage)
         found = [self._find(reading, prompt, key) for reading, prompt in self.readings(form)]
         return not all(answer is None or _is_whole(answer) for answer in found)
 
-    def score(self, form: Form, query_id: str, query: str, passage: Passage) -> Score:
-        """Both scores of a pair that was asked for."""
-        key = pair_key(query, passage)
+    def score(self, form: Form, query_id: str, query: str, passage: Passage) -> Judged:
+        """What was judged of a pair that was asked for."""
+        key = self._key(form, query, passage)
+        if form.judging != "logprobs":
+            [(reading, prompt)] = self.readings(form)
+            found = self.answers(reading, prompt).pairs[key]
+            of = {"query_id": query_id, "passage_id": passage.id, "teacher": self.identity}
+            if form.judging == "graded":
+                return as_grade(of, found, form.likelihood)
+            return as_place(of, found, form.likelihood, form.relevance)
         likelihood: tuple[float, int, float] | None = (0.0, 0, 0.0)
         if self.known["can_score"]:
             likelihood = self._find("ql", form.likelihood, key)
@@ -345,4 +414,10 @@ def _is_whole(answer: tuple[float, int, float]) -> bool:
     return math.isfinite(answer[0]) and math.isfinite(answer[2])
 
 
-_READ = {"both": "judging", "ql": "query likelihood", "rc": "relevance"}
+_READ: dict[Reading, str] = {
+    "both": "judging",
+    "ql": "query likelihood",
+    "rc": "relevance",
+    "graded": "grades",
+    "listwise": "orders",
+}

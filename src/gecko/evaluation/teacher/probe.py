@@ -21,6 +21,7 @@ from gecko.evaluation.evaluate import HEADLINE
 from gecko.evaluation.metrics import Array, bootstrap_ci, descending, per_query
 from gecko.evaluation.teacher.answers import Form, Judge
 from gecko.fret.fuse import Fusion, fuse
+from gecko.fret.judging import FormName
 from gecko.llm.base import LanguageModel
 from gecko.prompts import Prompt
 
@@ -71,20 +72,24 @@ def run_probe(
     resamples: int,
     seed: int,
     ui: Ui | None = None,
+    judging: FormName = "logprobs",
+    window: int = 20,
 ) -> ProbeResult:
     """Rerank the probe's passages with the teacher, which is asked only what it was not asked before.
+
+    ``judging`` is how; in words, ``likelihood`` is the prompt that asks for grades or an order.
 
     Raises:
         TeacherError: it refused a pair, or gave a score that is no number.
         ConfigError: there is no cache for its answers.
     """
-    topics, form = probe(), Form("probe", likelihood, relevance)
-    judge = Judge(teacher.identity, lambda: teacher, passage_tokens, ui or Silent(), precision)
+    topics, form = probe(), Form("probe", likelihood, relevance, judging)
+    judge = Judge(teacher.identity, lambda: teacher, passage_tokens, ui or Silent(), precision, window)
     began, before = time.perf_counter(), judge.teacher.usage.tokens  # and what this very teacher can do is noted
     with judge.alone(wait=True):
         asked = _ask(topics, form, judge)
     seconds, tokens = time.perf_counter() - began, teacher.usage.tokens - before
-    fusions: tuple[Fusion, ...] = ORDERS if teacher.can_score else ("rc",)
+    fusions: tuple[Fusion, ...] = ORDERS if teacher.can_score and judging == "logprobs" else ("rc",)
     orders = {name: [] for name in ("start", *fusions)}  # type: dict[str, list[Array]]
     for topic in topics:
         for name, values in _orders(topic, form, judge, start, fusions).items():
@@ -110,7 +115,8 @@ def run_probe(
 def _ask(topics: Sequence[ProbeTopic], form: Form, judge: Judge) -> int:
     """Have every pair of the probe answered, and say how many answers were not known."""
     groups = [(passage, [text for _, text in topic.queries]) for topic in topics for passage in topic.passages]
-    asked = judge.ask(form, groups, "reranking probe")
+    lists = {text: topic.passages for topic in topics for _, text in topic.queries}
+    asked = judge.ask(form, groups, "reranking probe", lists)
     pairs = [(text, passage) for passage, texts in groups for text in texts]
     if refused := sum(judge.refused(form, text, passage) for text, passage in pairs):
         raise TeacherError(

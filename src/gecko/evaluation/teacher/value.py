@@ -19,7 +19,9 @@ from gecko.evaluation.evaluate import HEADLINE, dense_run, refuse_equal_names
 from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
 from gecko.evaluation.teacher.answers import VERSION, Form, Judge, load_form, spread_forms
 from gecko.fret.fuse import Fusion, fuse
+from gecko.llm.answers import Kind
 from gecko.llm.base import LanguageModel
+from gecko.llm.registry import judging_form
 from gecko.prompts import load_prompt
 from gecko.weights.cache import cache_folder
 
@@ -37,7 +39,7 @@ class ValueConfig:
 
     Attributes:
         forms: one prompt's name or file, read for QL and RC in one pass, or two with a ``+`` between (P_QL+P_RC); or a
-            folder of files.
+            folder of files; ``graded`` and ``listwise`` for what a teacher answers in words. None: all that the teacher has.
         queries: at most so many a set, drawn at random; more of them include the fewer.
         candidates: how many of the retriever's first passages are put in order, N.
         passage_tokens: the teacher reads at most so many tokens of a passage.
@@ -45,6 +47,8 @@ class ValueConfig:
         generate: the prompt whose cost is measured for the estimate of a run.
         max_new_tokens: of a generated query.
         resamples: of the paired bootstrap.
+        window: passages that are put in order in one request, as ``relabel.window``.
+        thinking_tokens: as ``relabel.thinking_tokens``.
         seed: of the draw of queries and the bootstrap.
     """
 
@@ -56,6 +60,8 @@ class ValueConfig:
     generate: str = "generate"
     max_new_tokens: int = 64
     resamples: int = 10_000
+    window: int = 20
+    thinking_tokens: int = 0
     seed: int = 0
 
 
@@ -124,8 +130,9 @@ def measure_orders(
             run = retrieve(data, start, start_identity, config.candidates)
             by_id = {passage.id: passage for passage in data.passages}
             groups = _groups(data, run)
+            lists = {text: [by_id[found] for found in run[key]] for key, text in data.queries}
             for form in forms:
-                judge.ask(form, groups, data.name)
+                judge.ask(form, groups, data.name, lists)
             data = _answered(data, groups, forms, judge)
             for form in forms:
                 measured[form.name].append(Measured(data, _orders(data, run, by_id, form, judge)))
@@ -187,7 +194,7 @@ def teacher_value(
         EvaluationError: two sets have one name.
         RunError: another check of the same teacher is at work.
     """
-    forms = [load_form(spec) for spec in spread_forms(config.forms)]
+    forms = [load_form(spec) for spec in spread_forms(config.forms or forms_of(judge.teacher))]
     measured = measure_orders(sets, forms, config, judge, start, start_identity)
     result: dict[str, Any] = {
         "teacher": judge.known["name"],
@@ -198,18 +205,37 @@ def teacher_value(
     }
     first = measured[forms[0].name]
     for form in forms[1:]:  # paired, so it tells forms apart that intervals against the retriever do not
-        over = _against(measured[form.name], _usual(first), _usual(first), config, first)
-        result["forms"][form.name]["over_first"] = list(over)
+        one = measured[form.name]
+        differences = [
+            mine.orders[_usual(one)] - its.orders[_usual(first)] for mine, its in zip(one, first, strict=True)
+        ]
+        result["forms"][form.name]["over_first"] = list(macro_ci(differences, config.resamples, config.seed))
     result["best"] = _best(measured, config)
     best = next(form for form in forms if form.name == result["best"]["form"])
     result["estimate"] = _estimate(best, sets[0].passages, config, judge)
     return result
 
 
+def forms_of(teacher: LanguageModel) -> tuple[str, ...]:
+    """The shipped forms that a teacher can judge in.
+
+    Raises:
+        TeacherError: there is none.
+    """
+    relevance = load_prompt("relevance")
+    found = [] if teacher.no_labels(relevance) else ["relevance"]
+    asked: dict[str, Kind] = {"graded": "grades", "listwise": "order"}
+    found += [name for name, kind in asked.items() if not teacher.no_answers(load_prompt(name), kind)]
+    if not found:
+        judging_form(teacher, relevance, load_prompt("graded"))  # which says why
+    return tuple(found)
+
+
 def _orders(
     data: RetrievalSet, run: dict[str, dict[str, float]], passages: dict[str, Passage], form: Form, judge: Judge
 ) -> dict[str, Array]:
-    fusions: tuple[Fusion, ...] = ("ql", "rc", "rrf", "rrf+retriever") if judge.known["can_score"] else ("rc",)
+    scored = judge.known["can_score"] and form.judging == "logprobs"
+    fusions: tuple[Fusion, ...] = ("ql", "rc", "rrf", "rrf+retriever") if scored else ("rc",)
     ranked: dict[str, dict[str, dict[str, float]]] = {"retriever": {}, **{fusion: {} for fusion in fusions}}
     for query_id, query in data.queries:
         candidates = [
@@ -250,29 +276,25 @@ def _row(measured: Sequence[Measured], config: ValueConfig) -> dict[str, Any]:
     return row
 
 
-def _against(
-    measured: Sequence[Measured], order: str, base: str, config: ValueConfig, other: Sequence[Measured] | None = None
-) -> tuple[float, float, float]:
-    """How far an order is ahead of another, under the same form if no other one is given; with its interval."""
-    pairs = zip(measured, other or measured, strict=True)
-    differences = [one.orders[order] - another.orders[base] for one, another in pairs]
+def _against(measured: Sequence[Measured], order: str, base: str, config: ValueConfig) -> tuple[float, float, float]:
+    """How far an order is ahead of another under the same form, with its interval."""
+    differences = [one.orders[order] - one.orders[base] for one in measured]
     return macro_ci(differences, config.resamples, config.seed)
 
 
 def _usual(measured: Sequence[Measured]) -> str:
-    """The order that forms are compared by; a teacher that cannot score a given text has RC alone."""
+    """The order that forms are compared by; one without query likelihood has that of relevance alone."""
     return "rrf" if "rrf" in measured[0].orders else "rc"
 
 
 def _best(measured: dict[str, list[Measured]], config: ValueConfig) -> dict[str, Any]:
     """The form whose fused order is best, and the fusion to use: RRF, unless another is shown to be better."""
-    usual = _usual(next(iter(measured.values())))
 
     def worth(form: str) -> float:
-        return _against(measured[form], usual, "retriever", config)[0]
+        return _against(measured[form], _usual(measured[form]), "retriever", config)[0]
 
     form = max(measured, key=worth)  # the first of equals
-    fusion = usual
+    fusion = usual = _usual(measured[form])
     for other in measured[form][0].orders:
         if other not in ("retriever", usual) and _against(measured[form], other, usual, config)[1] > 0:
             ahead = _against(measured[form], other, fusion, config)[0]
@@ -325,10 +347,12 @@ def connect(
 
     def load() -> LanguageModel:
         shown.say(f"loading the teacher ({llm})")
-        settings = RelabelConfig(passage_tokens=config.passage_tokens, precision=config.precision)
+        settings = RelabelConfig(
+            passage_tokens=config.passage_tokens, precision=config.precision, thinking_tokens=config.thinking_tokens
+        )
         return load_teacher(llm, settings, shown)
 
-    judge = Judge(teacher_identity(llm), load, config.passage_tokens, shown, config.precision)
+    judge = Judge(teacher_identity(llm), load, config.passage_tokens, shown, config.precision, config.window)
     return judge, lambda: load_encoder(backbone), model_identity(backbone)
 
 
