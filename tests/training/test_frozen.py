@@ -10,10 +10,12 @@ from sentence_transformers import SentenceTransformer
 
 import gecko
 from gecko.config.training import LossConfig, TrainConfig
-from gecko.core.errors import ConfigError, TrainingError
+from gecko.core.errors import ConfigError, RunError, TrainingError
 from gecko.core.records import Example, Passage, Text
 from gecko.encoder import load_encoder, model_identity
-from gecko.encoder.towers import passage_identity
+from gecko.encoder.export import export_model
+from gecko.encoder.towers import Side, passage_identity
+from gecko.search import IndexConfig, build_index, open_index
 from gecko.training import train
 from gecko.training.collate import Collator
 from gecko.training.frozen import freeze_passages
@@ -128,6 +130,34 @@ def test_the_embedder_runs_each_side_in_its_tower(towers: Path) -> None:
 def test_it_says_whose_index_serves_it(towers: Path, tiny_model: Path) -> None:
     assert passage_identity(str(towers)) == model_identity(str(tiny_model)) == passage_identity(str(tiny_model))
     assert model_identity(str(towers)) != model_identity(str(tiny_model))
+
+
+def test_an_index_of_the_start_model_serves_it(towers: Path, tiny_model: Path, tmp_path: Path) -> None:
+    texts = list(passages().values())
+    begun = build_index(gecko.load(str(tiny_model)), texts, tmp_path / "index", IndexConfig())
+    student = gecko.load(str(towers))
+    index = open_index(student, tmp_path / "index")
+    again = build_index(student, iter(texts), tmp_path / "index", IndexConfig())  # finds it built
+    asked = [row.query for row in examples()]
+    found, wanted = (one.search(asked, 3, method="dense") for one in (index, again))
+    assert found == wanted != begun.search(asked, 3, method="dense")
+    with pytest.raises(RunError, match="another model"):
+        folder = tmp_path / "other"
+        build_index(student, texts, folder, IndexConfig(dim=16))
+        open_index(gecko.load("minilm"), folder)
+
+
+@pytest.mark.parametrize("side", ["query", "document"])
+def test_an_export_is_of_one_tower_that_is_named(towers: Path, tiny_model: Path, tmp_path: Path, side: Side) -> None:
+    with pytest.raises(ConfigError, match="--tower query or --tower document"):
+        export_model(str(towers), tmp_path / "none", "onnx")
+    with pytest.raises(ConfigError, match="has one tower; leave it out"):
+        export_model(str(tiny_model), tmp_path / "none", "onnx", side=side)
+    export_model(str(towers), tmp_path / side, "onnx", side=side)
+    exported, asked = gecko.load(str(tmp_path / side)), [row.query for row in examples()]
+    model = load_encoder(str(towers), bf16=False)
+    wanted = model.queries(asked) if side == "query" else model.passages([Passage("", "", text) for text in asked])
+    assert np.allclose(exported.queries(asked), wanted, atol=1e-4)
 
 
 def test_two_towers_are_refused_where_one_is_needed(towers: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gecko.cli.options import EngineOptions, Kind, Method, Output, PrecisionOption, Quantize, Store, Target
+from gecko.cli.options import EngineOptions, Kind, Method, Output, PrecisionOption, Quantize, Side, Store, Target
 from gecko.cli.output import print_table, say_left_out
 from gecko.cli.stdin import Lines, standard_input, typed_queries
 from gecko.core.errors import ConfigError
@@ -210,6 +210,7 @@ def export(
         bool, typer.Option("--int8", help="8-bit weights, and activations rounded token by token.")
     ] = False,
     quantize: Annotated[Quantize | None, typer.Option(help="How a gguf file keeps its matrices; none: f16.")] = None,
+    tower: Annotated[Side | None, typer.Option(help="Of a model of two towers (--freeze), the one to write.")] = None,
 ) -> None:
     """Write a model for other programs.
 
@@ -221,7 +222,7 @@ def export(
 
         if int8:
             raise ConfigError("--int8 is for onnx and openvino; write --quantize q8_0")
-        made = export_gguf(model, out, quantize or "f16")
+        made = export_gguf(model, out, quantize or "f16", side=tower)
         print(
             f"{out}: gguf, {made.quantize}, {made.dim} dimensions, at most {made.max_tokens} tokens, least cosine to the "
             f"model {made.cosine:.5f}; use it with: llama-server -m {out / FILE} --embedding"
@@ -231,7 +232,7 @@ def export(
         raise ConfigError(f"--quantize {quantize}: for --to gguf only; write --int8")
     from gecko.encoder.export import export_model
 
-    card = export_model(model, out, to, int8=int8)
+    card = export_model(model, out, to, int8=int8, side=tower)
     print(
         f"{out}: {card.target}, {'int8' if card.int8 else 'float32'}, {card.dim} dimensions; use it with: gecko embed {out}"
     )

@@ -49,6 +49,7 @@ Quantize = Literal["f16", "q8_0"]
 InputFormat = Literal["native", "unified"]
 EngineName = Literal["local", "ray"]
 Frozen = Literal["passages"]
+Side = Literal["query", "document"]
 Library = Literal["sentence-transformers", "cross-encoder", "pylate"]
 
 Freeze = Annotated[

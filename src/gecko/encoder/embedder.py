@@ -39,7 +39,7 @@ from gecko.encoder.forked import Lock, survives_fork
 from gecko.encoder.save import window_of
 from gecko.encoder.spec import CARD
 from gecko.encoder.tokens import own_tokenizer, written_tokenizer
-from gecko.encoder.towers import SIDES, Side, has_two_towers, tower
+from gecko.encoder.towers import SIDES, Side, has_two_towers, passage_identity, tower
 from gecko.encoder.vectors import Output, Packed, Vectors, encode_output, refuse_not_finite, shorten
 from gecko.run.engine import another_model
 from gecko.run.remote_model import anywhere
@@ -86,6 +86,8 @@ class Embedder:
         max_tokens: the model's window in tokens; longer texts are cut. None: no limit.
         spec: where it came from.
         identity: hash of the model.
+        passage_identity: what its passage vectors are known by: of a model of two towers, the hash of the model that made
+            the one of the passages.
 
     Raises:
         ConfigError: the model cannot run in this precision here.
@@ -98,6 +100,7 @@ class Embedder:
         self.form: InputFormat = encoder.form
         self.spec = encoder.spec
         self.identity = encoder.identity
+        self.passage_identity = passage_identity(self.spec) if has_two_towers(model) and self.spec else self.identity
         self.dim = encoder.dim
         self.max_tokens = window_of(model)
         self._prompts, self._default_prompt = saved_prompts(model)
@@ -126,6 +129,7 @@ class Embedder:
         self = cls.__new__(cls)
         self.form, self.dim, self.max_tokens = card.form, card.dim, card.max_tokens
         self.spec, self.identity = spec or str(folder), digest("export", tree_sha256(folder))
+        self.passage_identity = self.identity
         self._prompts, self._default_prompt = card.prompts, card.default_prompt
         self._encoder, self._lock = None, Lock()
         self._made = _Made(anywhere(str(folder)), self.identity)

@@ -26,7 +26,7 @@ import numpy as np
 
 from gecko.core.arguments import folder_of, one_of, spec_of
 from gecko.core.errors import ConfigError
-from gecko.core.files import read_json, write_json
+from gecko.core.files import digest, read_json, write_json
 from gecko.core.formats import InputFormat
 from gecko.core.progress import quiet_libraries
 from gecko.encoder.backend import CPU_BATCH_TOKENS, TorchBackend, is_plain, pad, saved_prompts
@@ -35,6 +35,7 @@ from gecko.encoder.forked import survives_fork
 from gecko.encoder.save import window_of
 from gecko.encoder.spec import CARD
 from gecko.encoder.tokens import written_tokenizer
+from gecko.encoder.towers import Side, has_two_towers, tower
 from gecko.encoder.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -76,7 +77,12 @@ class ExportCard:
 
 @survives_fork
 def export_model(
-    spec: str | os.PathLike[str], folder: str | os.PathLike[str], target: Target, *, int8: bool = False
+    spec: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    target: Target,
+    *,
+    int8: bool = False,
+    side: Side | None = None,
 ) -> ExportCard:
     """Write a model as a graph, and check that the graph gives the model's vectors.
 
@@ -86,6 +92,7 @@ def export_model(
         target: which graph.
         int8: weights in 8 bits with a scale a row (OpenVINO) or a block (ONNX), activations by token at run time, so
             that a text's vector does not depend on the texts it is run with.
+        side: of a model of two towers, the one that is written.
 
     Raises:
         ConfigError: the folder is not empty, the model is no plain transformer, an optional package is missing, or what was
@@ -95,7 +102,7 @@ def export_model(
     one_of("target", target, get_args(Target))
     refuse_full(folder)
     require(target, writes=True, int8=int8)
-    encoder = load_plain(spec)
+    encoder = load_plain(spec, side)
     model = encoder.model
     prompts, default_prompt = saved_prompts(model)
     card = ExportCard(
@@ -131,14 +138,28 @@ def refuse_full(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty; give a new folder")
 
 
-def load_plain(spec: str | os.PathLike[str]) -> Encoder:
+def load_plain(spec: str | os.PathLike[str], side: Side | None = None) -> Encoder:
     """A model that can be exported, in float32 on the CPU.
 
+    Args:
+        spec: the model.
+        side: of a model of two towers, the one that is exported.
+
     Raises:
-        ConfigError: it is no plain transformer.
+        ConfigError: it is no plain transformer, or has two towers and none is named, or one and one is named.
     """
     encoder = load_encoder(spec_of(spec), bf16=False)
     encoder.model.cpu()
+    if has_two_towers(encoder.model) and side is None:
+        raise ConfigError(
+            f"model {encoder.spec!r} has a tower for queries and one for passages, and an export holds one: name it with "
+            "--tower query or --tower document (that of the passages is the start model)"
+        )
+    if side is not None:
+        if not has_two_towers(encoder.model):
+            raise ConfigError(f"--tower {side}: model {encoder.spec!r} has one tower; leave it out")
+        one, identity = tower(encoder.model, side), digest(encoder.identity, side)
+        encoder = Encoder(one, encoder.form, spec=encoder.spec, identity=identity, bf16=False)
     if not is_plain(encoder.model):
         raise ConfigError(
             f"model {encoder.spec!r} is no plain transformer (text in, one vector out), which alone can be exported"

@@ -30,6 +30,7 @@ from gecko.encoder.backend import TorchBackend, saved_prompts
 from gecko.encoder.encoder import Encoder
 from gecko.encoder.export import CHECKED, load_plain, refuse_full, whole_folder
 from gecko.encoder.save import window_of
+from gecko.encoder.towers import Side
 from gecko.encoder.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -66,13 +67,20 @@ def _require() -> None:
         raise ConfigError(f"gguf needs {', '.join(missing)}; install with: pip install 'gecko-embed[gguf]'")
 
 
-def export_gguf(spec: str | os.PathLike[str], folder: str | os.PathLike[str], quantize: Quantize = "f16") -> GgufCard:
+def export_gguf(
+    spec: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    quantize: Quantize = "f16",
+    *,
+    side: Side | None = None,
+) -> GgufCard:
     """Write a model, and check that llama.cpp gives the model's vectors.
 
     Args:
         spec: see :func:`gecko.encoder.resolve_model`.
         folder: made; must not hold anything.
         quantize: how matrices are kept.
+        side: of a model of two towers, the one that is written.
 
     Raises:
         ConfigError: the folder is not empty, the model is of another architecture, a package is missing, or the file does not
@@ -82,7 +90,7 @@ def export_gguf(spec: str | os.PathLike[str], folder: str | os.PathLike[str], qu
     one_of("quantize", quantize, get_args(Quantize))
     refuse_full(folder)
     _require()
-    encoder = load_plain(spec)
+    encoder = load_plain(spec, side)
     pooling = _pooling_of(encoder)
     window = min(window_of(encoder.model) or 1 << 31, _bert(encoder.model).config.max_position_embeddings)
     with whole_folder(folder) as aside:

@@ -100,7 +100,7 @@ def build_index(
         CorpusError: there is no passage.
     """
     ui, folder = ui or Silent(), folder_of(folder)
-    parts = {"model": embedder.identity, "form": embedder.form, **asdict(config)}
+    parts = {"model": embedder.passage_identity, "form": embedder.form, **asdict(config)}
     parts |= {"sources": sources} if sources else {}
     dim = embedder.finish(np.zeros((0, embedder.dim), dtype=np.float32), config.dim).shape[1]
     if config.store == "binary" and dim % 8:
@@ -138,10 +138,10 @@ def open_index(embedder: Embedder, folder: str | os.PathLike[str]) -> "Index":
     manifest = read_manifest(folder, None)
     if manifest is None or not manifest.done:
         raise RunError(f"{folder} holds no finished index; build it with: gecko search MODEL CORPUS --index {folder}")
-    if manifest.parts["model"] != embedder.identity or manifest.parts["form"] != embedder.form:
+    if manifest.parts["model"] != embedder.passage_identity or manifest.parts["form"] != embedder.form:
         raise RunError(
             f"{folder} was built with another model ({manifest.parts['model']}, {manifest.parts['form']} form) than "
-            f"{embedder.spec} ({embedder.identity}, {embedder.form} form); ask it with that one, or build another index"
+            f"{embedder.spec} ({embedder.passage_identity}, {embedder.form} form); ask with that one, or build another"
         )
     try:
         index = Index(embedder, folder, manifest)
@@ -289,7 +289,7 @@ def default_folder(embedder: Embedder, sources: str, config: IndexConfig) -> Pat
     """
     from gecko.weights.cache import cache_folder, cache_room
 
-    folder = cache_folder() / "index" / digest(embedder.identity, embedder.form, str(config), sources)
+    folder = cache_folder() / "index" / digest(embedder.passage_identity, embedder.form, str(config), sources)
     return folder if (folder / "manifest.json").exists() else cache_room("index") / folder.name
 
 
