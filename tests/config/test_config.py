@@ -128,7 +128,11 @@ def test_layers(tmp_path: Path) -> None:
 
 def test_presets() -> None:
     default, paper = load_config(), load_config(overrides=["preset=paper"])
-    changed = {"select": {"targets": "standardized"}, "train": {"min_steps": 30, "loss": {"distill": 1.0}}}
+    changed = {
+        "corpus": {"chunk_tokens": "read"},
+        "select": {"targets": "standardized"},
+        "train": {"min_steps": 30, "loss": {"distill": 1.0}},
+    }
     assert default == make_config({"budget": "20m", **changed}, "here")
     assert (paper.select.min_rc, paper.train.loss.mask_groups, paper.train.formats) == (None, False, ["unified"])
     assert paper.mine.warmup_epochs == 1
@@ -145,6 +149,7 @@ def test_presets() -> None:
         "prompts.query_likelihood",
         "select.min_rc",
         "select.self_contained",
+        "corpus.chunk_tokens",
         "train.formats",
         "train.min_steps",
         "select.targets",
@@ -342,7 +347,7 @@ def test_what_is_hashed_of_a_section_is_what_it_was_with_the_keys_that_are_gone(
         '{"generate":"generate","query_likelihood":"query_likelihood","relevance":"relevance"}'
     )
     # All of it: what a data set that is sent depends on.
-    former = load_config(overrides=["select.targets=fused", "train.loss.distill=0.0"])
+    former = load_config(overrides=["corpus.chunk_tokens=null", "select.targets=fused", "train.loss.distill=0.0"])
     assert digest(former.model_dump_json()) == "61e9338257964341"
     assert "near_cosine" not in config.model_dump()["select"]
     assert json.loads(config.select.model_dump_json(include={"max_title"})).keys() == {"max_title"}
