@@ -418,3 +418,26 @@ def test_paths_are_settings_as_their_text_is(tmp_path: Path) -> None:
     texts = {"backbone": str(tmp_path / "model"), "corpus": {"sources": [str(tmp_path / "a.txt"), "stdlib"]}}
     assert load_config(str(recipe), base=given) == load_config(recipe, base=texts)
     assert CorpusConfig(sources=[tmp_path]).sources == [str(tmp_path)]  # type: ignore[list-item]
+
+
+def test_a_length_in_characters_that_is_named_is_meant(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("corpus.chunk_chars = 500")
+    assert load_config().corpus.chunk_tokens == "read"
+    assert load_config(overrides=["corpus.overlap=40"]).corpus.chunk_tokens == "read"
+    for config in (load_config(recipe), load_config(overrides=["corpus.max_chars=900"])):
+        assert config.corpus.chunk_tokens is None
+    assert load_config(recipe, ["corpus.chunk_tokens=64"]).corpus.chunk_tokens == 64
+    assert load_config(recipe, ["corpus.chunk_tokens=read"]).corpus.chunk_tokens == "read"
+    for changed in (change_config(load_config(), recipe), change_config(load_config(), None, ["corpus.max_chars=900"])):
+        assert changed.corpus.chunk_tokens is None
+    assert change_config(load_config(), None, ["corpus.min_chars=9"]).corpus.chunk_tokens == "read"
+    assert load_config(overrides=["preset=paper"]).corpus.chunk_tokens is None
+
+
+@pytest.mark.parametrize("value", ["15", "whole", "true", "-3", "[16]", "64.5"])
+def test_no_length_of_a_chunk(value: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"corpus\.chunk_tokens = .*: write a number of tokens from 16 on, read, or null"
+    ):
+        load_config(overrides=[f"corpus.chunk_tokens={value}"])
