@@ -128,7 +128,11 @@ def test_layers(tmp_path: Path) -> None:
 
 def test_presets() -> None:
     default, paper = load_config(), load_config(overrides=["preset=paper"])
-    changed = {"select": {"targets": "standardized"}, "train": {"min_steps": 30, "loss": {"distill": 1.0}}}
+    changed = {
+        "corpus": {"chunk_tokens": "read"},
+        "select": {"targets": "standardized"},
+        "train": {"min_steps": 30, "loss": {"distill": 1.0}},
+    }
     assert default == make_config({"budget": "20m", **changed}, "here")
     assert (paper.select.min_rc, paper.train.loss.mask_groups, paper.train.formats) == (None, False, ["unified"])
     assert paper.mine.warmup_epochs == 1
@@ -145,6 +149,7 @@ def test_presets() -> None:
         "prompts.query_likelihood",
         "select.min_rc",
         "select.self_contained",
+        "corpus.chunk_tokens",
         "train.formats",
         "train.min_steps",
         "select.targets",
@@ -342,7 +347,7 @@ def test_what_is_hashed_of_a_section_is_what_it_was_with_the_keys_that_are_gone(
         '{"generate":"generate","query_likelihood":"query_likelihood","relevance":"relevance"}'
     )
     # All of it: what a data set that is sent depends on.
-    former = load_config(overrides=["select.targets=fused", "train.loss.distill=0.0"])
+    former = load_config(overrides=["corpus.chunk_tokens=null", "select.targets=fused", "train.loss.distill=0.0"])
     assert digest(former.model_dump_json()) == "61e9338257964341"
     assert "near_cosine" not in config.model_dump()["select"]
     assert json.loads(config.select.model_dump_json(include={"max_title"})).keys() == {"max_title"}
@@ -413,3 +418,26 @@ def test_paths_are_settings_as_their_text_is(tmp_path: Path) -> None:
     texts = {"backbone": str(tmp_path / "model"), "corpus": {"sources": [str(tmp_path / "a.txt"), "stdlib"]}}
     assert load_config(str(recipe), base=given) == load_config(recipe, base=texts)
     assert CorpusConfig(sources=[tmp_path]).sources == [str(tmp_path)]  # type: ignore[list-item]
+
+
+def test_a_length_in_characters_that_is_named_is_meant(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("corpus.chunk_chars = 500")
+    assert load_config().corpus.chunk_tokens == "read"
+    assert load_config(overrides=["corpus.overlap=40"]).corpus.chunk_tokens == "read"
+    for config in (load_config(recipe), load_config(overrides=["corpus.max_chars=900"])):
+        assert config.corpus.chunk_tokens is None
+    assert load_config(recipe, ["corpus.chunk_tokens=64"]).corpus.chunk_tokens == 64
+    assert load_config(recipe, ["corpus.chunk_tokens=read"]).corpus.chunk_tokens == "read"
+    for changed in (change_config(load_config(), recipe), change_config(load_config(), None, ["corpus.max_chars=900"])):
+        assert changed.corpus.chunk_tokens is None
+    assert change_config(load_config(), None, ["corpus.min_chars=9"]).corpus.chunk_tokens == "read"
+    assert load_config(overrides=["preset=paper"]).corpus.chunk_tokens is None
+
+
+@pytest.mark.parametrize("value", ["15", "whole", "true", "-3", "[16]", "64.5"])
+def test_no_length_of_a_chunk(value: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"corpus\.chunk_tokens = .*: write a number of tokens from 16 on, read, or null"
+    ):
+        load_config(overrides=[f"corpus.chunk_tokens={value}"])

@@ -4,10 +4,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from gecko.config.stages import SelectConfig
+from gecko.config.stages import CorpusConfig, SelectConfig
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, RunError
 from gecko.core.records import Candidate, Passage, Query, Score
+from gecko.corpus import ingest
 from gecko.fret.release import (
     FILE,
     SCHEMA,
@@ -156,3 +157,16 @@ def test_most_of_the_shipped_rows_fit_the_documentation_of_the_running_python() 
     assert len(examples) > 0.8 * len(released.queries)
     held = {query.id for query in released.queries if query.split == "heldout"}
     assert not held & {example.query_id for example in examples}
+
+
+def test_the_shipped_rows_load_alike_however_a_run_cuts_its_corpus() -> None:
+    from gecko.corpus.chunk import load_tokenizer
+    from gecko.encoder.spec import resolve_model
+
+    tokenizer, counts = load_tokenizer(resolve_model("minilm")), Counts()
+    plain = list(ingest(CorpusConfig(), Counts()))
+    assert list(ingest(CorpusConfig(chunk_tokens="read"), counts, tokenizer=tokenizer, read=254)) == plain
+    assert counts.notes["read in part"] > 100  # counted, not cut
+    before, after = (load_release(passages=passages) for passages in (None, {one.id: one for one in plain}))
+    assert before.queries == after.queries and before.labels == after.labels
+    assert before.examples(SelectConfig()) == after.examples(SelectConfig())

@@ -603,7 +603,7 @@ def test_other_settings_are_listed_and_need_force(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_finished_with_the_default_that_it_was_begun_with(tmp_path: Path) -> None:
-    former = ["select.targets=fused", "train.loss.distill=0.0"]
+    former = ["corpus.chunk_tokens=null", "select.targets=fused", "train.loss.distill=0.0"]
     began = load_config(None, ["generate.batch=32", *former])
     with Run(tmp_path, began) as run:
         run_local(run, "generate", Passage, PARTS, ITEMS, passages)
@@ -616,6 +616,7 @@ def test_a_folder_is_finished_with_the_default_that_it_was_begun_with(tmp_path: 
         Run(tmp_path, began)
     with Run(tmp_path / "new", load_config(None, ["generate.batch=32"])) as run:
         assert (run.config.train.loss.distill, run.config.select.targets) == (1.0, "standardized")
+        assert run.config.corpus.chunk_tokens == "read"
 
 
 HOLDS = """

@@ -40,7 +40,9 @@ def embed(
     output: Annotated[Output, typer.Option(help="How a number of a vector is kept.")] = "float32",
     split: Annotated[
         bool,
-        typer.Option("--split", help="Make passages of long texts, and drop repeated ones, as distill and search do."),
+        typer.Option(
+            "--split", help="Cut texts over 4000 characters into 2000 at most, drop repeated ones, as search does."
+        ),
     ] = False,
     precision: PrecisionOption = "auto",
     *,
@@ -103,7 +105,9 @@ def _print_vectors(embedder: "Embedder", rows: "Iterable[Passage]", config: "Bul
 
 def search(
     model: ModelArg,
-    corpus: Annotated[list[str], typer.Argument(help="Files, folders or `stdlib`.")],
+    corpus: Annotated[
+        list[str], typer.Argument(help="Files, folders or `stdlib`. Over 4000 characters: cut into 2000 at most.")
+    ],
     query: Annotated[list[str] | None, typer.Option("-q", "--query", help="A query. Can be repeated.")] = None,
     index: Annotated[Path | None, typer.Option(help="The index folder; none: one in the user's cache.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many passages.")] = 10,

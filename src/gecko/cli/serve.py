@@ -21,7 +21,10 @@ def serve(
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 8000,
     name: Annotated[str | None, typer.Option(help="The model's name in requests; none: its folder's.")] = None,
     corpus: Annotated[
-        list[str] | None, typer.Option(help="Passages for the page to rank: a file, a folder or `stdlib`.")
+        list[str] | None,
+        typer.Option(
+            help="Passages for the page: files, folders or `stdlib`; over 4000 characters: cut into 2000 at most."
+        ),
     ] = None,
     precision: PrecisionOption = "auto",
     api_keys: Annotated[Path | None, typer.Option(help="A file of hashed API keys; also: GECKO_API_KEYS.")] = None,

@@ -46,6 +46,7 @@ def load_config(
     named = override(named, overrides)
     values = deepcopy(_preset(preset))
     _merge(values, named)
+    _count_characters(values, named)
     if "budget" not in values and "queries" not in values.get("generate", {}):
         values["budget"] = budget
     config = make_config(values, str(path) if path else "the settings")
@@ -63,7 +64,11 @@ def with_former_defaults(config: RunConfig, saved: RunConfig) -> RunConfig:
     if config._named is None or config.preset != saved.preset:
         return config
     had = _flatten(saved.model_dump())
-    kept = [f"{key}={value!r}" for key, value in FORMER.items() if had[key] == value and key not in config._named]
+    kept = [
+        f"{key}={'null' if value is None else repr(value)}"
+        for key, value in FORMER.items()
+        if had[key] == value and key not in config._named
+    ]
     return make_config(override(config.model_dump(), kept), "the folder's settings")
 
 
@@ -84,7 +89,16 @@ def change_config(config: RunConfig, path: str | os.PathLike[str] | None, overri
         _unset(values, PRESETS[config.preset])
         _merge(values, _preset(preset))
     _merge(values, recipe)
-    return make_config(override(values, overrides), str(path) if path else "--set")
+    values = override(values, overrides)
+    _count_characters(values, override(recipe, overrides))
+    return make_config(values, str(path) if path else "--set")
+
+
+def _count_characters(values: dict[str, Any], named: Mapping[str, Any]) -> None:
+    """Cut by characters where a length in characters is named, and none in tokens."""
+    asked = named.get("corpus")
+    if isinstance(asked, Mapping) and {"max_chars", "chunk_chars"} & asked.keys() and "chunk_tokens" not in asked:
+        values["corpus"] |= {"chunk_tokens": None}
 
 
 def _unset(values: dict[str, Any], preset: Mapping[str, Any]) -> None:

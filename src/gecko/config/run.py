@@ -115,12 +115,16 @@ FREE = frozenset(
 
 
 # What the default preset had before, by key. A folder that was begun with it is finished with it, unless the key is named.
-FORMER: dict[str, Any] = {"select.targets": "fused", "train.loss.distill": 0.0}
+FORMER: dict[str, Any] = {"corpus.chunk_tokens": None, "select.targets": "fused", "train.loss.distill": 0.0}
 
 
 # What a preset changes against the fields' own defaults.
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"select": {"targets": "standardized"}, "train": {"min_steps": 30, "loss": {"distill": 1.0}}},
+    "default": {
+        "corpus": {"chunk_tokens": "read"},
+        "select": {"targets": "standardized"},
+        "train": {"min_steps": 30, "loss": {"distill": 1.0}},
+    },
     "paper": {
         "generate": {"neighbourhood": 1},
         "prompts": {"query_likelihood": "query_likelihood"},

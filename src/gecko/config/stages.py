@@ -23,12 +23,25 @@ class CorpusConfig(Section):
     text_field: str = Field(default="text", min_length=1, description="the field or column of the text")
     title_field: str = Field(default="title", min_length=1, description="of the title, if there is one")
     id_field: str | None = Field(default=None, description="of the id; unset: `_id` or `id`, if there is one")
-    max_chars: int = Field(default=4000, ge=200, description="a longer passage is split into pieces")
-    chunk_chars: int = Field(default=2000, ge=100, description="the largest piece")
-    chunk_tokens: int | None = Field(
-        default=None, ge=16, description="the largest piece in tokens of the start model, in place of both above"
+    max_chars: int = Field(
+        default=4000, ge=200, description="a longer passage is split into pieces, where `chunk_tokens` is unset"
     )
-    overlap: int = Field(default=0, ge=0, description="what a piece repeats of the one before, at most, in its unit")
+    chunk_chars: int = Field(
+        default=2000,
+        ge=100,
+        description="the largest piece, likewise; whoever names one of both and no `chunk_tokens` unsets `chunk_tokens`",
+    )
+    chunk_tokens: int | Literal["read"] | None = Field(
+        default=None,
+        description="the largest piece in tokens of the start model, 16 or more; `read`: what student and teacher read of a "
+        "passage, the least of `train.max_tokens`, the models' windows and `relabel.passage_tokens`, its title included; "
+        "rows that have an id and `stdlib` are then not split to it",
+    )
+    overlap: int = Field(
+        default=0,
+        ge=0,
+        description="what a piece repeats of the one before, at most, in tokens where `chunk_tokens` is set",
+    )
     section_titles: bool = Field(default=True, description="a piece's title names the headings above it")
     html: Literal["main", "all"] = Field(default="main", description="main: without menus, footers and the like")
     min_chars: int = Field(default=1, ge=1, description="a shorter passage is dropped")
@@ -47,10 +60,17 @@ class CorpusConfig(Section):
             raise ValueError(f"{wrong[0]!r} is no language code; write en, de, fr")
         return value
 
+    @field_validator("chunk_tokens", mode="before")
+    @classmethod
+    def _tokens(cls, value: Any) -> Any:
+        if value not in (None, "read") and not (isinstance(value, int) and value >= 16):
+            raise ValueError("write a number of tokens from 16 on, read, or null")
+        return value
+
     @model_validator(mode="after")
     def _overlaps(self) -> "CorpusConfig":
         size = self.chunk_tokens or self.chunk_chars
-        if self.overlap >= size:
+        if size != "read" and self.overlap >= size:  # what is read is known when the corpus is
             raise ValueError(f"corpus.overlap = {self.overlap} must be less than the largest piece, {size}")
         return self
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from gecko.core.errors import ConfigError
+from gecko.core.formats import render_passage
 from gecko.core.records import Passage
 from gecko.corpus.markdown import HEADING, with_prose
 from gecko.corpus.sources import ending_of
@@ -36,6 +37,8 @@ class Chunking:
         overlap: how much of the end of a piece the next one repeats, at most.
         tokenizer: lengths are its tokens; none: characters.
         section_titles: the headings above a piece are added to its title.
+        titled: a passage is as long as its title and text together, in the unified format, which is the longer one. Of a
+            piece at least half is left to the text; a title that takes more is cut short.
     """
 
     longest: int
@@ -43,14 +46,31 @@ class Chunking:
     overlap: int = 0
     tokenizer: "Tokenizer | None" = None
     section_titles: bool = False
+    titled: bool = False
 
-    def is_short(self, text: str) -> bool:
-        """Whether the text is not to be cut."""
+    def is_short(self, passage: Passage) -> bool:
+        """Whether the passage is not to be cut."""
+        text = render_passage(passage, "unified") if self.titled else passage.text
         if self.tokenizer is None:
             return len(text) <= self.longest
         if len(text.encode("utf-8")) <= self.longest:  # no token is shorter than a byte
             return True
-        return len(self.tokenizer.encode(text, add_special_tokens=False).ids) <= self.longest
+        return self._length(text) <= self.longest
+
+    def shortened(self, title: str, room: int) -> str:
+        """The title, or as much of its beginning as takes up ``room`` beside a text."""
+        cut, end = title, len(title)
+        while cut and self.beside(cut) > room:
+            end = end * room // self.beside(cut) if self.beside(cut) > 2 * room else end - 1
+            cut = f"{title[:end].rstrip()}…" if title[:end].strip() else ""
+        return cut
+
+    def beside(self, title: str) -> int:
+        """How long what stands in front of a text with this title is."""
+        return self._length(render_passage(Passage("", title, ""), "unified"))
+
+    def _length(self, text: str) -> int:
+        return len(text) if self.tokenizer is None else len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def load_tokenizer(model: str) -> "Tokenizer":
@@ -64,7 +84,9 @@ def load_tokenizer(model: str) -> "Tokenizer":
 
     backend = getattr(AutoTokenizer.from_pretrained(model), "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise ConfigError(f"model {model} has no fast tokenizer; unset corpus.chunk_tokens and use corpus.chunk_chars")
+        raise ConfigError(
+            f"model {model} has no fast tokenizer; set corpus.chunk_tokens=null and use corpus.chunk_chars"
+        )
     counting = Tokenizer.from_str(backend.to_str())
     counting.no_truncation()
     counting.no_padding()
@@ -84,20 +106,25 @@ def split_long(passage: Passage, how: Chunking) -> list[Passage]:
     """Cut a long passage into pieces ``ID#1``, ``ID#2`` and so on.
 
     No piece is longer than ``how.size`` or ``how.longest``. Together they hold every character but the white space
-    between them. Markdown (also from HTML and Word files) is cut along its structure. A passage that is short enough is
-    returned as it is. This function raises no errors.
+    between them. Where titles count, all pieces leave the room of the longest. Markdown (also from HTML and Word files) is
+    cut along its structure. A passage that is short enough is returned as it is. This function raises no errors.
     """
-    if how.is_short(passage.text):
+    if how.is_short(passage):
         return [passage]
-    size = min(how.size, how.longest)
+    size = whole = min(how.size, how.longest)
     markdown = is_markdown(passage.source)
-    window = WINDOW_PIECES * size * (1 if how.tokenizer is None else TOKEN_CHARS)
     sections = _Sections(passage.text, passage.title) if markdown and how.section_titles else None
+    titles = dict.fromkeys(sections.titles if sections else [passage.title])
+    shown = {title: title for title in titles}
+    if how.titled:
+        size = max(whole // 2, whole - max(map(how.beside, titles)))
+        shown = {title: how.shortened(title, whole - size) for title in titles}
+    window = WINDOW_PIECES * size * (1 if how.tokenizer is None else TOKEN_CHARS)
     return [
         replace(
             passage,
             id=f"{passage.id}#{number}",
-            title=sections.title_at(start, text) if sections else passage.title,
+            title=shown[sections.title_at(start, text) if sections else passage.title],
             text=text,
         )
         for number, (start, text) in enumerate(_pieces(_splitter(markdown, size, how), passage.text, window), start=1)
@@ -147,6 +174,14 @@ class _Sections:
         """The title with the headings above the piece; a piece that begins with its heading is under that one."""
         lead = len(text) - len(text.lstrip())
         index = bisect.bisect_right(self._starts, start + lead) - 1
-        headings = [name for name in self._paths[index] if name != self.title] if index >= 0 else []
+        return self._joined(self._paths[index] if index >= 0 else ())
+
+    @property
+    def titles(self) -> list[str]:
+        """The titles that pieces may have."""
+        return [self._joined(path) for path in dict.fromkeys([(), *self._paths])]
+
+    def _joined(self, path: tuple[str, ...]) -> str:
+        headings = [name for name in path if name != self.title]
         joined = " › ".join([*([self.title] if self.title else []), *headings])
         return joined if len(joined) <= TITLE_CHARS else f"{joined[: TITLE_CHARS - 1]}…"

@@ -19,7 +19,7 @@ from gecko.config.stages import CorpusConfig
 from gecko.core.counts import Counts, left_out
 from gecko.core.errors import CorpusError
 from gecko.core.records import Passage
-from gecko.corpus.chunk import Chunking, split_long
+from gecko.corpus.cutting import Cutting, Found
 from gecko.corpus.documents import Documents
 from gecko.corpus.duplicates import Seen
 from gecko.corpus.language import language_of
@@ -35,13 +35,19 @@ SAME_ID = "duplicate id"
 NEAR = "near duplicate"
 LANGUAGE = "language"
 SPLIT = "split"
+READ_IN_PART = "read in part"
 CONTROL = "control characters removed"
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
 def ingest(
-    config: CorpusConfig, counts: Counts, *, tokenizer: "Tokenizer | None" = None, cache: Path | None = None
+    config: CorpusConfig,
+    counts: Counts,
+    *,
+    tokenizer: "Tokenizer | None" = None,
+    read: int | None = None,
+    cache: Path | None = None,
 ) -> Iterator[Passage]:
     """Yield the passages of all sources, in order.
 
@@ -52,19 +58,21 @@ def ingest(
 
     Args:
         config: sources and rules.
-        counts: gets the drops, and the notes ``split`` (passages that were split) and
-            ``control characters removed``.
-        tokenizer: counts tokens where ``config.chunk_tokens`` is set.
+        counts: gets the drops, and the notes ``split`` (passages that were split), ``read in part`` (that are longer than
+            ``read``) and ``control characters removed``.
+        tokenizer: counts tokens; needed where ``config.chunk_tokens`` is set.
+        read: so many tokens of a passage's title and text are read; needed where ``config.chunk_tokens`` is ``read``.
         cache: a file that keeps what was read from HTML, PDF and Word files.
 
     Raises:
         CorpusError: a source cannot be read, two different passages have the same id, no passage is left, or a package
             that a setting needs is missing.
+        ConfigError: ``config.overlap`` is too much of what is read.
     """
-    kept = 0
+    kept, cutting = 0, Cutting(config, tokenizer, read)
     documents = Documents(config.document_seconds, config.html, cache)
     with closing(documents), closing(Seen(config.near_duplicates)) as seen:
-        for place, piece in _pieces(config, Reader(config, documents, counts), tokenizer, seen):
+        for place, piece in _pieces(config, Reader(config, documents, counts), cutting, seen):
             if config.near_duplicates is not None and (near := seen.near(piece.id, piece.text)):
                 counts.drop(NEAR, f"{place}: {near[1]:.2f} like {near[0]}: {piece.text}")
                 continue
@@ -80,7 +88,11 @@ def ingest(
 
 
 def ingest_shards(
-    config: CorpusConfig, *, tokenizer: "Tokenizer | None" = None, cache: Path | None = None
+    config: CorpusConfig,
+    *,
+    tokenizer: "Tokenizer | None" = None,
+    read: int | None = None,
+    cache: Path | None = None,
 ) -> Iterator[tuple[list[Passage], Counts]]:
     """The passages of :func:`ingest` in shards, each with what was counted on the way to it.
 
@@ -91,7 +103,7 @@ def ingest_shards(
     counts = Counts()
     rows: list[Passage] = []
     least = config.shard_passages
-    for passage in ingest(config, counts, tokenizer=tokenizer, cache=cache):
+    for passage in ingest(config, counts, tokenizer=tokenizer, read=read, cache=cache):
         rows.append(passage)
         ends = int.from_bytes(_hash(passage.id)[:8]) % max(1, least // 4) == 0
         if len(rows) >= least and (ends or len(rows) >= 2 * least):
@@ -110,37 +122,32 @@ def _taken(counts: Counts) -> Counts:
     return taken
 
 
-def _pieces(
-    config: CorpusConfig, reader: Reader, tokenizer: "Tokenizer | None", seen: Seen
-) -> Iterator[tuple[str, Passage]]:
+def _pieces(config: CorpusConfig, reader: Reader, cutting: Cutting, seen: Seen) -> Iterator[tuple[str, Passage]]:
     """What is long enough, of a language that is wanted, and not there yet word by word."""
-    how, counts = chunking(config, tokenizer), reader.counts
-    for place, whole in _cleaned(config, reader):
+    counts = reader.counts
+
+    def is_new(passage: Passage, place: str) -> bool:
+        return _is_new(passage, place, config, cutting, seen, counts)
+
+    for found in _cleaned(config, reader):
+        place, whole = found.place, found.passage
         if config.languages and (language := language_of(whole.text, "corpus.languages")) not in config.languages:
             counts.drop(f"{LANGUAGE} {language}", f"{place}: {whole.text}")
             continue
-        if not _is_new(whole, place, config, how, seen, counts):
+        if not is_new(whole, place):
             continue
-        pieces = split_long(whole, how)
-        if pieces == [whole]:
-            yield place, whole
-            continue
-        counts.notes[SPLIT] += 1
+        pieces = cutting.pieces(found)
+        if cut := pieces != [whole]:
+            counts.notes[SPLIT] += 1
         for piece in pieces:
-            if _is_long_enough(piece, place, config, counts) and _is_new(piece, place, config, how, seen, counts):
-                yield place, piece
+            if cut and not (_is_long_enough(piece, place, config, counts) and is_new(piece, place)):
+                continue
+            if cutting.is_read_in_part(found, piece):
+                counts.note(READ_IN_PART, f"{place}: {piece.title or piece.text}")
+            yield place, piece
 
 
-def chunking(config: CorpusConfig, tokenizer: "Tokenizer | None") -> Chunking:
-    """How the settings have long passages cut."""
-    if config.chunk_tokens is None:
-        return Chunking(config.max_chars, config.chunk_chars, config.overlap, None, config.section_titles)
-    if tokenizer is None:
-        raise ValueError("corpus.chunk_tokens needs a tokenizer")
-    return Chunking(config.chunk_tokens, config.chunk_tokens, config.overlap, tokenizer, config.section_titles)
-
-
-def _cleaned(config: CorpusConfig, reader: Reader) -> Iterator[tuple[str, Passage]]:
+def _cleaned(config: CorpusConfig, reader: Reader) -> Iterator[Found]:
     counts = reader.counts
     for spec in config.sources:
         for place, passage in read_placed(spec, reader):
@@ -150,7 +157,12 @@ def _cleaned(config: CorpusConfig, reader: Reader) -> Iterator[tuple[str, Passag
                 counts.notes[CONTROL] += in_title + in_text
             clean = replace(passage, title=title.strip(), text=text.strip())
             if _is_long_enough(clean, place, config, counts):
-                yield place, clean
+                yield Found(place, clean, spec, _is_made(passage))
+
+
+def _is_made(passage: Passage) -> bool:
+    """Whether the id was made from the content."""
+    return passage.id == content_id(passage.title, passage.text)
 
 
 def _is_long_enough(passage: Passage, place: str, config: CorpusConfig, counts: Counts) -> bool:
@@ -163,15 +175,15 @@ def _is_long_enough(passage: Passage, place: str, config: CorpusConfig, counts: 
     return False
 
 
-def _is_new(passage: Passage, place: str, config: CorpusConfig, how: Chunking, seen: Seen, counts: Counts) -> bool:
+def _is_new(passage: Passage, place: str, config: CorpusConfig, cutting: Cutting, seen: Seen, counts: Counts) -> bool:
     content = _hash(normal(passage.title), normal(passage.text))
     known = seen.id_content(_hash(passage.id), content)
     if known is not None and known != content:
-        raise _clash(passage.id, place, config, how)
+        raise _clash(passage.id, place, config, cutting)
     if seen.is_new(content):
         return True
-    made = passage.id == content_id(passage.title, passage.text)  # such an id says no more than the text does
-    counts.drop(SAME_TEXT if known is None or made else SAME_ID, f"{place}: {passage.text}")
+    # An id that was made says no more than the text does.
+    counts.drop(SAME_TEXT if known is None or _is_made(passage) else SAME_ID, f"{place}: {passage.text}")
     return False
 
 
@@ -180,13 +192,14 @@ def _hash(*parts: str) -> bytes:
     return hashlib.blake2b("\0".join(parts).encode("utf-8"), digest_size=16).digest()
 
 
-def _clash(clashing: str, place: str, config: CorpusConfig, how: Chunking) -> CorpusError:
+def _clash(clashing: str, place: str, config: CorpusConfig, cutting: Cutting) -> CorpusError:
     """The error for an id of two different passages; finds the first by reading the sources again."""
     first, document = "an earlier place", False
     documents = Documents(config.document_seconds, config.html)
     with closing(documents):
-        for earlier, whole in _cleaned(config, Reader(config, documents)):
-            ids = {piece.id for piece in split_long(whole, how)}
+        for found in _cleaned(config, Reader(config, documents)):
+            earlier, whole = found.place, found.passage
+            ids = {piece.id for piece in cutting.pieces(found)}
             if clashing in ids | {whole.id}:
                 first, document = earlier, earlier.endswith(whole.id) and place.endswith(whole.id)
                 break

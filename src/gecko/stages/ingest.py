@@ -9,24 +9,31 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gecko.config.stages import CorpusConfig
 from gecko.core.counts import Counts, left_out
 from gecko.core.disk import temporary_file
-from gecko.core.errors import CorpusError
+from gecko.core.errors import ConfigError, CorpusError
 from gecko.core.files import digest
+from gecko.core.formats import native_prompt
 from gecko.core.records import Passage
 from gecko.corpus import ingest_shards
 from gecko.corpus.chunk import load_tokenizer
 from gecko.corpus.documents import Documents, Extractor
+from gecko.corpus.ingest import READ_IN_PART
 from gecko.corpus.readers import Reader, parsed_documents, source_identity
-from gecko.encoder.spec import resolve_model
+from gecko.encoder.spec import model_identity, resolve_model
 from gecko.run.engine import Executor
 from gecko.run.manifest import Manifest
 from gecko.run.shards import run_stream
 from gecko.stages.context import Context
 from gecko.stages.stage import Stage, section
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from gecko.encoder import Encoder
 
 
 @dataclass
@@ -83,6 +90,58 @@ def _new(config: CorpusConfig, documents: Documents) -> Iterator[tuple[str, tupl
                 yield key, (path.read_bytes(), ending)
 
 
+def tokens_read(context: Context) -> int:
+    """So many tokens of a passage's title and text are read by the start model, by the student and by the teacher.
+
+    Of the models it is what they read less special tokens and prompt, each in its own tokens.
+
+    Raises:
+        ConfigError: a model cannot be loaded.
+    """
+    return context.once("tokens read", lambda: _tokens_read(context))
+
+
+def _tokens_read(context: Context) -> int:
+    from gecko.encoder import load_encoder
+    from gecko.encoder.save import most_positions, window_of
+
+    config, start = context.config, context.models.start
+    rooms = [config.relabel.passage_tokens, _room(start, config.train.max_tokens, window_of(start.model))]
+    if config.student:
+        student = load_encoder(config.student, pad_token=config.train.backbone.pad_token)
+        rooms.append(_room(student, config.train.max_tokens, most_positions(student.model)))
+    return max(1, min(rooms))
+
+
+def _room(encoder: "Encoder", window: int, most: int | None) -> int:
+    prompt = native_prompt(encoder.model.prompts, "document") if encoder.form == "native" else ""
+    return min(window, most or window) - len(encoder.model.tokenizer(prompt)["input_ids"])
+
+
+def _tokenizer(context: Context) -> "Tokenizer | None":
+    """Counts the start model's tokens; none where it cannot, and need not."""
+    try:
+        return load_tokenizer(resolve_model(context.config.backbone))
+    except ConfigError:
+        if context.config.corpus.chunk_tokens is None:
+            return None
+        raise
+
+
+def _in_part(context: Context, longer: int) -> str:
+    from gecko.encoder.save import window_of
+
+    train, teacher, read = context.config.train.max_tokens, context.config.relabel.passage_tokens, tokens_read(context)
+    most = window_of(context.models.start.model)
+    raised = f", or raise train.max_tokens and relabel.passage_tokens (the start model reads {most or 'any number'})"
+    return (
+        f"{longer:,} passages are longer than the {read} tokens that are read of title and text (train.max_tokens = {train}, "
+        f"relabel.passage_tokens = {teacher}): what follows is neither embedded nor judged. Give shorter texts, or split "
+        f"these into ID#1, ID#2 and so on with corpus.chunk_tokens={max(16, read * 3 // 4)}"
+        f"{raised if most is None or most > min(train, teacher) else ''}"
+    )
+
+
 def make(context: Context) -> Manifest:
     """Read the corpus.
 
@@ -96,16 +155,18 @@ def make(context: Context) -> Manifest:
         nonlocal reads
         reads = True
         context.ui.say(f"reading {', '.join(settings.sources)}")
-        tokenizer = None if settings.chunk_tokens is None else load_tokenizer(resolve_model(context.config.backbone))
+        tokenizer, read = _tokenizer(context), tokens_read(context)
         cache = run.path / "documents.sqlite"
         if context.engine.remote and (found := read_ahead(settings, cache, context.engine)):
             context.ui.say(f"{found:,} documents were parsed")
-        return ingest_shards(settings, tokenizer=tokenizer, cache=cache)
+        return ingest_shards(settings, tokenizer=tokenizer, read=read, cache=cache)
 
     manifest = run_stream(run, INGEST.name, Passage, INGEST.parts(context), batches)
     left = left_out(manifest)
     if reads and left:
         context.ui.say(f"of what was read:{left}")
+    if reads and (longer := manifest.notes[READ_IN_PART]):
+        context.ui.say(_in_part(context, longer))
     if manifest.rows < n:
         raise CorpusError(
             f"the corpus has {manifest.rows} passages, and mining takes {n} candidates a query; "
@@ -121,6 +182,10 @@ def _depends(context: Context) -> dict[str, str]:
         "sources": digest(*(source_identity(spec) for spec in settings.sources)),
         "tokenizer": context.models.start_identity if settings.chunk_tokens is not None else "",
     }
+    if settings.chunk_tokens == "read":  # the models that read it are parts already, but for another student
+        found["read"] = str(min(context.config.train.max_tokens, context.config.relabel.passage_tokens))
+        if student := context.config.student:
+            found["student"] = model_identity(student)
     if settings.near_duplicates is not None:
         found["near duplicates"] = "2"  # raised when others are found
     return found
