@@ -128,11 +128,7 @@ def test_layers(tmp_path: Path) -> None:
 
 def test_presets() -> None:
     default, paper = load_config(), load_config(overrides=["preset=paper"])
-    changed = {
-        "corpus": {"chunk_tokens": "read"},
-        "select": {"targets": "standardized"},
-        "train": {"min_steps": 30, "loss": {"distill": 1.0}},
-    }
+    changed = {"corpus": {"chunk_tokens": "read"}, "train": {"min_steps": 30}}
     assert default == make_config({"budget": "20m", **changed}, "here")
     assert (paper.select.min_rc, paper.train.loss.mask_groups, paper.train.formats) == (None, False, ["unified"])
     assert paper.mine.warmup_epochs == 1
@@ -152,8 +148,6 @@ def test_presets() -> None:
         "corpus.chunk_tokens",
         "train.formats",
         "train.min_steps",
-        "select.targets",
-        "train.loss.distill",
         "train.loss.mask_groups",
         "train.loss.unique_ids",
         "pretrain.loss.mask_groups",
@@ -251,13 +245,13 @@ def test_known_keys_are_the_keys_that_can_be_set() -> None:
 
 
 def test_fields_that_came_later_change_no_fingerprint_until_they_are_set() -> None:
-    plain = load_config(overrides=["select.targets=fused"])
+    plain = load_config()
     for section in (plain, plain.generate, plain.select, plain.train):
         assert section.LATER
         assert not section.LATER & json.loads(section.model_dump_json()).keys()
         assert section.model_dump().keys() >= section.LATER
     given = ["generate.variables.language={en=1}", "select.task_rows=uniform", "asked.limit=7"]
-    changed = load_config(overrides=["select.targets=fused", *given])
+    changed = load_config(overrides=given)
     assert make_config(json.loads(changed.model_dump_json()), "here") == changed
     assert make_config(json.loads(plain.model_dump_json()), "here") == plain
     for one, other in ((plain, changed), (plain.generate, changed.generate), (plain.select, changed.select)):
@@ -347,7 +341,7 @@ def test_what_is_hashed_of_a_section_is_what_it_was_with_the_keys_that_are_gone(
         '{"generate":"generate","query_likelihood":"query_likelihood","relevance":"relevance"}'
     )
     # All of it: what a data set that is sent depends on.
-    former = load_config(overrides=["corpus.chunk_tokens=null", "select.targets=fused", "train.loss.distill=0.0"])
+    former = load_config(overrides=["corpus.chunk_tokens=null"])
     assert digest(former.model_dump_json()) == "61e9338257964341"
     assert "near_cosine" not in config.model_dump()["select"]
     assert json.loads(config.select.model_dump_json(include={"max_title"})).keys() == {"max_title"}

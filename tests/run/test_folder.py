@@ -603,19 +603,17 @@ def test_other_settings_are_listed_and_need_force(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_finished_with_the_default_that_it_was_begun_with(tmp_path: Path) -> None:
-    former = ["corpus.chunk_tokens=null", "select.targets=fused", "train.loss.distill=0.0"]
-    began = load_config(None, ["generate.batch=32", *former])
+    began = load_config(None, ["generate.batch=32", "corpus.chunk_tokens=null"])
     with Run(tmp_path, began) as run:
         run_local(run, "generate", Passage, PARTS, ITEMS, passages)
     with Run(tmp_path, load_config(None, ["generate.batch=32"])) as run:  # the command of then
         assert run.config == began
         assert not run.changed
-    with Run(tmp_path, load_config(None, ["generate.batch=32", "train.loss.distill=1.0"]), force=True) as run:
-        assert (run.config.train.loss.distill, run.config.select.targets) == (1.0, "fused")  # what is named is meant
-    with pytest.raises(RunError, match=r"train\.loss\.distill: 1\.0 -> 0\.0"):
+    with Run(tmp_path, load_config(None, ["generate.batch=32", "corpus.chunk_tokens=read"]), force=True) as run:
+        assert run.config.corpus.chunk_tokens == "read"  # what is named is meant
+    with pytest.raises(RunError, match=r"corpus\.chunk_tokens: 'read' -> None"):
         Run(tmp_path, began)
     with Run(tmp_path / "new", load_config(None, ["generate.batch=32"])) as run:
-        assert (run.config.train.loss.distill, run.config.select.targets) == (1.0, "standardized")
         assert run.config.corpus.chunk_tokens == "read"
 
 

@@ -115,16 +115,12 @@ FREE = frozenset(
 
 
 # What the default preset had before, by key. A folder that was begun with it is finished with it, unless the key is named.
-FORMER: dict[str, Any] = {"corpus.chunk_tokens": None, "select.targets": "fused", "train.loss.distill": 0.0}
+FORMER: dict[str, Any] = {"corpus.chunk_tokens": None}
 
 
 # What a preset changes against the fields' own defaults.
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {
-        "corpus": {"chunk_tokens": "read"},
-        "select": {"targets": "standardized"},
-        "train": {"min_steps": 30, "loss": {"distill": 1.0}},
-    },
+    "default": {"corpus": {"chunk_tokens": "read"}, "train": {"min_steps": 30}},
     "paper": {
         "generate": {"neighbourhood": 1},
         "prompts": {"query_likelihood": "query_likelihood"},
