@@ -34,10 +34,10 @@ def test_what_is_booked_is_what_is_told() -> None:
     price = PriceConfig(input=10.0, output=1000.0)
     assert money(price, spent.read, spent.written) == pytest.approx(0.109)
     assert spent_words(spent, 0.109) == (
-        "10 requests, 900 tokens read, 100 written, 0.11 in money, 3 failed (429: 2, no reply: 1)"
+        "10 requests, 900 tokens read, 100 written, cost 0.11, 3 failed (429: 2, no reply: 1)"
     )
     assert money(PriceConfig(), 1e9, 1e9) is None and money_words(None) == ""
-    assert money_words(0.00012) == ", 0.0001 in money"
+    assert money_words(0.00012) == "0.0001"
 
 
 def test_the_closing_lines_say_what_it_cost() -> None:
@@ -45,7 +45,7 @@ def test_the_closing_lines_say_what_it_cost() -> None:
     assert "Teacher" not in {line.label for line in closing_lines(found)}
     spent = {"read": 2_000_000, "written": 10, "requests": 7, "errors": {}, "money": 1.5}
     [line] = [line for line in closing_lines(found | {"spent": spent}) if line.label == "Teacher"]
-    assert line.text == "7 requests, 2,000,000 tokens read, 10 written, 1.50 in money"
+    assert line.text == "7 requests, 2,000,000 tokens read, 10 written, cost 1.50"
 
 
 def test_the_progress_says_what_is_spent_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +76,4 @@ def test_the_progress_says_what_is_spent_and_left(monkeypatch: pytest.MonkeyPatc
             Context.models.usage.requests += 4
             Context.models.usage.read += 1_000_000
             advance(1)
-    assert said == [
-        "3 of 8 parts: 12 requests, 3,000,000 tokens read, 0 written, 3.00 in money; about 1.9 minutes left"
-    ]
+    assert said == ["3 of 8 parts: 12 requests, 3,000,000 tokens read, 0 written, cost 3.00; about 1.9 minutes left"]

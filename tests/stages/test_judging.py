@@ -274,7 +274,7 @@ def test_budgets_and_estimates_know_the_form(corpus: Path, tiny_model: Path, tmp
             pipeline = Pipeline(run)
             said = pipeline.estimate()
             assert "relabel:" in said and "tokens read" in said
-            assert "in money" in said
+            assert "money:    about " in said and "at 2 read and 8 written a million tokens" in said
 
 
 def replace_price(config: RunConfig) -> RunConfig:

@@ -169,13 +169,18 @@ class OpenAILM(Answering, LanguageModel):
             self._echo = None
         self.can_score = self._chat_scores or self._echo is not None
         self.can_answer = bool(self._top["chat"]) or self._talks(refusals)
-        if not self.can_score and not self.can_answer and not any(self._top.values()):
+        if not self.can_score and not self.can_answer and not self.shows_tokens:
             raise TeacherError(
                 f"{self._where} neither scores a given text nor shows the likeliest tokens of an answer nor answers in "
                 f"/chat/completions; a teacher needs one of them ({self._clean('; '.join(refusals[-3:]))})"
             )
         if not self.can_score and not self.reason.startswith("its log-probabilities"):
             self.reason = self._clean("; ".join(refusals[-3:]))
+
+    @property
+    def shows_tokens(self) -> bool:
+        """Whether it shows the likeliest tokens of an answer."""
+        return any(self._top.values())
 
     def _talks(self, refusals: list[str]) -> bool:
         """Whether it answers in words, of which a model that thinks may have none yet."""
@@ -376,6 +381,6 @@ def load(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageMod
         say=ui.say,
     )
     teacher.probe()
-    if not teacher.can_score:
+    if not teacher.can_score and teacher.shows_tokens:
         ui.say(f"{teacher.name} cannot score a given text ({teacher.reason}): it serves for relevance alone")
     return teacher

@@ -45,17 +45,18 @@ def money(price: PriceConfig, read: float, written: float) -> float | None:
 
 
 def money_words(amount: float | None) -> str:
-    """An amount with a comma before it; empty where there is none."""
+    """An amount; empty where there is none."""
     if amount is None:
         return ""
-    return f", {amount:,.2f} in money" if amount >= 0.1 else f", {amount:.4f} in money"
+    return f"{amount:,.2f}" if amount >= 0.1 else f"{amount:.4f}"
 
 
 def spent_words(spent: Spent, amount: float | None) -> str:
-    """``1,200 requests, 300,000 tokens read, 4,000 written, 0.08 in money, 7 failed (429: 5, no reply: 2)``."""
+    """``1,200 requests, 300,000 tokens read, 4,000 written, cost 0.08, 7 failed (429: 5, no reply: 2)``."""
+    cost = money_words(amount)
     failed = ", ".join(f"{kind}: {count:,}" for kind, count in sorted(spent.errors.items()))
     return (
         f"{spent.requests:,} requests, {spent.read:,} tokens read, {spent.written:,} written"
-        + money_words(amount)
+        + (f", cost {cost}" if cost else "")
         + (f", {sum(spent.errors.values()):,} failed ({failed})" if failed else "")
     )

@@ -37,7 +37,10 @@ def estimate(context: Context) -> str:
     testing = text * tested * (1 + forms) / 60
     before = context.run.manifest("generate")
     paid = before.rows + before.drops.total() if before else 0
-    cost_of = money_words(money(config.price, cost.read, cost.written + answered_tokens(context, queries)))
+    price, written = config.price, cost.written + answered_tokens(context, queries)
+    amount = money_words(money(price, cost.read, written))
+    prices = f"at {price.input:g} read and {price.output:g} written a million tokens"
+    paid_for = [f"money:    about {amount}, {prices}"] if amount else []
     known = [f"{paid:,} queries are there; what is paid for is in these numbers and not paid again"] if paid else []
     return "\n".join(
         [
@@ -50,13 +53,7 @@ def estimate(context: Context) -> str:
             + (f"; as many tokens by each of {further} further teachers" if further else ""),
             f"train:    roughly {training / 60:.1f} minutes ({epochs} epochs, {forms} formats)",
             *([f"evaluate: roughly {testing:.1f} minutes for {tested:,} passages"] if tested else []),
-            *(
-                [
-                    f"money:    about {cost_of.strip(', ')}, at {config.price.input:g} and {config.price.output:g} a million"
-                ]
-                if cost_of
-                else []
-            ),
+            *paid_for,
             *known,
             f"(measured: {read_speed:.0f} tokens/s read, {write_speed:.0f} written, {1 / text:.0f} passages/s embedded)",
         ]
