@@ -139,6 +139,7 @@ def test_the_command_reads_its_corpus(
         server = request.getfixturevalue("postgresql")
         words[2] = source.replace("postgresql://me@host/db", server)
     settings = ("mine.n=2", "generate.queries=2", "generate.min_seed_chars=1", "check.enabled=false")
+    settings += ("corpus.chunk_chars=2000",)  # the tiny model reads half a sentence, and halves repeat
     quick = ["--llm", "fake", "--start", str(tiny_model), *(word for one in settings for word in ("--set", one))]
     done = CliRunner().invoke(app, [*words[1:], *quick, "--dry-run"])
     assert done.exit_code == 0, done.output + repr(done.exception)
