@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -147,11 +148,12 @@ def test_they_are_mined_judged_and_taught_without_a_seed(run_folder: Path) -> No
     assert len(asked) == QUERIES and len(written) > 15
     assert {query.split for query in asked} == {"train", "heldout"}
     assert Counter(score.query_id for score in scores) == {query.id: 6 for query in (*asked, *written)}
+    places = {passage.id: place for place, passage in enumerate(pipeline.passages)}
     for query in asked:  # the nearest passages as they are, none of them put there
         own = [row for row in mined if row.query_id == query.id]
-        assert [row.passage_id for row in own] == [
-            pipeline.passages[place].id for place in (-found[query.id]).argsort(kind="stable")[:6]
-        ]
+        nearest = np.sort(found[query.id])[::-1][:6]
+        # Bfloat16 rounds a vector by the texts it is run with, so of equally near ones either may come first.
+        assert [found[query.id][places[row.passage_id]] for row in own] == pytest.approx(nearest, abs=0.01)
         assert all(row.natural for row in own)
     taught = {query.id for query in asked if query.split == "train"}
     assert {row.query_id for row in rows if not row.seed_id} == taught
