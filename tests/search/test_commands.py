@@ -79,14 +79,14 @@ def test_long_texts_are_split_if_asked(tiny_model: Path, words: list[str], tmp_p
     text = "\n\n".join(f"## Part {n}\n\n" + " ".join(words[n % 20 : n % 20 + 9]) * 40 for n in range(6))
     file.write_text(f"# All\n\n{text}\n")
     assert len(gecko("embed", tiny_model, file).stdout.splitlines()) == 1
-    ids = [json.loads(line)["id"] for line in gecko("embed", tiny_model, file, "--split").stdout.splitlines()]
+    ids = [json.loads(line)["id"] for line in gecko("embed", tiny_model, file, "--chunk").stdout.splitlines()]
     found = json.loads(
         gecko("search", tiny_model, file, "--index", tmp_path / "i", "--json", "-k", 100, "-q", words[3]).stdout
     )
     assert sorted(ids) == sorted(hit["passage"]["id"] for hit in found["hits"])
     assert len(ids) > 1
-    with pytest.raises(ConfigError, match="--split: lines of standard input are taken as they are"):
-        gecko("embed", tiny_model, "--split", stdin="a\n")
+    with pytest.raises(ConfigError, match="--chunk: lines of standard input are taken as they are"):
+        gecko("embed", tiny_model, "--chunk", stdin="a\n")
     with pytest.raises(ConfigError, match="--workers: for --engine ray only"):
         gecko("embed", tiny_model, "--workers", 3, stdin="a\n")
 

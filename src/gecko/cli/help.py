@@ -32,7 +32,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "check-teacher": (
         "gecko check-teacher stdlib-questions",
-        "gecko check-teacher beir/scifact@test --llm hf:OWNER/NAME --queries 50",
+        "gecko check-teacher beir/scifact@test --llm hf:OWNER/NAME --limit 50",
     ),
     "testset": (
         "gecko testset runs/mine -o judged",

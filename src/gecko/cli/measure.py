@@ -102,7 +102,7 @@ def check_teacher(
             "none: all that the teacher can.",
         ),
     ] = None,
-    queries: Annotated[int, typer.Option(min=1, help="At most so many queries a set, drawn at random.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many queries a set, drawn at random.")] = 100,
     candidates: Annotated[int, typer.Option(min=2, help="The start model's first N passages are put in order.")] = 20,
     passage_tokens: Annotated[int, typer.Option(min=16, help="The teacher reads so much of a passage.")] = 256,
     precision: Annotated[
@@ -126,7 +126,7 @@ def check_teacher(
 
     config = ValueConfig(
         forms=tuple(forms or ()),
-        queries=queries,
+        queries=limit,
         candidates=candidates,
         passage_tokens=passage_tokens,
         precision=precision,

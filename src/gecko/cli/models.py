@@ -38,10 +38,10 @@ def embed(
     task: Task = "RETRIEVAL_DOCUMENT",
     dim: Dim = None,
     output: Annotated[Output, typer.Option(help="How a number of a vector is kept.")] = "float32",
-    split: Annotated[
+    chunk: Annotated[
         bool,
         typer.Option(
-            "--split", help="Cut texts over 4000 characters into 2000 at most, drop repeated ones, as search does."
+            "--chunk", help="Cut texts over 4000 characters into 2000 at most, drop repeated ones, as search does."
         ),
     ] = False,
     precision: PrecisionOption = "auto",
@@ -50,7 +50,7 @@ def embed(
 ) -> None:
     """Turn texts into vectors: any source of gecko distill, or lines of standard input.
 
-    A text is one vector, of as much of it as the model reads; --split gives one a passage.
+    A text is one vector, of as much of it as the model reads; --chunk gives one a passage.
     """
     from gecko.core.counts import Counts
     from gecko.encoder import load
@@ -60,11 +60,11 @@ def embed(
     specs, counts, ui = inputs or ["-"], Counts(), Terminal()
     lines = Lines(standard_input("files or folders, or lines from a pipe")) if "-" in specs else None
     embedder = load(model, precision=precision)
-    if split and lines:
-        raise ConfigError("--split: lines of standard input are taken as they are; give files or folders")
+    if chunk and lines:
+        raise ConfigError("--chunk: lines of standard input are taken as they are; give files or folders")
     if out is None and engine.on_ray:
         raise ConfigError(f"--engine {engine.engine}: give a folder with -o")
-    rows = _read(specs, lines, counts, split=split)
+    rows = _read(specs, lines, counts, chunk=chunk)
     with engine.executor(ui) as used:
         if out is not None:
             began = time.perf_counter()
@@ -75,7 +75,7 @@ def embed(
     say_left_out(counts, ui)
 
 
-def _read(specs: Sequence[str], lines: Lines | None, counts: Any, *, split: bool) -> "Iterable[Passage]":
+def _read(specs: Sequence[str], lines: Lines | None, counts: Any, *, chunk: bool) -> "Iterable[Passage]":
     """The texts of all sources, read as they are asked for; ``-`` stands for the lines."""
     from itertools import chain
 
@@ -84,7 +84,7 @@ def _read(specs: Sequence[str], lines: Lines | None, counts: Any, *, split: bool
     from gecko.corpus.readers import Reader, read_source
     from gecko.search import read_lines
 
-    if split:
+    if chunk:
         return ingest(CorpusConfig(sources=list(specs)), counts)
     reader = Reader(counts=counts)
     return chain.from_iterable(

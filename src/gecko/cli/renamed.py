@@ -6,7 +6,12 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-RENAMED = {"--backbone": ("--start",), "--force": ("--accept-teacher", "--restart")}
+RENAMED = {
+    "--backbone": ("--start",),
+    "--force": ("--accept-teacher", "--restart"),
+    "--queries": ("--limit",),  # where it was a number
+    "--split": ("--chunk",),  # where it was no name of a split
+}
 
 
 class Command(TyperCommand):

@@ -351,7 +351,7 @@ def test_the_command(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFix
         "".join(f"{query}\t{passage}\t1\n" for query, row in data.qrels.items() for passage in row)
     )
     arguments = ["check-teacher", str(folder), "--llm", "fake", "--start", str(tiny_model), "--split", "dev"]
-    more = ["--queries", "5", "--candidates", "4", "--form", "relevance", "--form", TWO]
+    more = ["--limit", "5", "--candidates", "4", "--form", "relevance", "--form", TWO]
     assert app(arguments + more + ["--json"], standalone_mode=False) in (0, None)
     result = json.loads(capsys.readouterr().out)
     assert set(result["forms"]) == {"relevance", TWO}
