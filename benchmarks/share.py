@@ -103,7 +103,7 @@ def _options() -> argparse.Namespace:
 
 
 def _config(given: argparse.Namespace, spec: str, changes: Sequence[str] = ()) -> RunConfig:
-    base = {"corpus": {"sources": [str(parse_spec(spec, None)[0] / "corpus.jsonl")]}}
+    base = {"corpus": {"sources": [str(parse_spec(spec, None)[0] / "corpus.jsonl")], "chunk_tokens": None}}
     return load_config(None, [*given.changes, *changes], base)
 
 

@@ -158,7 +158,7 @@ def test_documents_are_parsed_by_the_workers(
         for name, text in pages.items():
             (folder / name).write_text(text)
             archive.writestr(name, text.replace("about", "of"))
-    config = settings(folder, tiny_model)
+    config = settings(folder, tiny_model, "corpus.chunk_tokens=null")
 
     def ingest(name: str, **options: Cluster) -> Manifest:
         with Run(tmp_path / name, config) as run:
