@@ -35,6 +35,7 @@ import numpy as np
 
 from gecko.config.load import load_config
 from gecko.config.run import RunConfig
+from gecko.config.training import WITHOUT_EFFECT
 from gecko.core.counts import Counts
 from gecko.core.files import digest, read_json, write_json
 from gecko.core.progress import Terminal
@@ -147,13 +148,13 @@ def _train(
     given: argparse.Namespace, cell: str, config: RunConfig, data: RetrievalSet, seed: int, ui: Terminal
 ) -> None:
     file = given.labels / "results" / cell / f"{data.name}-{seed}.json"
-    settings = digest(config.model_dump_json(include={"select", "train", "backbone", "student"}))
+    form, trained = config.train.formats[0], config.train.model_dump_json(exclude=WITHOUT_EFFECT)
+    settings = digest(form, trained, config.select.model_dump_json(), config.backbone, str(config.student))
     if file.exists() and read_json(file)["settings"] == settings:
         return
     from gecko.training import train
 
     passages, rows = _rows(given.labels / data.name, config, seed)
-    form = config.train.formats[0]
     ui.say(f"{cell}, {data.name}, seed {seed}: {len(rows)} rows")
     with tempfile.TemporaryDirectory() as work:
         folder, points = Path(work) / "model", given.work / "checkpoints" / cell / f"{data.name}-{seed}" / "points"

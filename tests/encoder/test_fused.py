@@ -233,7 +233,9 @@ def test_cut() -> None:
 @pytest.mark.slow
 @needs_int8
 def test_where_numba_is_told_to_compile_nothing(tiny_model: Path) -> None:
-    code = f"import gecko; print(type(gecko.load({str(tiny_model)!r}, precision='int8')._sides['query'].backend).__name__)"
+    code = (
+        f"import gecko; print(type(gecko.load({str(tiny_model)!r}, precision='int8')._sides['query'].backend).__name__)"
+    )
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
     assert done.stdout == "BertBackend\n"
