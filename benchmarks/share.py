@@ -79,9 +79,10 @@ def main() -> None:
                     _train(given, name, _config(given, spec, changes), data, seed, ui)
     if shown := [name for name in cells if (given.labels / "results" / name).is_dir()]:
         rows = {name: _summary(given, name, [data for _, data in sets]) for name in shown}
-        print(_table(rows, given.half))
-        for name in shown[1:]:
-            print(_paired(given, name, [data for _, data in sets]))
+        if not given.json:
+            print(_table(rows, given.half))
+            for name in shown[1:]:
+                print(_paired(given, name, [data for _, data in sets]))
         print(json.dumps(rows[shown[0]]))
 
 
@@ -94,9 +95,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="in all cells")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--half", choices=["even", "odd", "all"], default="even")
-    options.add_argument(
-        "--json", action="store_true", help="the last line alone is for programs; it is always printed"
-    )
+    options.add_argument("--json", action="store_true", help="print the last line alone")
     options.add_argument("--judge", type=int, metavar="QUERIES")
     options.add_argument("--write", type=int, metavar="QUERIES")
     options.add_argument("--work", type=Path, default=Path("runs/labels"))
@@ -181,9 +180,14 @@ def _ndcg(data: RetrievalSet, model: str) -> dict[str, float]:
 # --- the numbers
 
 
+def _kept(given: argparse.Namespace, cell: str, data: RetrievalSet) -> list[dict[str, Any]]:
+    """The results of a cell's trainings on a set, by seed."""
+    return [read_json(file) for file in sorted((given.labels / "results" / cell).glob(f"{data.name}-*.json"))]
+
+
 def _gains(given: argparse.Namespace, cell: str, data: RetrievalSet, keys: Sequence[str]) -> Array:
     """(queries,) the student's gain in points, the mean over its seeds."""
-    kept = [read_json(file) for file in sorted((given.labels / "results" / cell).glob(f"{data.name}-*.json"))]
+    kept = _kept(given, cell, data)
     gains = [[one["student"][key] - one["start"][key] for key in keys] for one in kept]
     return 100 * np.mean(gains, axis=0)
 
@@ -195,13 +199,12 @@ def _keys(given: argparse.Namespace, data: RetrievalSet) -> list[str]:
 
 def _summary(given: argparse.Namespace, cell: str, sets: Sequence[RetrievalSet]) -> dict[str, Any]:
     """Gains of all queries of the half; the share of those that the teacher ordered."""
-    folder = given.labels / "results" / cell
-    sets = [data for data in sets if any(folder.glob(f"{data.name}-*.json"))]
+    sets = [data for data in sets if _kept(given, cell, data)]
     gains, parts, wholes, each = [], [], [], {}
     for data in sets:
         gains.append(_gains(given, cell, data, _keys(given, data)))
         file = given.labels / data.name / "teacher.json"
-        kept = [read_json(one) for one in sorted(folder.glob(f"{data.name}-*.json"))]
+        kept = _kept(given, cell, data)
         each[data.name] = {
             "queries": len(gains[-1]),
             "rows": kept[0]["rows"],
@@ -253,8 +256,7 @@ def _interval(numbers: Sequence[float]) -> str:
 
 def _paired(given: argparse.Namespace, cell: str, sets: Sequence[RetrievalSet]) -> str:
     """The default's gain over a cell's on the same queries."""
-    folders = [given.labels / "results" / name for name in (DEFAULT, cell)]
-    both = [data for data in sets if all(any(folder.glob(f"{data.name}-*.json")) for folder in folders)]
+    both = [data for data in sets if _kept(given, DEFAULT, data) and _kept(given, cell, data)]
     gaps = [
         _gains(given, DEFAULT, one, _keys(given, one)) - _gains(given, cell, one, _keys(given, one)) for one in both
     ]

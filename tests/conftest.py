@@ -6,10 +6,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gecko.core.progress import Silent
+
 _WORDS = (
     "the a of in and to is red blue green cat dog fish bird house tree river car runs sleeps eats flies big small old "
     "new fast slow search result task query title text none fact checking : | , . ? { }"
 )
+
+
+class Listener(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 @pytest.fixture(scope="session")

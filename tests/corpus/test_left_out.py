@@ -12,7 +12,6 @@ from gecko.config.stages import AskedConfig, CorpusConfig
 from gecko.core.counts import Counts, left_out
 from gecko.core.errors import CorpusError, EvaluationError
 from gecko.core.files import digest, file_sha256
-from gecko.core.progress import Silent
 from gecko.core.records import Passage
 from gecko.corpus import ingest
 from gecko.corpus.readers import read_source, source_identity
@@ -20,6 +19,8 @@ from gecko.evaluation.beir import load_beir
 from gecko.fret.user_queries import read_asked
 from gecko.run.folder import Run
 from gecko.stages.runner import Pipeline
+
+from ..conftest import Listener
 
 DEFLATE64 = 9
 
@@ -63,14 +64,6 @@ def beir(folder: Path, tag: str, *, qrels: bool = True) -> Path:
 
 
 # --- runs and commands say it
-
-
-class Listener(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def test_a_run_says_once_what_it_left_out(tmp_path, tiny_model):

@@ -88,6 +88,19 @@ def test_nothing_foreign_is_markup(release: Path, tmp_path: Path) -> None:
     assert any(one["query"].startswith("evil </script><img") for one in data_of(tmp_path / "page.html")["rows"])
 
 
+def test_rows_that_were_judged_by_answers(tmp_path: Path) -> None:
+    graded = row(0)
+    for place, candidate in enumerate(graded["candidates"]):
+        candidate |= {"ql_sum": None, "ql_tokens": None, "rc": None, "grade": (0, 3, 1, 2)[place]}
+    pq.write_table(pa.Table.from_pylist([graded]), tmp_path / "rows.parquet")
+    write_page(tmp_path, tmp_path / "page.html", 5)
+    data = data_of(tmp_path / "page.html")
+    [found] = data["rows"]
+    assert [data["passages"][one[0]]["id"] for one in found["candidates"]] == ["p0-1", "p0-3", "p0-2", "p0-0"]
+    assert all(ql is None for *_, ql, _ in found["candidates"])
+    assert [rc > 0 for *_, rc in found["candidates"]] == [True, True, False, False]
+
+
 def test_too_many_rows_are_drawn_alike(release: Path, tmp_path: Path) -> None:
     pages = []
     for name, most in (("a", 10), ("b", 10), ("c", 20)):

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import gecko
 from gecko.core.errors import CorpusError, RunError
 from gecko.core.records import Passage
 from gecko.encoder import Embedder
@@ -15,11 +14,6 @@ from gecko.search import BulkConfig, embed_rows, embed_to_folder, read_lines
 
 ROWS = [Passage(str(n), "red" if n % 2 else "", "the cat " * (n % 5 + 1) + "big " * n) for n in range(23)]
 CONFIG = BulkConfig(shard_rows=5)
-
-
-@pytest.fixture(scope="module")
-def embedder(tiny_model: Path) -> Embedder:
-    return gecko.load(str(tiny_model), precision="float32")
 
 
 def read(folder: Path) -> tuple[list[str], np.ndarray]:

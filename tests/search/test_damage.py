@@ -11,7 +11,6 @@ import faiss
 import numpy as np
 import pytest
 
-import gecko
 from gecko.core.errors import RunError, StorageError
 from gecko.core.records import Passage
 from gecko.encoder import Embedder
@@ -22,11 +21,6 @@ PASSAGES = [
     Passage(f"p{n}", "", text)
     for n, text in enumerate(["a red fish", "the old house", "a small tree 港口起重机", "two big dogs", "a river"])
 ]
-
-
-@pytest.fixture(scope="module")
-def embedder(tiny_model: Path) -> Embedder:
-    return gecko.load(str(tiny_model), precision="float32")
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 from pathlib import Path
 from unicodedata import normalize
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gecko
 from gecko.core.records import Passage
 from gecko.core.text import spaced
 from gecko.encoder import Embedder
@@ -39,11 +37,6 @@ ASKED = {
     "en": "library box",
     "mixed": "设置",
 }
-
-
-@pytest.fixture(scope="module")
-def embedder(tiny_model: Path) -> Embedder:
-    return gecko.load(str(tiny_model), precision="float32")
 
 
 def test_every_script_is_found(embedder: Embedder, tmp_path: Path) -> None:

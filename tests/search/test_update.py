@@ -27,11 +27,6 @@ QUERIES = ["river stone bread", "thunder meadow", "violin harbour pepper saddle"
 
 
 @pytest.fixture(scope="module")
-def embedder(tiny_model: Path) -> Embedder:
-    return gecko.load(str(tiny_model), precision="float32")
-
-
-@pytest.fixture(scope="module")
 def passages(words: list[str]) -> list[Passage]:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(words, 8)) for _ in range(200)]

@@ -9,7 +9,6 @@ from gecko.config.load import load_config
 from gecko.config.run import RunConfig
 from gecko.core.errors import RunError
 from gecko.core.formats import render_passage
-from gecko.core.progress import Silent
 from gecko.core.records import Passage
 from gecko.corpus.chunk import load_tokenizer
 from gecko.run import shards
@@ -17,18 +16,10 @@ from gecko.run.folder import Run
 from gecko.stages import ingest
 from gecko.stages.context import Context
 
+from ..conftest import Listener
+
 SENTENCE = "the red cat sleeps and the big dog runs in {} and {}. "
 FORMER = "corpus.chunk_tokens=null"
-
-
-class Listener(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")

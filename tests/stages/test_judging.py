@@ -10,7 +10,6 @@ import pytest
 from gecko.config.load import load_config
 from gecko.config.run import RunConfig
 from gecko.core.errors import ConfigError, RunError, TeacherError
-from gecko.core.progress import Silent
 from gecko.core.records import Candidate, Example, Grade, Judged, Passage, Place, Query
 from gecko.evaluation.ablate import as_judged
 from gecko.fret.answered import grade_pairs, order_lists
@@ -27,7 +26,7 @@ from gecko.stages.dataset import released_rows
 from gecko.stages.reuse import REUSED
 from gecko.stages.runner import Pipeline, distill
 
-from ..conftest import write_corpus
+from ..conftest import Listener, write_corpus
 
 RECORDS: dict[str, type[Judged]] = {"graded": Grade, "listwise": Place}
 
@@ -72,14 +71,6 @@ def settings(corpus: Path, model: Path, judge: str, *more: str) -> RunConfig:
     )
     base = {"corpus": {"sources": [str(corpus)]}, "llm": "fake", "backbone": str(model)}
     return load_config(None, overrides, base)
-
-
-class Listener(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def through(path: Path, config: RunConfig, teacher: FakeLM, stage: str = "relabel") -> list[Judged]:

@@ -18,7 +18,6 @@ from gecko.config.load import load_config
 from gecko.config.run import RunConfig
 from gecko.core.errors import ConfigError, CorpusError, RunError, TeacherError, TeacherRefused
 from gecko.core.files import read_json, write_json
-from gecko.core.progress import Silent
 from gecko.core.records import SCHEMAS, Candidate, Example, Passage, Query, Score
 from gecko.evaluation import builtin
 from gecko.evaluation.teacher import probe
@@ -33,7 +32,7 @@ from gecko.stages.mine import seeds_found
 from gecko.stages.reuse import REUSED
 from gecko.stages.runner import Pipeline, distill
 
-from ..conftest import rewrite_shards, write_corpus
+from ..conftest import Listener, rewrite_shards, write_corpus
 
 RECORDS = {"ingest": Passage, "generate": Query, "mine": Candidate, "relabel": Score, "select": Example}
 
@@ -64,16 +63,6 @@ def settings(corpus: Path, model: Path, *more: str):
     )
     base = {"corpus": {"sources": [str(corpus)]}, "llm": "fake", "backbone": str(model)}
     return load_config(None, overrides, base)
-
-
-class Listener(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def content(folder: Path) -> dict[str, object]:

@@ -13,7 +13,6 @@ import pytest
 
 from gecko.config.load import load_config
 from gecko.core.errors import TeacherError
-from gecko.core.progress import Silent
 from gecko.core.records import Example, Judged, Query
 from gecko.fret.view import judgements
 from gecko.llm.openai_http import Patience, Requests
@@ -21,7 +20,7 @@ from gecko.report.spending import spent_of
 from gecko.run.folder import Run
 from gecko.stages.runner import Pipeline
 
-from ..conftest import write_corpus
+from ..conftest import Listener, write_corpus
 from ..llm.loopback import SETTINGS, Teacher, served
 from ..llm.test_openai_faults import Skipping
 
@@ -45,14 +44,6 @@ def _apart(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Requests, "__init__", hasty)
     monkeypatch.setenv("GECKO_API_KEY", KEY)
-
-
-class Listener(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def overrides(*more: str) -> tuple[str, ...]:

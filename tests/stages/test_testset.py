@@ -69,7 +69,7 @@ def made(folder: Path, out: Path, teacher: FakeLM | None = None, **request: obje
     with Run(folder) as run:
         context = Pipeline(run)
         context.models.teacher = teacher or Counting()
-        return write(context, out, Request(**request))  # type: ignore[arg-type]
+        return write(context, Request(out, **request))  # type: ignore[arg-type]
 
 
 def test_grades_are_cuts_of_the_probability() -> None:
@@ -161,7 +161,7 @@ def test_a_log_and_a_further_model(folder: Path, log: Path, tiny_model: Path, tm
     ui = Listener()
     with Run(folder) as run:
         context = Pipeline(run, ui)
-        found = write(context, tmp_path / "judged", Request(str(log), (str(other),), depth=3))
+        found = write(context, Request(tmp_path / "judged", str(log), (str(other),), depth=3))
     assert "1 that the run was trained on" in "\n".join(ui.said)
     assert set(found.systems) == {"bm25", "start", "student", "other"}
     assert "zebra quagga" in {query.text for query in found.unanswered}
@@ -203,7 +203,7 @@ def test_what_makes_no_test_set(folder: Path, log: Path, tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match="there is there already"):
         made(folder, tmp_path / "there")
     with pytest.raises(ConfigError, match="--depth 0: give at least 1"):
-        Request(depth=0)
+        Request(tmp_path / "none", depth=0)
     with pytest.raises(ConfigError, match="another model is called 'model' already"):
         made(folder, tmp_path / "out", models=(str(folder / "model"), str(folder / "model")))
     with pytest.raises(EvaluationError, match="no pooled passage relevant for any of 12 queries"):

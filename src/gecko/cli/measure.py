@@ -168,12 +168,10 @@ def testset(
     """
     from gecko.stages.testset import Request, write
 
-    request = Request(queries, tuple(models or ()), depth, limit)
-    if out.exists():
-        raise ConfigError(f"{out} is there already; name a folder that is not")
+    request = Request(out, queries, tuple(models or ()), depth, limit)
     with on_run(options) as pipeline:
         request = replace(request, kept=_kept_in(pipeline.ui))
-        found = write(pipeline, out, request)
+        found = write(pipeline, request)
     print(
         f"{out}: {len(found.queries):,} queries, {found.pairs:,} judged pairs, kept apart as unanswered: "
         f"{len(found.unanswered):,}; compare models with: gecko eval MODEL {out} --baseline MODEL"

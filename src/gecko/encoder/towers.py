@@ -3,12 +3,11 @@
 The task chooses the tower; a text without a task is a passage.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gecko.core.errors import ConfigError
-from gecko.core.files import write_json
+from gecko.core.files import read_json, write_json
 from gecko.encoder.spec import TOWER, model_identity, resolve_model
 
 if TYPE_CHECKING:
@@ -66,13 +65,12 @@ def tower(model: "SentenceTransformer", side: Side) -> "SentenceTransformer":
 def name_passages(folder: Path, start: str) -> None:
     """Have a saved model of two towers say which model made its passage tower, so that an index of that one serves it."""
     file = folder / "config_sentence_transformers.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    write_json(file, {**config, TOWER: model_identity(start)})
+    write_json(file, {**read_json(file), TOWER: model_identity(start)})
 
 
 def passage_identity(spec: str) -> str:
     """What a model's passage vectors are known by: :func:`gecko.encoder.model_identity`, that of the start for two towers."""
     file = Path(resolve_model(spec)) / "config_sentence_transformers.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_json(file) if file.is_file() else {}
     found: str = config.get(TOWER) or model_identity(spec)
     return found

@@ -92,9 +92,5 @@ def _rows(name: str) -> Iterator[Any]:
             yield json.loads(line)
 
 
-STDLIB_QUESTIONS = "stdlib-questions"
-PROBE_RESULTS = "probe-results.json"
-
-
 def _file(name: str) -> Traversable:
     return files("gecko.evaluation").joinpath("data", name)

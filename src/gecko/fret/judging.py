@@ -9,7 +9,7 @@ listwise   an answer with an order of a query's candidates, asked for twice     
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from gecko.core.files import digest
 from gecko.core.records import Grade, Judged, Place, Score
@@ -49,8 +49,7 @@ FORMS: dict[FormName, JudgeForm] = {
 
 def form_of(parts: Mapping[str, str]) -> JudgeForm:
     """The form that a fingerprint of these parts is of."""
-    found = next((form for name, form in FORMS.items() if name == parts.get(PART)), None)
-    return found or FORMS["logprobs"]
+    return FORMS.get(cast("FormName", parts.get(PART, "logprobs")), FORMS["logprobs"])
 
 
 def answers_hash(*prompts: Prompt) -> str:

@@ -207,11 +207,12 @@ def _ranked(row: Mapping[str, Any], config: SelectConfig) -> list[Label]:
     for rank, entry in enumerate(row["candidates"], start=1):
         identifier = entry["passage_id"]
         candidates.append(Candidate(row["query_id"], identifier, rank, entry["cosine"]))
-        scores[identifier] = _judged((row["query_id"], identifier, row["teacher"], row["prompt_hash"]), entry)
+        scores[identifier] = judged_pair((row["query_id"], identifier, row["teacher"], row["prompt_hash"]), entry)
     return fuse(candidates, scores, config.fusion, config.rrf_constant)
 
 
-def _judged(of: tuple[str, str, str, str], entry: Mapping[str, Any]) -> Judged:
+def judged_pair(of: tuple[str, str, str, str], entry: Mapping[str, Any]) -> Judged:
+    """What a release says of a pair; ``of`` is query id, passage id, teacher and hash of its prompts."""
     if entry.get("grade") is not None:
         return Grade(*of, entry["grade"])
     if entry.get("first") is not None:

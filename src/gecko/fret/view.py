@@ -6,7 +6,7 @@ from functools import cached_property
 from gecko.config.run import RunConfig
 from gecko.core.records import Candidate, Judged, Passage, Query
 from gecko.fret.fuse import Label
-from gecko.fret.judging import form_of
+from gecko.fret.judging import JudgeForm, form_of
 from gecko.fret.release import Released, load_release
 from gecko.fret.select import group_labels
 from gecko.fret.variables import varied
@@ -37,9 +37,13 @@ def judgements(run: Run, folder: str, *, so_far: bool = False) -> list[Judged]:
     Raises:
         RunError: it is not finished, or has nothing yet, or a shard is damaged.
     """
+    return (run.read_so_far if so_far else run.read)(folder, judged_form(run, folder).record)
+
+
+def judged_form(run: Run, folder: str = "relabel") -> JudgeForm:
+    """The form of the judgements in a folder; that of log-probabilities where there are none."""
     manifest = run.manifest(folder)
-    record = form_of(manifest.parts if manifest else {}).record
-    return (run.read_so_far if so_far else run.read)(folder, record)
+    return form_of(manifest.parts if manifest else {})
 
 
 def all_scores(run: Run) -> list[Judged]:

@@ -12,9 +12,8 @@ from typing import Any
 from gecko.config.run import RunConfig
 from gecko.core.files import read_json
 from gecko.corpus.sources import SQL_SCHEMES
-from gecko.fret.judging import form_of
 from gecko.fret.release import COLUMNS
-from gecko.fret.view import RunView
+from gecko.fret.view import RunView, judged_form
 from gecko.report.table import asked_rows, closing_rows, origins
 from gecko.report.text import shown
 
@@ -117,7 +116,7 @@ def model_card(view: RunView, form: str, result: Mapping[str, Any] | None) -> st
         steps=trained["steps"],
         sets=[(entry.name, entry.kind) for entry in config.mixture.sets],
         teacher=public_name(config.llm),
-        judged=form_of(judging.parts if (judging := view.run.manifest("relabel")) else {}).name,
+        judged=judged_form(view.run).name,
         corpus=[public_name(source) for source in config.corpus.sources],
         passages=len(view.passages),
         own=own - asked,

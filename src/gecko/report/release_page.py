@@ -4,6 +4,7 @@ One HTML file that fetches nothing. The rows are data in it, written where no ma
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from gecko.config.stages import CorpusConfig
 from gecko.core.counts import Counts
 from gecko.core.errors import RunError
 from gecko.core.files import digest, write_bytes
-from gecko.core.records import Candidate, Score
+from gecko.core.records import Candidate
 from gecko.core.text import shown
 from gecko.corpus import ingest
 from gecko.fret.fuse import fuse
 from gecko.fret.quality import kind
-from gecko.fret.release import FILE, STDLIB, read_release, shipped
+from gecko.fret.release import FILE, STDLIB, judged_pair, read_release, shipped
 from gecko.report.render import render
 
 NEEDED = frozenset({"query_id", "query", "task", "seed_id", "candidates"})
@@ -104,9 +105,7 @@ def _shown_row(
         Candidate(query, identifier, one.get("cosine_rank", place), one["cosine"])
         for place, (identifier, one) in enumerate(listed.items(), start=1)
     ]
-    scores = {
-        name: Score(query, name, "", "", one["ql_sum"], one["ql_tokens"], one["rc"]) for name, one in listed.items()
-    }
+    scores = {name: judged_pair((query, name, "", ""), one) for name, one in listed.items()}
     return {
         **{
             name: shown(str(row.get(name) or "")) for name in ("query", "task", "split", "corpus", "language", "reason")
@@ -118,9 +117,14 @@ def _shown_row(
                 passages[label.passage_id],
                 label.retriever_rank,
                 round(listed[label.passage_id]["cosine"], 3),
-                round(label.ql, 2),
-                round(label.rc, 2),
+                _number(label.ql),
+                _number(label.rc),
             ]
             for label in fuse(candidates, scores)
         ],
     }
+
+
+def _number(value: float) -> float | None:
+    """As JSON has it; none for what a teacher that judges by answers does not say."""
+    return None if math.isnan(value) else round(value, 2)

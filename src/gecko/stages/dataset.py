@@ -6,9 +6,8 @@ from typing import Any
 
 from gecko.core.files import CARD, digest, write_bytes
 from gecko.core.records import Candidate, Judged, Passage, Query
-from gecko.fret.judging import form_of
 from gecko.fret.release import FILE, content_hash, judged_fields, read_release, write_release
-from gecko.fret.view import ASKED, judgements, own_queries
+from gecko.fret.view import ASKED, judged_form, judgements, own_queries
 from gecko.run.folder import Run
 from gecko.run.shards import build_file
 from gecko.stages.context import Context
@@ -119,13 +118,8 @@ def _row(
 
 
 def _prompt_hashes(run: Run) -> dict[str, str]:
-    manifest = run.manifest("relabel")
-    judging = {
-        "logprobs": ("query_likelihood", "relevance"),
-        "graded": ("graded",),
-        "listwise": ("listwise", "relevance"),
-    }
-    roles = ("generate", *judging[form_of(manifest.parts if manifest else {}).name])
+    settings = {"likelihood": "query_likelihood"}  # what a role is called there, where it is not its name
+    roles = [settings.get(role, role) for role in ("generate", *judged_form(run).roles)]
     return {Path(getattr(run.config.prompts, role)).name: run.prompt(role).hash for role in roles}
 
 

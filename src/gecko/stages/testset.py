@@ -41,6 +41,7 @@ class Request:
     """What a test set is made of.
 
     Attributes:
+        out: the folder of the test set; it is made.
         log: a file of queries, as for ``asked.sources``; none: the run's held-out queries.
         models: pooled beside BM25, the start model and the student: a folder, ``hf:NAME`` or ``minilm``.
         depth: passages of each ranking that are judged.
@@ -48,6 +49,7 @@ class Request:
         kept: a folder that keeps the models' vectors of the corpus; none: they are not kept.
     """
 
+    out: Path
     log: str | None = None
     models: tuple[str, ...] = ()
     depth: int = 10
@@ -55,27 +57,26 @@ class Request:
     kept: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.out.exists():
+            raise ConfigError(f"{self.out} is there already; name a folder that is not")
         for name, value in (("depth", self.depth), ("limit", self.limit)):
             if whole(f"--{name}", value) < 1:
                 raise ConfigError(f"--{name} {value}: give at least 1")
 
 
-def write(context: Context, folder: Path, request: Request) -> Judged:
+def write(context: Context, request: Request) -> Judged:
     """Make a test set of a run's corpus.
 
     Args:
         context: of a run whose queries are judged, or, for a log, written.
-        folder: to be made.
         request: of what.
 
     Raises:
-        ConfigError: the folder is there already, a model cannot be used, or the pools hold one candidate each.
+        ConfigError: a model cannot be used, or the pools hold one candidate each.
         RunError: the run holds out no query.
         CorpusError: the log has no query that can be used.
         EvaluationError: the teacher finds nothing relevant.
     """
-    if folder.exists():
-        raise ConfigError(f"{folder} is there already; name a folder that is not")
     queries, source = _queries(context, request)
     rankings = _rankings(context, request, queries)
     pooled = pool(rankings, request.depth)
@@ -86,7 +87,7 @@ def write(context: Context, folder: Path, request: Request) -> Judged:
         f"The queries are {source}.",
         f"The teacher is `{public_name(context.config.llm)}`; it judged the first {request.depth} passages of each ranking.",
     ]
-    write_testset(folder, context.passages, found, scores, about)
+    write_testset(request.out, context.passages, found, scores, about)
     return found
 
 
