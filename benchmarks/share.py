@@ -15,9 +15,10 @@ settings is made on the odd queries of a set and reported on the even ones.
     python benchmarks/share.py SET... --judge QUERIES               asks the teacher: its own order of so many even queries
     python benchmarks/share.py SET... --write QUERIES               asks the teacher: new labels, by runs in --work
 
-``SET`` is a BEIR folder, DIR or DIR@SPLIT. A cell is a name and the settings in which it differs from the default preset; the
-first is ``default``. Each training's results are kept per query in ``LABELS/results/CELL/NAME-SEED.json``, so a call that was
-killed goes on. The last line is JSON of the default cell: ``share``, ``share_ci95``, ``gain``, ``gain_ci95``,
+``SET`` is a BEIR folder, DIR or DIR@SPLIT, or ``stdlib-questions``. Where ``select.released`` names releases, such as those
+that ship with the package, they are the labels. A cell is a name and the settings in which it differs from the default preset;
+the first is ``default``. Each training's results are kept per query in ``LABELS/results/CELL/NAME-SEED.json``, so a call that
+was killed goes on. The last line is JSON of the default cell: ``share``, ``share_ci95``, ``gain``, ``gain_ci95``,
 ``teacher_gain``, ``sets``; gains in points of nDCG@10.
 """
 
@@ -43,6 +44,7 @@ from gecko.core.records import Example, Passage
 from gecko.corpus import ingest
 from gecko.encoder import load_encoder, resolve_model
 from gecko.evaluation.beir import RetrievalSet, parse_spec
+from gecko.evaluation.builtin import STDLIB_QUESTIONS
 from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import HEADLINE, dense_run
 from gecko.evaluation.metrics import Array, macro_ci, per_query, share_ci
@@ -103,7 +105,8 @@ def _options() -> argparse.Namespace:
 
 
 def _config(given: argparse.Namespace, spec: str, changes: Sequence[str] = ()) -> RunConfig:
-    base = {"corpus": {"sources": [str(parse_spec(spec, None)[0] / "corpus.jsonl")], "chunk_tokens": None}}
+    source = "stdlib" if spec == STDLIB_QUESTIONS else str(parse_spec(spec, None)[0] / "corpus.jsonl")
+    base = {"corpus": {"sources": [source], "chunk_tokens": None}}
     return load_config(None, [*given.changes, *changes], base)
 
 
@@ -169,7 +172,10 @@ def _train(
 
 def _rows(folder: Path, config: RunConfig, seed: int) -> tuple[dict[str, Passage], list[Example]]:
     passages = {passage.id: passage for passage in ingest(config.corpus, Counts())}
-    return passages, load_release(str(folder / FILE), passages, config.select).examples(config.select, seed)
+    releases = config.select.released or [str(folder / FILE)]
+    return passages, [
+        row for one in releases for row in load_release(one, passages, config.select).examples(config.select, seed)
+    ]
 
 
 def _ndcg(data: RetrievalSet, model: str) -> dict[str, float]:

@@ -1,9 +1,7 @@
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from gecko.encoder import Encoder, encode
@@ -40,16 +38,3 @@ def test_batches_stay_in_budget(plain: Encoder) -> None:
     assert sorted(row for rows, _ in cut for row in rows) == list(range(len(texts)))
     assert max(batch["input_ids"].numel() for _, batch in cut) <= 100
     assert len(cut) < len(texts)
-
-
-def test_progress_bar_only_for_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shown(terminal: bool) -> bool:
-        console = Console(file=io.StringIO(), force_terminal=terminal)
-        with encode.running_bar(100, True, console) as advance:
-            advance(50)
-        return "embedding" in console.file.getvalue()
-
-    assert not shown(terminal=True)
-    monkeypatch.setattr(encode, "_WAIT", 0.0)
-    assert shown(terminal=True)
-    assert not shown(terminal=False)

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from gecko.fret.release import (
     FILE,
     SCHEMA,
     STDLIB,
+    STDLIB_LOG,
     content_hash,
     heldout_seeds,
     load_release,
@@ -157,6 +159,20 @@ def test_most_of_the_shipped_rows_fit_the_documentation_of_the_running_python() 
     assert len(examples) > 0.8 * len(released.queries)
     held = {query.id for query in released.queries if query.split == "heldout"}
     assert not held & {example.query_id for example in examples}
+
+
+def test_no_question_of_the_shipped_log_is_near_a_test_question() -> None:
+    from gecko.encoder import load_encoder
+    from gecko.evaluation.builtin import stdlib_questions
+
+    log = [row["query"] for row in read_release(STDLIB_LOG)]
+    asked = [text for _, text in stdlib_questions().queries]
+    assert len(log) >= 300
+    encoder = load_encoder("minilm")
+    cosines = encoder.queries(log) @ encoder.queries(asked).T
+    assert cosines.max() < 0.7
+    words = [[set(re.findall(r"\w+", text.lower())) for text in texts] for texts in (log, asked)]
+    assert max(len(one & other) / len(one | other) for one in words[0] for other in words[1]) < 0.6
 
 
 def test_the_shipped_rows_load_alike_however_a_run_cuts_its_corpus() -> None:

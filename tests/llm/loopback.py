@@ -4,6 +4,7 @@ Run as a process, it prints its port: FORM HANG, where HANG is the number of jud
 """
 
 import json
+import os
 import re
 import sys
 import threading
@@ -116,7 +117,7 @@ def main() -> None:
 
     def fault(body: dict[str, Any], number: int) -> None:
         if "top_p" not in body and (body.get("logprobs") or question_of(body)) and next(judged) >= hang:
-            print("hangs", flush=True)
+            os.write(1, b"hangs\n")  # one write: these are several threads, and print writes the end of the line apart
             time.sleep(600)
 
     with served(Teacher(form=form, fault=fault)) as spec:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from gecko.cli.main import app
 from gecko.core.errors import RunError
+from gecko.fret.release import shipped
 from gecko.report.release_page import MISSING, is_release, write_page
 
 from ..serving.browser import open_chromium
@@ -109,9 +110,10 @@ def test_too_many_rows_are_drawn_alike(release: Path, tmp_path: Path) -> None:
     assert pages[0] == pages[1] and set(pages[0]) < set(pages[2])
 
 
-def test_a_shipped_release_has_the_texts_of_this_python(tmp_path: Path) -> None:
-    assert is_release(Path("fret-stdlib"))
-    assert write_page(Path("fret-stdlib"), tmp_path / "page.html", 20)[0] == 20
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_release_has_the_texts_of_this_python(name: str, tmp_path: Path) -> None:
+    assert is_release(Path(name))
+    assert write_page(Path(name), tmp_path / "page.html", 20)[0] == 20
     data = data_of(tmp_path / "page.html")
     texts = [one["text"] for one in data["passages"]]
     assert sum(text != MISSING for text in texts) > 0.8 * len(texts)

@@ -1,7 +1,8 @@
 import pytest
 
+from gecko.core.text import duration
 from gecko.report.table import closing_rows, result_rows
-from gecko.report.text import cut, duration, shown
+from gecko.report.text import cut, shown
 
 
 def test_closing_rows(result):

@@ -31,10 +31,10 @@ class Bar(Silent):
         self.total = self.moved = 0
 
     @contextmanager
-    def bar(self, title: str, total: int):
+    def bar(self, title: str, total: int, unit: str):
         self.total = total
 
-        def advance(count: int) -> None:
+        def advance(count: int, note: str = "") -> None:
             self.moved += count
 
         yield advance

@@ -227,8 +227,8 @@ def ablate(
 
 def _ablations(runs: list[Path], options: "Options", held: ExitStack) -> "list[Ablation]":
     """The ablation of each run, which is held until the stack's end, and what is said to be left of it."""
+    from gecko.core.text import duration
     from gecko.evaluation.ablate import Ablation
-    from gecko.report.text import duration
     from gecko.run.folder import Run
     from gecko.stages.runner import Pipeline
 

@@ -19,7 +19,7 @@ _PROMPTS = ("prompts.generate", "prompts.query_likelihood", "prompts.relevance")
 _SETS = "mixture.sets"
 _KEYS = (*_FILES, *_MODELS, *_PROMPTS, _SETS)
 _NO_FILES = frozenset(
-    {"stdlib", "stdlib-questions", "fret-stdlib", "minilm", "smollm2", "default", "default-small", "fake"}
+    {"stdlib", "stdlib-questions", "fret-stdlib", "stdlib-log", "minilm", "smollm2", "default", "default-small", "fake"}
 )
 _SQLITE = "sqlite:///"
 _NAMED = ("hf", "gguf", "vllm")  # what stands before the name or the path of a model or a data set

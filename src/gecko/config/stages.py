@@ -228,7 +228,8 @@ class SelectConfig(Section):
         default="rrf", description="rrf: of QL and RC, as in the paper; rrf+retriever: of the retriever's rank, too"
     )
     released: list[str] = Field(
-        default=[], description="relabelled rows to add: `fret-stdlib` if it is shipped, or a file or folder by path"
+        default=[],
+        description="relabelled rows to add: `fret-stdlib` or `stdlib-log`, which ship, or a file or folder by path",
     )
     rrf_constant: float = Field(default=0.0, ge=0, description="added to the ranks; the paper has 0, not the usual 60")
     positive: Literal["p1", "seed"] = "p1"

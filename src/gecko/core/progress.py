@@ -1,9 +1,26 @@
 """What a long piece of work tells the person who waits: sentences and bars. Library calls are silent by default."""
 
 import logging
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gecko.core.text import duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EVERY = 30.0  # seconds between two lines where there is no terminal
+
+
+class Advance(Protocol):
+    """Moves a bar."""
+
+    def __call__(self, count: int, note: str = "") -> object:
+        """By so many units; the note, such as a loss or a price, stands beside it until there is another."""
+        ...
 
 
 class Ui(Protocol):
@@ -13,8 +30,8 @@ class Ui(Protocol):
         """One sentence."""
         ...
 
-    def bar(self, title: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-        """A context whose value moves the bar by so many units, of ``total`` or of nobody knows how many."""
+    def bar(self, title: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
+        """A context whose value moves the bar, by units (a plural noun), of ``total`` or of nobody knows how many."""
         ...
 
 
@@ -46,9 +63,9 @@ class Silent:
         """Nothing."""
 
     @contextmanager
-    def bar(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    def bar(self, title: str, total: int | None, unit: str) -> Iterator[Advance]:
         """No bar."""
-        yield lambda _: None
+        yield lambda count, note="": None
 
 
 class Terminal:
@@ -63,23 +80,107 @@ class Terminal:
         """One sentence on a line of its own."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    @contextmanager
-    def bar(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """A bar with counts, time gone and time to go; where there is no terminal, a line at the start and the end."""
+    def bar(self, title: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
+        """A bar with counts and time to go; where there is no terminal, a line at the start and every 30 seconds."""
         if not self.console.is_terminal:
-            self.say(title if total is None else f"{title} ({total:,})")
-            yield lambda _: None
-            return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+            self.say(title if total is None else f"{title} ({total:,} {unit})")
+        return progress_bar(title, total, unit, self.console)
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=self.console) as progress:
-            task = progress.add_task(title, total=total)
-            yield lambda count: progress.advance(task, count)
+
+class _Work:
+    """How far a piece of work is."""
+
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done, self.note, self.began = 0, "", time.monotonic()
+
+    def __call__(self, count: int, note: str = "") -> None:
+        self.done, self.note = self.done + count, note or self.note
+
+    def left(self) -> float | None:
+        """Seconds to go, at the speed so far; None where nobody knows."""
+        if not self.total or not self.done:
+            return None
+        return (time.monotonic() - self.began) / self.done * (self.total - self.done)
+
+    def __str__(self) -> str:
+        if self.total is None:
+            said = f"{self.done:,} {self.unit}"
+        else:
+            said = f"{self.done:,} of {self.total:,} {self.unit}" if self.unit else f"{self.done / self.total:.0%}"
+        left = self.left()
+        time_said = (
+            f"{duration(time.monotonic() - self.began)} so far" if left is None else f"about {duration(left)} left"
+        )
+        return ", ".join(part for part in (f"{self.title}: {said}", self.note, time_said) if part)
+
+
+@contextmanager
+def progress_bar(
+    title: str, total: int | None, unit: str, console: "Console | None" = None, *, wait: float = 0.0
+) -> Iterator[Advance]:
+    """A progress bar on standard error; a line every 30 seconds where that is no terminal.
+
+    Args:
+        title: what is done.
+        total: units of it; None: nobody knows.
+        unit: a plural noun; empty: the share is shown in per cent.
+        console: where it goes; None: standard error.
+        wait: seconds of work that must be left for a bar to appear; it goes when it is full.
+    """
+    from rich.console import Console
+
+    console, work = console or Console(stderr=True, highlight=False), _Work(title, total, unit)
+    if console.is_terminal:
+        with _rich(work, console, wait) as advance:
+            yield advance
+        return
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(EVERY):
+            console.print(str(work), markup=False, soft_wrap=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield work
+    finally:
+        over.set()
+        teller.join()
+
+
+@contextmanager
+def _rich(work: _Work, console: "Console", wait: float) -> Iterator[Advance]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    count = MofNCompleteColumn() if work.unit else TaskProgressColumn()
+    said = (TextColumn(work.unit), TextColumn("{task.fields[note]}", markup=False))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, *said)
+    progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=wait > 0)
+    task = progress.add_task(work.title, total=work.total, note="")
+    shown = wait == 0
+    if shown:
+        progress.start()
+
+    def advance(count: int, note: str = "") -> None:
+        nonlocal shown
+        work(count, note)
+        if not shown and (work.left() or 0.0) > wait:
+            shown = True
+            progress.start()
+        progress.update(task, completed=work.done, note=work.note)
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            progress.stop()

@@ -70,3 +70,10 @@ def half_of_pair(text: str) -> str:
 def shown(text: str) -> str:
     """``text`` with each character that acts instead of being seen written as its code point, ``‹U+202E›``."""
     return _UNSEEN.sub(lambda match: f"‹U+{ord(match[0]):04X}›", text)
+
+
+def duration(seconds: float) -> str:
+    """``8 s``, ``12.3 minutes`` or ``4.5 hours``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} minutes" if seconds < 5970 else f"{seconds / 3600:.1f} hours"

@@ -33,7 +33,7 @@ from gecko.core.files import digest, tree_sha256
 from gecko.core.formats import InputFormat, Task, find_task
 from gecko.core.records import Passage, Text
 from gecko.encoder.backend import Backend, Precision, is_plain, saved_prompts, torch_backend
-from gecko.encoder.encode import encode_texts, running_bar, token_batches
+from gecko.encoder.encode import embedding_bar, encode_texts, token_batches
 from gecko.encoder.encoder import Encoder, load_encoder
 from gecko.encoder.forked import Lock, survives_fork
 from gecko.encoder.save import window_of
@@ -262,7 +262,7 @@ class Embedder:
         result = self.finish(np.ones((0, self.dim), dtype=np.float32), dim, output)
         result = np.empty((len(texts), result.shape[1]), dtype=result.dtype)
         order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))  # longest first: an honest time to go
-        with running_bar(sum(map(len, texts)), progress) as advance:
+        with embedding_bar(texts, wanted=progress) as advance:
             for start in range(0, len(order), WINDOW):
                 window = order[start : start + WINDOW]
                 items = self._prepare(

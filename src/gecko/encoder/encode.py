@@ -6,19 +6,18 @@ What is notable here:
 * pooling and norm are in float32, whatever the transformer computes in
 """
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gecko.core.progress import Advance, Silent, progress_bar
 from gecko.encoder.forked import survives_fork
 from gecko.encoder.vectors import Vectors
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console
     from sentence_transformers import SentenceTransformer
 
 BATCH_TOKENS = 8192  # padded tokens a batch
@@ -90,7 +89,7 @@ def encode_texts(
         pending.clear()
 
     model.eval()
-    with torch.inference_mode(), running_bar(sum(map(len, texts)), progress) as advance:
+    with torch.inference_mode(), embedding_bar(texts, wanted=progress) as advance:
         for start in range(0, len(order), WINDOW):
             window = order[start : start + WINDOW]
             features = model.preprocess([texts[index] for index in window], prompt=prompt or None, task=side)
@@ -141,29 +140,6 @@ def token_batches(tokens: Sequence[int], budget: int) -> Iterator[slice]:
         start = stop
 
 
-@contextlib.contextmanager
-def running_bar(total: int, wanted: bool, console: "Console | None" = None) -> Iterator[Callable[[int], None]]:
-    """Gives a function to report work done; a bar appears only if a few seconds of work are left, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = console or Console(stderr=True)
-    bar = Progress(*columns, console=console, transient=True)
-    task = bar.add_task("embedding", total=total)
-    began, done, shown = time.perf_counter(), 0, False
-    wanted = wanted and console.is_terminal
-
-    def advance(work: int) -> None:
-        nonlocal done, shown
-        done += work
-        if wanted and not shown and (time.perf_counter() - began) * (total - done) > _WAIT * max(1, done):
-            shown = True
-            bar.start()
-        bar.update(task, completed=done)
-
-    try:
-        yield advance
-    finally:
-        if shown:
-            bar.stop()
+def embedding_bar(texts: Sequence[str], *, wanted: bool) -> AbstractContextManager[Advance]:
+    """A bar over the characters of texts, where one is wanted and more than two seconds are left."""
+    return progress_bar("embedding", sum(map(len, texts)), "", wait=_WAIT) if wanted else Silent().bar("", None, "")

@@ -330,7 +330,7 @@ class Ablation:
     def train_left(self) -> None:
         """Train and measure what is not there yet."""
         left, names = self._left(), [data.name for data in self.sets]
-        with self.ui.bar("training the cells", len(left)) as advance:
+        with self.ui.bar("training the cells", len(left), "trainings") as advance:
             for number, training in enumerate(left, start=1):
                 found = self.train(training)
                 write_json(self._file(training.key), found)

@@ -57,7 +57,7 @@ class Reranker:
         texts, by_id = dict(data.queries), {passage.id: passage for passage in data.passages}
         pairs = [(data.name, query, passage) for query, row in run.items() for passage in list(row)[: self.top]]
         new = [pair for pair in pairs if pair not in self._known]
-        with self._ui.bar(f"reranking {data.name}", len(new)) as advance:
+        with self._ui.bar(f"reranking {data.name}", len(new), "pairs") as advance:
             for start in range(0, len(new), BATCH * 8):
                 block = new[start : start + BATCH * 8]
                 asked = [(texts[query], by_id[passage].content) for _, query, passage in block]

@@ -96,7 +96,7 @@ def evaluate_sets(
     skipped = list(sets.skipped)
     measured: dict[str, dict[str, Measured]] = {}
     if sets.tasks:
-        with ui.bar("measuring task sets", len(sets.tasks)) as advance:
+        with ui.bar("measuring", len(sets.tasks), "task sets") as advance:
             for data in sets.tasks:
                 try:
                     measured[data.name] = {label: task_scores.measure(data, model) for label, model in models.items()}

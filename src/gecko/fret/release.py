@@ -33,6 +33,7 @@ from gecko.fret.select import select
 
 FILE = "fret.parquet"
 STDLIB = "fret-stdlib"
+STDLIB_LOG = "stdlib-log"  # of a simulated log
 
 _CANDIDATE: list[tuple[str, pa.DataType]] = [
     ("passage_id", pa.string()),

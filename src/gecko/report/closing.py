@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from gecko.core.text import duration
 from gecko.report.spending import Spent, money, spent_of, spent_words
 from gecko.report.table import AGREEMENT, ResultRow, agreement_rows, asked_rows, origins, points, result_rows
-from gecko.report.text import duration, shown
+from gecko.report.text import shown
 from gecko.run.folder import Run
 
 FILE = "summary.json"

@@ -21,7 +21,7 @@ from gecko.core.text import shown
 from gecko.corpus import ingest
 from gecko.fret.fuse import fuse
 from gecko.fret.quality import kind
-from gecko.fret.release import FILE, STDLIB, judged_pair, read_release, shipped
+from gecko.fret.release import FILE, judged_pair, read_release, shipped
 from gecko.report.render import render
 
 NEEDED = frozenset({"query_id", "query", "task", "seed_id", "candidates"})
@@ -55,7 +55,7 @@ def write_page(spec: Path, path: Path, most: int) -> tuple[int, int]:
         raise RunError(f"{spec} holds no row, so there is nothing to show; make it again")
     ids = {row["query_id"] for row in sorted(rows, key=lambda row: digest(row["query_id"]))[:most]}
     drawn = [row for row in rows if row["query_id"] in ids]
-    known = _stdlib() if str(spec) == STDLIB else {}
+    known = _stdlib() if str(spec) in shipped() else {}
     passages: dict[str, int] = {}
     texts: list[dict[str, str]] = []
     data = {"rows": [_shown_row(row, passages, texts, known) for row in drawn], "passages": texts}

@@ -7,8 +7,9 @@ is not given is an error.
 from collections.abc import Mapping
 from typing import Any
 
+from gecko.core.text import duration
 from gecko.report.table import points
-from gecko.report.text import cut, duration, known_words, shown
+from gecko.report.text import cut, known_words, shown
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:

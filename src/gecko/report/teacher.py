@@ -6,9 +6,10 @@ Input is what ``gecko.evaluation.teacher.value.teacher_value`` returns, on 0–1
 from collections.abc import Mapping
 from typing import Any
 
+from gecko.core.text import duration
 from gecko.evaluation.evaluate import HEADLINE
 from gecko.evaluation.teacher.answers import IN_WORDS, prompt_names
-from gecko.report.text import duration, markdown_table
+from gecko.report.text import markdown_table
 
 
 def value_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

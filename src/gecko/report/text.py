@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from gecko.core.text import shown
 
-__all__ = ["cut", "duration", "known_words", "markdown_table", "shown"]
+__all__ = ["cut", "known_words", "markdown_table", "shown"]
 
 _WORD = re.compile(r"\w+")
 
@@ -17,13 +17,6 @@ _WORD = re.compile(r"\w+")
 def cut(text: str, length: int) -> str:
     """At most ``length`` characters of ``text``, with an ellipsis where something is missing."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
-
-
-def duration(seconds: float) -> str:
-    """``8 s``, ``12.3 minutes`` or ``4.5 hours``."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} minutes" if seconds < 5970 else f"{seconds / 3600:.1f} hours"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -20,12 +20,13 @@ from gecko.core.counts import Counts
 from gecko.core.disk import disk_errors
 from gecko.core.errors import RunError
 from gecko.core.files import remove, tree_sha256, write_bytes, write_json
+from gecko.core.progress import Advance, Silent
 from gecko.core.records import to_table
 from gecko.run.engine import LOCAL, Executor, Job, Task
 from gecko.run.folder import Run
 from gecko.run.manifest import AHEAD, Manifest, Shard
 
-Bar = Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]]
+Bar = Callable[[int], contextlib.AbstractContextManager[Advance]]
 R = TypeVar("R")
 Item = TypeVar("Item")
 
@@ -224,7 +225,7 @@ def _fill(
     if not wanted:
         return manifest
     job = make_job(known)
-    with bar(len(wanted)) if bar else contextlib.nullcontext(lambda _: None) as advance:
+    with bar(len(wanted)) if bar else Silent().bar("", None, "") as advance:
         for index, rows, counts, seconds in _made(run, engine, job, wanted, known):
             known[index] = _write_shard(run, manifest.stage, index, kind, rows, counts, seconds)
             known[index].key = key(items[index])

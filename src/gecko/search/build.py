@@ -73,7 +73,7 @@ def fill(
             )
         if manifest.rows:
             ui.say(f"continues after {manifest.rows:,} passages")
-        with ui.bar("embedding the corpus", None) as advance:
+        with ui.bar("embedding the corpus", None, "passages") as advance:
             for batch in batches:
                 block = np.ascontiguousarray(embed(batch)).tobytes()
                 with disk_errors(folder / "vectors.f32"):

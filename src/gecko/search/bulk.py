@@ -214,7 +214,7 @@ def embed_to_folder(
                 )
         if manifest.shards and not manifest.done:
             ui.say(f"continues after {manifest.rows:,} rows")
-        with ui.bar("embedding", None) as advance:
+        with ui.bar("embedding", None, "rows") as advance:
             for batch, vectors in _embedded(embedder, batches, config, engine):
                 _write(folder, manifest, batch, vectors)
                 advance(len(batch))

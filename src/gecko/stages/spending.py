@@ -1,20 +1,17 @@
 """What a teacher that is a server takes: requests, tokens, errors by kind and money, as it is counted and as it is told."""
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gecko.core.counts import Counts
+from gecko.core.progress import Advance
 from gecko.llm.base import Usage
 from gecko.report.spending import FAILED, REQUESTS, WRITTEN, Spent, money, spent_words
-from gecko.report.text import duration
 
 if TYPE_CHECKING:
     from gecko.stages.context import Context
-
-EVERY = 60.0  # seconds between two sentences on what is spent so far
 
 
 @contextmanager
@@ -29,24 +26,18 @@ def booked(usage: Usage, counts: Counts) -> Iterator[None]:
 
 
 @contextmanager
-def spending_bar(context: "Context", title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar that says every minute what a server was asked since it began, what that costs, and the time left."""
-    began = told = time.monotonic()
+def spending_bar(context: "Context", title: str, total: int) -> Iterator[Advance]:
+    """A progress bar over parts that also says what a server was asked since it began, and what that costs."""
     usage = context.models.usage
     before = (usage.read, usage.written, usage.requests, Counter(usage.errors)) if usage else (0, 0, 0, Counter[str]())
-    done = 0
-    with context.ui.bar(title, total) as advance:
+    with context.ui.bar(title, total, "parts") as advance:
 
-        def moved(count: int) -> None:
-            nonlocal done, told
-            advance(count)
-            done, now, usage = done + count, time.monotonic(), context.models.usage
-            if usage is None or usage.requests <= before[2] or now - told < EVERY or done >= total:
-                return
-            told, errors = now, usage.errors - before[3]
-            spent = Spent(usage.read - before[0], usage.written - before[1], usage.requests - before[2], errors)
-            left = duration((now - began) / done * (total - done))
-            said = spent_words(spent, money(context.config.price, spent.read, spent.written))
-            context.ui.say(f"{done:,} of {total:,} parts: {said}; about {left} left")
+        def moved(count: int, note: str = "") -> None:
+            usage = context.models.usage
+            if usage is not None and usage.requests > before[2]:
+                errors = usage.errors - before[3]
+                spent = Spent(usage.read - before[0], usage.written - before[1], usage.requests - before[2], errors)
+                note = spent_words(spent, money(context.config.price, spent.read, spent.written))
+            advance(count, note)
 
         yield moved

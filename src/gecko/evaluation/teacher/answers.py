@@ -293,7 +293,7 @@ class Judge:
             asked += sum(len(new) for _, new in missing)
             teacher = self.teacher
             at_once = max(BATCH, teacher.pack_tokens // PACKED)
-            with self.ui.bar(f"{title}: {_READ[reading]} under {prompt.name!r}", len(missing)) as advance:
+            with self.ui.bar(f"{title}: {_READ[reading]} under {prompt.name!r}", len(missing), "passages") as advance:
                 for start in range(0, len(missing), at_once):
                     self._batch(teacher, reading, prompt, missing[start : start + at_once])
                     advance(len(missing[start : start + at_once]))
@@ -311,7 +311,7 @@ class Judge:
         if not missing:
             return 0
         teacher = self.teacher
-        with self.ui.bar(f"{title}: {_READ[reading]} under {prompt.name!r}", len(missing)) as advance:
+        with self.ui.bar(f"{title}: {_READ[reading]} under {prompt.name!r}", len(missing), "queries") as advance:
             for start in range(0, len(missing), BATCH):
                 batch = missing[start : start + BATCH]
                 began, before = time.perf_counter(), teacher.usage.tokens
