@@ -16,9 +16,9 @@ settings is made on the odd queries of a set and reported on the even ones.
     python benchmarks/share.py SET... --write QUERIES               asks the teacher: new labels, by runs in --work
 
 ``SET`` is a BEIR folder, DIR or DIR@SPLIT, or ``stdlib-questions``. Where ``select.released`` names releases, such as those
-that ship with the package, they are the labels. A cell is a name and the settings in which it differs from the default preset;
-the first is ``default``. Each training's results are kept per query in ``LABELS/results/CELL/NAME-SEED.json``, so a call that
-was killed goes on. The last line is JSON of the default cell: ``share``, ``share_ci95``, ``gain``, ``gain_ci95``,
+that ship with the package, they are the labels. A cell is a name and the settings in which it differs from the default
+preset; the first is ``default``. Each training's results are kept per query in ``LABELS/results/CELL/NAME-SEED.json``, so a
+call that was killed goes on. The last line is JSON of the default cell: ``share``, ``share_ci95``, ``gain``, ``gain_ci95``,
 ``teacher_gain``, ``sets``; gains in points of nDCG@10.
 """
 
