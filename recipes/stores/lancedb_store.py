@@ -23,10 +23,8 @@ class Store:
         """Merge the rows by id."""
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.matrix.ravel()), vectors.matrix.shape[1])
         rows = pa.Table.from_pylist(vectors.rows).append_column("embedding", column)
-        if NAME not in self.base.table_names():
-            self.base.create_table(NAME, rows)
-            return
-        merge = self.base.open_table(NAME).merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        table = self.base.create_table(NAME, schema=rows.schema, exist_ok=True)
+        merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         merge.when_not_matched_by_source_delete().execute(rows)
 
     def search(self, vector: np.ndarray, k: int = 10, source: str | None = None) -> list[Hit]:

@@ -1,9 +1,6 @@
 """A LangChain retriever over any of the four stores, and an embedding class for LangChain's own stores.
 
-    python recipes/stores/langchain_retriever.py VECTORS MODEL "how do I merge two dicts" --store qdrant
-
-Passages and questions go through different prompts, and in a model of two towers through different transformers: a class
-that embeds both in one way finds less.
+python recipes/stores/langchain_retriever.py VECTORS MODEL "how do I merge two dicts" --store qdrant
 """
 
 from typing import Any
@@ -26,15 +23,14 @@ class GeckoRetriever(BaseRetriever):
     source: str | None = None
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        hits = self.store.search(self.questions.embed(query), self.k, self.source)
         return [
             Document(hit.text, id=hit.id, metadata={"title": hit.title, "source": hit.source, "score": hit.score})
-            for hit in hits
+            for hit in self.store.search(self.questions.embed(query), self.k, self.source)
         ]
 
 
 class GeckoEmbeddings(Embeddings):
-    """The model for a vector store of LangChain; such a store keeps texts without titles."""
+    """The model for a vector store of LangChain: passages and questions have prompts, or towers, of their own."""
 
     def __init__(self, model: str) -> None:
         self.embedder = gecko.load(model)

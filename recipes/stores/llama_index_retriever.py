@@ -1,16 +1,12 @@
 """A LlamaIndex retriever over any of the four stores, and an embedding class for LlamaIndex's own stores.
 
-    python recipes/stores/llama_index_retriever.py VECTORS MODEL "how do I merge two dicts" --store lancedb
-
-Passages and questions go through different prompts, and in a model of two towers through different transformers: a class
-that embeds both in one way finds less.
+python recipes/stores/llama_index_retriever.py VECTORS MODEL "how do I merge two dicts" --store lancedb
 """
 
 from gecko_vectors import Questions, Store, loaded, options
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-from pydantic import PrivateAttr
 
 import gecko
 
@@ -23,20 +19,17 @@ class GeckoRetriever(BaseRetriever):
         super().__init__()
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = self.store.search(self.questions.embed(query_bundle.query_str), self.k, self.source)
-        return [
-            NodeWithScore(
-                node=TextNode(id_=hit.id, text=hit.text, metadata={"title": hit.title, "source": hit.source}),
-                score=hit.score,
-            )
-            for hit in hits
-        ]
+        found = []
+        for hit in self.store.search(self.questions.embed(query_bundle.query_str), self.k, self.source):
+            node = TextNode(id_=hit.id, text=hit.text, metadata={"title": hit.title, "source": hit.source})
+            found.append(NodeWithScore(node=node, score=hit.score))
+        return found
 
 
 class GeckoEmbedding(BaseEmbedding):
-    """The model for a vector store of LlamaIndex."""
+    """The model for a vector store of LlamaIndex: passages and questions have prompts, or towers, of their own."""
 
-    _embedder: gecko.Embedder = PrivateAttr()
+    _embedder: gecko.Embedder
 
     def __init__(self, model: str) -> None:
         super().__init__(model_name=model)
