@@ -22,7 +22,7 @@ PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist
 test: $(VENV)/.dev
 	$(PYTEST)
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.stores
 	$(PYTEST) -m slow
 
 lint: $(VENV)/.dev
@@ -73,6 +73,12 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "installing what the tests need"
 	@$(PIP) install -qq --prefer-binary -c constraints.txt -e '.[dev]'
+	touch $@
+
+# 270 MB that only tests/test_stores.py needs.
+$(VENV)/.stores: $(VENV)/.dev
+	@echo "installing the vector stores that the tests load"
+	@$(PIP) install -qq --prefer-binary -c constraints.txt -e '.[test-all]'
 	touch $@
 
 clean:

@@ -37,6 +37,23 @@ def test_vectors_of_rows(embedder: Embedder, tmp_path: Path) -> None:
     np.testing.assert_allclose(streamed, expected, atol=1e-6)
 
 
+def test_texts_beside_the_vectors(embedder: Embedder, tmp_path: Path) -> None:
+    rows = [Passage("a", "", 'say "no"', "x.md"), Passage("b", "Über", "", "")]
+    config = BulkConfig(with_text=True)
+    embed_to_folder(embedder, iter(rows), tmp_path / "out", config)
+    columns = pq.read_table(tmp_path / "out").to_pydict()
+    np.testing.assert_allclose(
+        columns.pop("embedding"), embedder.embed(['say "no"', ""], title=["", "Über"]), atol=1e-6
+    )
+    assert columns == {name: [getattr(row, name) for row in rows] for name in ("id", "title", "text", "source")}
+    with pytest.raises(RunError, match="with_text True there, False now"):
+        embed_to_folder(embedder, iter(rows), tmp_path / "out", BulkConfig())
+    embed_to_folder(embedder, iter(rows), tmp_path / "plain", BulkConfig())
+    assert pq.read_table(tmp_path / "plain").column_names == ["id", "embedding"]
+    with pytest.raises(RunError, match="with_text False there, True now"):
+        embed_to_folder(embedder, iter(rows), tmp_path / "plain", config)
+
+
 @pytest.mark.parametrize(("output", "width"), [("int8", 16), ("binary", 2)])
 def test_small_vectors(embedder: Embedder, tmp_path: Path, output, width: int) -> None:
     config = BulkConfig(task="CLUSTERING", dim=16, output=output, shard_rows=9)
@@ -116,6 +133,7 @@ def test_a_folder_of_an_earlier_version_goes_on(embedder: Embedder, tmp_path: Pa
     folder = tmp_path / "older"
     folder.mkdir()
     known = json.loads(pq.read_schema(tmp_path / "whole" / ".manifest.parquet").metadata[b"gecko"])
+    del known["parts"]["with_text"]
     known |= {"shards": known["shards"][:kept], "done": kept == 5}
     (folder / "manifest.json").write_text(json.dumps(known))
     for shard in known["shards"]:

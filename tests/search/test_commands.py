@@ -22,6 +22,8 @@ def test_embed_and_search(tiny_model: Path, words: list[str], tmp_path: Path, mo
     lines = gecko("embed", tiny_model, "--dim", 8, stdin="the red cat\nfish\n")
     rows = [json.loads(line) for line in lines.stdout.splitlines()]
     assert [(row["id"], len(row["embedding"])) for row in rows] == [("1", 8), ("2", 8)]
+    [row] = map(json.loads, gecko("embed", tiny_model, "--with-text", stdin="fish\n").stdout.splitlines())
+    assert (row["id"], row["title"], row["text"], row["source"], len(row["embedding"])) == ("1", "", "fish", "", 32)
 
     corpus = tmp_path / "corpus.jsonl"
     texts = [" ".join(words[n : n + 6]) for n in range(20)]

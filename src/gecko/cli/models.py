@@ -44,6 +44,9 @@ def embed(
             "--chunk", help="Cut texts over 4000 characters into 2000 at most, drop repeated ones, as search does."
         ),
     ] = False,
+    with_text: Annotated[
+        bool, typer.Option("--with-text", help="Write title, text and source beside a vector.")
+    ] = False,
     precision: PrecisionOption = "auto",
     *,
     engine: EngineOptions,
@@ -56,7 +59,7 @@ def embed(
     from gecko.encoder import load
     from gecko.search import BulkConfig, embed_to_folder
 
-    config = BulkConfig(task=task, dim=dim, output=output)
+    config = BulkConfig(task=task, dim=dim, output=output, with_text=with_text)
     specs, counts, ui = inputs or ["-"], Counts(), Terminal()
     lines = Lines(standard_input("files or folders, or lines from a pipe")) if "-" in specs else None
     embedder = load(model, precision=precision)
@@ -99,7 +102,7 @@ def _print_vectors(embedder: "Embedder", rows: "Iterable[Passage]", config: "Bul
 
     for batch, vectors in embed_rows(embedder, rows, config, *([lines.pause] if lines else [])):
         for row, vector in zip(batch, vectors, strict=True):
-            print(json.dumps({"id": row.id, "embedding": vector.tolist()}))
+            print(json.dumps({**{name: getattr(row, name) for name in config.fields}, "embedding": vector.tolist()}))
         print(end="", flush=True)  # who asks line by line waits for it
 
 

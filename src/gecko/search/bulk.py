@@ -2,7 +2,7 @@
 
 ::
 
-    OUT/part-00000.parquet    columns id and embedding, in the order of the input
+    OUT/part-00000.parquet    columns id and embedding, in the order of the input; with texts: title, text and source, too
     OUT/.manifest.parquet     no row; in its metadata the model, the options, and the rows and hashes of each shard
 
 So whatever reads a folder of parquet reads this one: some readers take hidden files, too, and some nothing but parquet.
@@ -60,6 +60,7 @@ class BulkConfig:
         dim: dimensions to keep.
         output: the form of the vectors.
         shard_rows: texts of one shard: the unit of resuming, and what is held in memory.
+        with_text: whether title, text and source are written beside the vector.
 
     Raises:
         ConfigError: a value is none of these.
@@ -69,11 +70,17 @@ class BulkConfig:
     dim: int | None = None
     output: Output = "float32"
     shard_rows: int = 8192
+    with_text: bool = False
 
     def __post_init__(self) -> None:
         find_task(self.task)
         one_of("output", self.output, get_args(Output))
         check_shard(self.dim, self.shard_rows)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What of a passage stands beside its vector."""
+        return ("id", "title", "text", "source") if self.with_text else ("id",)
 
 
 def check_shard(dim: object, shard_rows: object) -> None:
@@ -216,7 +223,7 @@ def embed_to_folder(
             ui.say(f"continues after {manifest.rows:,} rows")
         with ui.bar("embedding", None, "rows") as advance:
             for batch, vectors in _embedded(embedder, batches, config, engine):
-                _write(folder, manifest, batch, vectors)
+                _write(folder, manifest, batch, vectors, config)
                 advance(len(batch))
         manifest.done = True
         _save(folder, manifest)
@@ -294,11 +301,12 @@ def _open(folder: Path, parts: dict[str, Any]) -> BulkManifest:
     raw = read_json(file) if file == older else _read(file)
     try:
         manifest = BulkManifest(**{**raw, "shards": [Shard(**shard) for shard in raw["shards"]]})
-        changed = [key for key in parts if parts[key] != manifest.parts.get(key)]
+        known = {"with_text": False, **manifest.parts}  # earlier versions did not write that one
+        changed = [key for key in parts if parts[key] != known.get(key)]
     except (TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{file} is not a manifest of gecko embed ({error}); give another folder") from error
     if changed:
-        listed = ", ".join(f"{key} {manifest.parts.get(key)} there, {parts[key]} now" for key in changed)
+        listed = ", ".join(f"{key} {known.get(key)} there, {parts[key]} now" for key in changed)
         raise RunError(f"{folder} holds vectors made otherwise: {listed}; use another folder, or the same options")
     if lost := [shard.file for shard in manifest.shards if not (folder / shard.file).exists()]:
         raise RunError(f"{folder / lost[0]} is missing; remove {folder} and embed again")
@@ -325,10 +333,11 @@ def _save(folder: Path, manifest: BulkManifest) -> None:
     write_bytes(folder / MANIFEST, sink.getvalue().to_pybytes())
 
 
-def _write(folder: Path, manifest: BulkManifest, batch: list[Passage], vectors: Packed) -> None:
+def _write(folder: Path, manifest: BulkManifest, batch: list[Passage], vectors: Packed, config: BulkConfig) -> None:
     kind = {"float32": pa.float32(), "int8": pa.int8(), "uint8": pa.uint8()}[vectors.dtype.name]
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), kind), vectors.shape[1])
-    table = pa.table({"id": pa.array([row.id for row in batch], pa.string()), "embedding": column})
+    fields = {name: pa.array([getattr(row, name) for row in batch], pa.string()) for name in config.fields}
+    table = pa.table({**fields, "embedding": column})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
