@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 
 from gecko.cli.main import app
+from gecko.config.load import load_config
 from gecko.core import errors
 
 ROOT = Path(__file__).parents[1]
@@ -123,18 +124,21 @@ def mentions(text: str) -> Iterator[list[str]]:
 
 
 def parse(words: list[str], *, whole: bool = True) -> None:
-    """Raises click's error where the command line would refuse them; runs nothing."""
+    """Raises an error where the command line would refuse them, or where a setting of a run is none; runs nothing."""
     group: Any = get_command(app)
     context = group.make_context("gecko", list(words), resilient_parsing=True)
     if words[0].startswith("-"):
         return
     command = group.get_command(context, words[0])
     assert command, f"no command {words[0]}"
-    command.make_context(words[0], words[1:], parent=context, resilient_parsing=not whole)
+    context = command.make_context(words[0], words[1:], parent=context, resilient_parsing=not whole)
+    if words[0] in ("demo", "distill", "train", "relabel"):
+        asked = context.params.get("queries")
+        load_config(None, context.params["sets"] or (), {"asked": {"sources": asked}} if asked else {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_commands_parse(page: Path) -> None:
+def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = page.read_text(encoding="utf-8")
     gone = [["rate"]]  # the commands that CHANGELOG.md and the lessons speak of as removed
     for words, whole in [*((words, True) for words in commands(text)), *((words, False) for words in mentions(text))]:
@@ -142,6 +146,8 @@ def test_commands_parse(page: Path) -> None:
             _ = words in gone or parse(words, whole=whole)
         except Exception as error:
             pytest.fail(f"gecko {shlex.join(words)}: {error!r} {error}")
+    if page.parent.name != "research":  # whose commands are those that were run then
+        assert "is now" not in capsys.readouterr().err  # a former name of an option
 
 
 def test_the_skill_shows_what_it_is_about() -> None:
@@ -161,8 +167,13 @@ def test_a_command_that_would_be_refused_is_found() -> None:
     )
     assert list(commands(page)) == [["inspect", "runs/x", "--josn"], ["demo", "--llm", "x"]]
     assert list(mentions(page)) == [["eval", "m"]]
-    for words in (["inspect", "runs/x", "--josn"], ["eval", "m"], ["eval", "m", "s", "--top", "many"]):
-        with pytest.raises(Exception, match=r"josn|(?i:missing)|valid integer"):
+    for words in (
+        ["inspect", "runs/x", "--josn"],
+        ["eval", "m"],
+        ["eval", "m", "s", "--top", "many"],
+        ["demo", "--set", "mine.m=2"],
+    ):
+        with pytest.raises(Exception, match=r"josn|(?i:missing)|valid integer|mine\.m"):
             parse(words)
     parse(["eval", "m"], whole=False)
     with pytest.raises(AssertionError, match="no command nothing"):

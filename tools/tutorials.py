@@ -38,6 +38,7 @@ VARIES = [
     (r"(?<![\d.])[-+]?\d[\d,]*\.\d+(?!\.\d)", "0.0"),  # other decimal numbers: they follow the processor's arithmetic
     (r"\b(yes|unproven|worse)(?= +agreement| \|$)", "verdict"),  # follows from the numbers
     (r"^the time that writing takes could not be told .*\n", ""),  # said where a measurement of milliseconds failed
+    (r"^.*, (about .+ left|.+ so far)\n", ""),  # progress, every 30 seconds
     (r"[ ─━]+", " "),  # the width of a table follows from its numbers
 ]
 
@@ -49,20 +50,24 @@ def compared(text: str) -> list[str]:
     return [line.strip() for line in text.strip().splitlines()]
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Variables by which ``gecko`` is that of this checkout, without a network and with a cache of its own."""
+    return {
+        "PATH": f"{folder / '.bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "HF_HUB_OFFLINE": "1",
+        "GECKO_CACHE": str(folder / ".cache"),
+        "LC_ALL": "C.UTF-8",
+    }
+
+
 def run(script: str, folder: Path) -> str:
     """What a block prints, both streams together; of a server, what it prints until it can be reached.
 
     Raises:
         SystemExit: a command of the block failed.
     """
-    path = f"{folder / '.bin'}{os.pathsep}{os.environ['PATH']}"
-    env = {
-        **os.environ,
-        "PATH": path,
-        "HF_HUB_OFFLINE": "1",
-        "GECKO_CACHE": str(folder / ".cache"),
-        "LC_ALL": "C.UTF-8",
-    }
+    env = {**os.environ, **environment(folder)}
     serves = script.startswith("gecko serve")
     command = ["bash", "-ec", f"exec {script.strip()} --port 0" if serves else script]
     lines = []
@@ -151,7 +156,7 @@ def notebook_differences(folder: Path, *, write: bool = False) -> list[str]:
     old = compared(outputs(page))
     home = folder / NOTEBOOK.parent.relative_to(ROOT)
     home.mkdir(parents=True)
-    with patch.dict(os.environ, {"HF_HUB_OFFLINE": "1", "GECKO_CACHE": str(folder / ".cache")}):
+    with patch.dict(os.environ, environment(folder)):
         NotebookClient(page, timeout=900, record_timing=False, resources={"metadata": {"path": str(home)}}).execute()
     for cell in page.cells:
         if cell.cell_type == "code":
