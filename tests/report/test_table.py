@@ -1,7 +1,7 @@
 import pytest
 
 from gecko.core.text import duration
-from gecko.report.table import closing_rows, result_rows
+from gecko.report.table import NO_ANSWER, ResultRow, closing_rows, result_rows
 from gecko.report.text import cut, shown
 
 
@@ -36,3 +36,8 @@ def test_cut_and_duration():
     assert cut("abc", 3) == "abc"
     assert cut("ab cd", 4) == "ab…"
     assert [duration(s) for s in (0, 12.3, 99, 100, 6000)] == ["0.0 s", "12 s", "99 s", "1.7 minutes", "1.7 hours"]
+
+
+def test_few_queries_have_no_verdict() -> None:
+    few, enough = (ResultRow("agreement", count, "native", True, 0.5, None, -0.1, -0.1, -0.1) for count in (9, 10))
+    assert (few.word, enough.word) == (NO_ANSWER, "worse")

@@ -83,7 +83,7 @@ class Terminal:
     def bar(self, title: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
         """A bar with counts and time to go; where there is no terminal, a line at the start and every 30 seconds."""
         if not self.console.is_terminal:
-            self.say(title if total is None else f"{title} ({total:,} {unit})")
+            self.say(title if total is None or total == 1 else f"{title} ({total:,} {unit})")
         return progress_bar(title, total, unit, self.console)
 
 
@@ -104,7 +104,9 @@ class _Work:
         return (time.monotonic() - self.began) / self.done * (self.total - self.done)
 
     def __str__(self) -> str:
-        if self.total is None:
+        if self.total == 1:
+            said = ""
+        elif self.total is None:
             said = f"{self.done:,} {self.unit}"
         else:
             said = f"{self.done:,} of {self.total:,} {self.unit}" if self.unit else f"{self.done / self.total:.0%}"
@@ -112,7 +114,7 @@ class _Work:
         time_said = (
             f"{duration(time.monotonic() - self.began)} so far" if left is None else f"about {duration(left)} left"
         )
-        return ", ".join(part for part in (f"{self.title}: {said}", self.note, time_said) if part)
+        return f"{self.title}: " + ", ".join(part for part in (said, self.note, time_said) if part)
 
 
 @contextmanager

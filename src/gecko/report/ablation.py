@@ -94,8 +94,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     sets = ", ".join(f"{name} ({count:,} queries)" for name, count in result["sets"].items()) or "no test set"
     heldout = f"; {result['heldout']:,} held-out queries" if result["heldout"] else ""
     said = (
-        f"Measured on {sets}{heldout}. {result['form'].capitalize()} format, {result['epochs']} epochs, "
-        f"{result['seeds']} seeds. Numbers are hundredths; intervals are paired 95 % intervals over queries."
+        f"Measured on {sets}{heldout}. {result['form'].capitalize()} format, epochs: {result['epochs']}, "
+        f"seeds: {result['seeds']}. Numbers are hundredths; intervals are paired 95 % intervals over queries."
     )
     tables = [cell_rows(result), reranker_rows(result), dim_rows(result)]
     return "\n\n".join([said, *(markdown_table(rows) for rows in tables if len(rows) > 1)]) + "\n"

@@ -15,6 +15,7 @@ HEADER = ["set", "model", "nDCG@10", "difference to start (95 %)", "recall@20"]
 AGREEMENT = "agreement with the teacher"
 AGREEMENT_ASKED = "of it, on what people asked"
 NO_ANSWER = "no difference that this many queries can show"
+LEAST_QUERIES = 10  # of a verdict: the bootstrap of fewer draws the same few again and again
 _NAMES = {
     "bm25": "BM25",
     "start": "start model",
@@ -53,8 +54,8 @@ class ResultRow:
 
     @property
     def word(self) -> str:
-        """What the interval says of the difference."""
-        return word(self.low, self.high)
+        """What the interval says of the difference; of few queries it says nothing."""
+        return NO_ANSWER if self.delta is not None and self.queries < LEAST_QUERIES else word(self.low, self.high)
 
     @property
     def difference(self) -> str:

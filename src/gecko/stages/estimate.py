@@ -51,7 +51,7 @@ def estimate(context: Context) -> str:
             f"mine:     about {text * queries / 60:.1f} minutes; the passages are embedded",
             f"relabel:  {judged:,} tokens read, about {judged / read_speed / 60:.1f} minutes"
             + (f"; as many tokens by each of {further} further teachers" if further else ""),
-            f"train:    roughly {training / 60:.1f} minutes ({epochs} epochs, {forms} formats)",
+            f"train:    roughly {training / 60:.1f} minutes (epochs: {epochs}, formats: {forms})",
             *([f"evaluate: roughly {testing:.1f} minutes for {tested:,} passages"] if tested else []),
             *paid_for,
             *known,
