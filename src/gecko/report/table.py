@@ -13,7 +13,7 @@ from gecko.run.manifest import Manifest
 
 HEADER = ["set", "model", "nDCG@10", "difference to start (95 %)", "recall@20"]
 AGREEMENT = "agreement with the teacher"
-AGREEMENT_ASKED = "of it, on what people asked"
+AGREEMENT_ASKED = "of it, on queries of a log"
 NO_ANSWER = "no difference that this many queries can show"
 LEAST_QUERIES = 10  # of a verdict: the bootstrap of fewer draws the same few again and again
 _NAMES = {
