@@ -1,5 +1,5 @@
 # Two commands do all the set-up: `make demo` runs the main job, `make test` runs the tests. `make test-all` runs those that
-# `make test` leaves out: real servers and browsers, trainings of real models, clusters, and the whole grids of some tests.
+# `make test` leaves out: real servers and browsers, trainings of real models, clusters, the whole grids of some tests, and the pages of the docs.
 #
 # TORCH_INDEX=URL takes torch from another index. Without it tools/torch_index.py chooses: the CPU build where there is no
 # NVIDIA device and pip is not told where to look, since the plain index gives a CUDA build of several gigabytes there.
@@ -22,7 +22,7 @@ PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist
 test: $(VENV)/.dev
 	$(PYTEST)
 
-test-all: $(VENV)/.stores
+test-all: $(VENV)/.stores docs
 	$(PYTEST) -m slow
 
 lint: $(VENV)/.dev

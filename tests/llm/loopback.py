@@ -1,11 +1,13 @@
 """A chat server on loopback that writes queries and judges as the fake teacher does, with faults on request.
 
-Run as a process, it prints its port: FORM HANG, where HANG is the number of judgements after which it answers nothing.
+Run as a process, it prints its spec: FORM HANG, where HANG is the number of judgements after which it answers nothing until
+it gets SIGUSR1.
 """
 
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -113,10 +115,16 @@ def served(teacher: Talking) -> Iterator[str]:
 
 def main() -> None:
     form, hang = sys.argv[1], int(sys.argv[2])
-    judged = iter(range(10**9))
+    judged, mended = iter(range(10**9)), threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: mended.set())
 
     def fault(body: dict[str, Any], number: int) -> None:
-        if "top_p" not in body and (body.get("logprobs") or question_of(body)) and next(judged) >= hang:
+        if (
+            "top_p" not in body
+            and (body.get("logprobs") or question_of(body))
+            and next(judged) >= hang
+            and not mended.is_set()
+        ):
             os.write(1, b"hangs\n")  # one write: these are several threads, and print writes the end of the line apart
             time.sleep(600)
 

@@ -1,6 +1,7 @@
 """Runs whose teacher is a server on loopback, in each form of judging: as it should be, and with the faults of real ones."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -286,6 +287,11 @@ def test_ctrl_c_on_a_server_that_hangs(form: str, corpus: Path, tiny_model: Path
         assert run.returncode == 130, said
         assert "answers of unfinished work are kept for the next run" in said
         assert said.rstrip().endswith("stopped; run the same command again to continue")
+        hung.send_signal(signal.SIGUSR1)
+        again = subprocess.run(command(spec), capture_output=True, text=True, env=environment, timeout=300, check=False)
+        assert again.returncode == 0, again.stderr
+        assert "writing" not in again.stderr, "queries are not written twice"
+        assert re.search(r"^Rows +\d+ made here", again.stdout, re.MULTILINE)
     finally:
         hung.kill()
         hung.wait()
