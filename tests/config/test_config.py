@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from gecko.config.gone import GONE_KEYS
-from gecko.config.load import change_config, changed_keys, known_keys, load_config, make_config, override
+from gecko.config.load import (
+    change_config,
+    changed_keys,
+    known_keys,
+    load_config,
+    make_config,
+    override,
+    with_former_defaults,
+)
 from gecko.config.run import PRESETS, RunConfig, parse_budget
 from gecko.config.stages import CorpusConfig
 from gecko.core.errors import ConfigError
@@ -347,6 +355,17 @@ def test_what_is_hashed_of_a_section_is_what_it_was_with_the_keys_that_are_gone(
     assert json.loads(config.select.model_dump_json(include={"max_title"})).keys() == {"max_title"}
     within = json.loads(config.model_dump_json(include={"select"}))["select"]
     assert within == json.loads(config.select.model_dump_json())
+
+
+def test_a_folder_keeps_its_amount_of_work_where_none_is_named() -> None:
+    def amount(saved: str, *named: str) -> tuple[str | None, int | None]:
+        config = with_former_defaults(load_config(overrides=named), load_config(overrides=[saved]))
+        return config.budget, config.generate.queries
+
+    assert amount("budget=2h") == ("2h", None)
+    assert amount("generate.queries=350") == (None, 350)
+    assert amount("generate.queries=350", "budget=5m") == ("5m", None)
+    assert amount("budget=2h", "generate.queries=7") == (None, 7)
 
 
 def test_variables_may_be_listed() -> None:

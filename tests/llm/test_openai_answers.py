@@ -135,6 +135,9 @@ def test_a_server_with_labels_judges_by_them() -> None:
     lm = connected(Talking(labels={"Yes": -0.1, "No": -2.0}))
     assert judging_form(lm, RELEVANCE, GRADED) == ("logprobs", "m judges by the log-probabilities of its answers")
     check_labels(lm, RELEVANCE)
+    assert not lm.can_score
+    name, said = judging_form(lm, RELEVANCE, GRADED, likelihood=True)
+    assert name == "graded" and said.endswith("select.fusion=rc judges by the first alone")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from gecko.config.load import load_config
 from gecko.core.errors import TeacherError
-from gecko.core.records import Example, Judged, Query
+from gecko.core.records import Example, Grade, Judged, Query
 from gecko.fret.view import judgements
 from gecko.llm.openai_http import Patience, Requests
 from gecko.report.spending import spent_of
@@ -127,12 +127,13 @@ def test_what_the_server_can_is_asked_once_and_kept(run: Any, tmp_path: Path) ->
         assert "judge" not in made.finished("relabel").parts
 
 
-def test_a_server_without_likelihood_says_what_else_there_is(run: Any) -> None:
-    with (
-        served(Teacher(form="labels")) as spec,
-        pytest.raises(TeacherError, match=r"select.fusion=rc, or by grades .*judge=graded"),
-    ):
-        run(spec, "select.fusion=rrf")
+def test_a_server_without_likelihood_judges_by_grades_and_says_what_else_there_is(run: Any) -> None:
+    with served(Teacher(form="labels")) as spec:
+        found, ui = run(spec, "select.fusion=rrf")
+        assert found and all(isinstance(one, Grade) for one in found)
+        assert any("judges by grades" in text and "select.fusion=rc judges by the first" in text for text in ui.said)
+        with pytest.raises(TeacherError, match=r"select.fusion=rc, or by grades .*judge=graded"):
+            run(spec, "select.fusion=rrf", "relabel.judge=logprobs", folder="logprobs")
 
 
 @pytest.mark.parametrize(

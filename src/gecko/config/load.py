@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gecko.config.gone import ERROR
-from gecko.config.run import DEFAULT_BUDGET, FORMER, PRESETS, RunConfig
+from gecko.config.run import AMOUNT, DEFAULT_BUDGET, FORMER, PRESETS, RunConfig
 from gecko.core.errors import ConfigError
 
 
@@ -55,7 +55,7 @@ def load_config(
 
 
 def with_former_defaults(config: RunConfig, saved: RunConfig) -> RunConfig:
-    """The settings with the former defaults that a folder was begun with, where neither recipe nor command names another.
+    """The settings with the former defaults and the amount of work of a folder, where nobody names others.
 
     Args:
         config: what is asked for, as :func:`load_config` made it.
@@ -69,6 +69,8 @@ def with_former_defaults(config: RunConfig, saved: RunConfig) -> RunConfig:
         for key, value in FORMER.items()
         if had[key] == value and key not in config._named
     ]
+    if not config._named & AMOUNT:
+        kept += [f"{key}={'null' if had[key] is None else repr(had[key])}" for key in sorted(AMOUNT)]
     return make_config(override(config.model_dump(), kept), "the folder's settings")
 
 

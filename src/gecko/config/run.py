@@ -114,6 +114,8 @@ FREE = frozenset(
 )
 
 
+AMOUNT = frozenset({"budget", "generate.queries"})  # a folder keeps both where neither is named
+
 # What the default preset had before, by key. A folder that was begun with it is finished with it, unless the key is named.
 FORMER: dict[str, Any] = {"corpus.chunk_tokens": None}
 

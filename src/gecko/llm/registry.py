@@ -153,14 +153,25 @@ def check_answers(teacher: LanguageModel, prompts: Sequence[Prompt], form: str) 
 
 
 def judging_form(
-    teacher: LanguageModel, relevance: Prompt, graded: Prompt
+    teacher: LanguageModel, relevance: Prompt, graded: Prompt, *, likelihood: bool = False
 ) -> tuple[Literal["logprobs", "graded"], str]:
     """How a teacher can judge, and a sentence that says so: by log-probabilities if it has them, else by grades.
+
+    Args:
+        teacher: that is asked.
+        relevance: the prompt of RC.
+        graded: the prompt of grades.
+        likelihood: whether QL is needed, too; a teacher that has RC alone then judges by grades.
 
     Raises:
         TeacherError: in neither way.
     """
     no_labels = teacher.no_labels(relevance)
+    if not no_labels and likelihood and not teacher.can_score and not teacher.no_answers(graded, "grades"):
+        return "graded", (
+            f"{teacher.name} judges by grades in its answers: it has the log-probabilities of its answers, but not those of "
+            "a given text; select.fusion=rc judges by the first alone"
+        )
     if not no_labels:
         return "logprobs", f"{teacher.name} judges by the log-probabilities of its answers"
     no_answers = teacher.no_answers(graded, "grades")

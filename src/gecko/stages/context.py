@@ -74,9 +74,7 @@ class Context(RunView):
 
         def ask() -> JudgeForm:
             teacher = registry.load_teacher(spec, self.config.relabel, self.ui)
-            name, said = registry.judging_form(teacher, self.prompts["relevance"], self.prompts["graded"])
-            self.ui.say(said)
-            return FORMS[name]
+            return self._asked_form(teacher)
 
         return self.once(f"form of {spec}", lambda: self._known_form(folder, spec) or ask())
 
@@ -118,15 +116,21 @@ class Context(RunView):
         """
         known, relevance = self._known_form("relabel", self.config.llm) or self._form, self.prompts["relevance"]
         if known is None:
-            name, said = registry.judging_form(teacher, relevance, self.prompts["graded"])
-            self.ui.say(said)
-            self._form = known = FORMS[name]
+            self._form = known = self._asked_form(teacher)
         elif known.name == "logprobs":
             registry.check_labels(teacher, relevance)
         else:
             registry.check_answers(teacher, [self.prompts[role] for role in known.roles], known.name)
         if known.name == "logprobs" and self.config.select.fusion != "rc":
             registry.check_scores(teacher)
+
+    def _asked_form(self, teacher: LanguageModel) -> JudgeForm:
+        """The form that a teacher is asked for, and says."""
+        relevance, graded = self.prompts["relevance"], self.prompts["graded"]
+        likelihood = self.config.select.fusion != "rc"
+        name, said = registry.judging_form(teacher, relevance, graded, likelihood=likelihood)
+        self.ui.say(said)
+        return FORMS[name]
 
     def _needs_likelihood(self) -> bool:
         return self.form.name == "logprobs" and self.config.select.fusion != "rc"
