@@ -65,6 +65,6 @@ def embed_corpus(models: "Mapping[str, Embedder]", passages: "Sequence[Passage]"
     """Embed passages with each model."""
     vectors = {}
     for name, model in models.items():
-        ui.say(f"embedding the passages with {name} ({len(passages):,})")
+        ui.say(f"embedding {len(passages):,} passages with {name}")
         vectors[name] = model.passages(passages, progress=True)
     return PassageSearch([(passage.title, passage.text) for passage in passages], vectors)

@@ -134,11 +134,15 @@ def _in_part(context: Context, longer: int) -> str:
     train, teacher, read = context.config.train.max_tokens, context.config.relabel.passage_tokens, tokens_read(context)
     most = window_of(context.models.start.model)
     raised = f", or raise train.max_tokens and relabel.passage_tokens (the start model reads {most or 'any number'})"
-    return (
+    said = (
         f"{longer:,} passages are longer than the {read} tokens that are read of title and text (train.max_tokens = {train}, "
-        f"relabel.passage_tokens = {teacher}): what follows is neither embedded nor judged. Give shorter texts, or split "
-        f"these into ID#1, ID#2 and so on with corpus.chunk_tokens={max(16, read * 3 // 4)}"
-        f"{raised if most is None or most > min(train, teacher) else ''}"
+        f"relabel.passage_tokens = {teacher}): what follows is neither embedded nor judged"
+    )
+    if context.config.corpus.sources == ["stdlib"]:
+        return said  # its passages are those that the shipped rows and questions name
+    return (
+        f"{said}. Give shorter texts, or split these into ID#1, ID#2 and so on with "
+        f"corpus.chunk_tokens={max(16, read * 3 // 4)}{raised if most is None or most > min(train, teacher) else ''}"
     )
 
 
