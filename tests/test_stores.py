@@ -137,10 +137,11 @@ def pgvector() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="gecko-pgvector-") as name:
         Path(name).chmod(0o755)  # root's server runs as nobody, who may not be allowed into the environment
         installed = Path(package.__file__).parent
-        for folder in (installed / "pginstall18", installed.with_suffix(".libs")):
+        [server] = installed.glob("pginstall*")
+        for folder in (server, installed.with_suffix(".libs")):
             if folder.is_dir():
                 shutil.copytree(folder, Path(name) / folder.relative_to(installed.parent))
-        programs = Path(name) / installed.name / "pginstall18" / "bin"
+        programs = Path(name) / installed.name / server.name / "bin"
         with serve(str(programs / "initdb"), str(programs / "postgres")) as address:
             yield address
 

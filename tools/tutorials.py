@@ -38,7 +38,7 @@ VARIES = [
     (r"(?<![\d.])[-+]?\d[\d,]*\.\d+(?!\.\d)", "0.0"),  # other decimal numbers: they follow the processor's arithmetic
     (r"\b(yes|unproven|worse)(?= +agreement| \|$)", "verdict"),  # follows from the numbers
     (r"^the time that writing takes could not be told .*\n", ""),  # said where a measurement of milliseconds failed
-    (r"^.*, (about .+ left|.+ so far)\n", ""),  # progress, every 30 seconds
+    (r"^.*[,:] (about .+ left|.+ so far)\n", ""),  # progress, every 30 seconds
     (r"[ ─━]+", " "),  # the width of a table follows from its numbers
 ]
 

@@ -137,7 +137,7 @@ def test_a_server_with_labels_judges_by_them() -> None:
     check_labels(lm, RELEVANCE)
     assert not lm.can_score
     name, said = judging_form(lm, RELEVANCE, GRADED, likelihood=True)
-    assert name == "graded" and said.endswith("select.fusion=rc judges by the first alone")
+    assert name == "graded" and said.endswith("--set select.fusion=rc judges by the first alone")
 
 
 @pytest.mark.parametrize(

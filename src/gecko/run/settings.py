@@ -43,7 +43,12 @@ def settle(
         if saved is None:
             raise RunError(f"{file} is missing")
         return Settled(_with_batch(saved, saved))
-    config = with_former_defaults(config, saved) if saved is not None else config
+    if saved is not None:
+        asked = config
+        config = with_former_defaults(config, saved, amount=_is_paid(path) and not force)
+        if config.budget != asked.budget or config.generate.queries != asked.generate.queries:
+            kept = f"budget of {config.budget}" if config.budget else f"generate.queries = {config.generate.queries}"
+            say(f"the folder's {kept} is kept; name another to change it")
     config = _with_batch(absolute_paths(config, saved), saved)
     before = config if saved is None else moved_paths(saved, config)
     prompt_files, changes = read_prompts(path, config, saved or config, before, same_prompts and saved is not None, say)

