@@ -137,7 +137,7 @@ def pgvector() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="gecko-pgvector-") as name:
         Path(name).chmod(0o755)  # root's server runs as nobody, who may not be allowed into the environment
         installed = Path(package.__file__).parent
-        [server] = installed.glob("pginstall*")
+        server = max(installed.glob("pginstall*/bin/postgres")).parents[1]
         for folder in (server, installed.with_suffix(".libs")):
             if folder.is_dir():
                 shutil.copytree(folder, Path(name) / folder.relative_to(installed.parent))
