@@ -75,6 +75,12 @@ class Encoder:
         """Dimensions of the vectors it returns."""
         return self._dim
 
+    @property
+    def precision(self) -> str:
+        """What else than weights and text its numbers depend on: the device, and what that computes in."""
+        device = self.model.device.type
+        return f"{device} {self.bf16} {has_fast_bfloat16(device)}"
+
     def truncated(self, dim: int) -> "Encoder":
         """The same model, cut to its first ``dim`` dimensions; nothing is loaded again.
 
@@ -205,6 +211,24 @@ def load_encoder(
     spec = spec_of(spec)
     if form is not None:
         form_of(form)
+    model = _loaded(spec, pad_token)
+    if max_tokens is not None:
+        limit, max_tokens = most_positions(model), whole("max_tokens", max_tokens)
+        if max_tokens < 1 or (limit is not None and max_tokens > limit):
+            raise ConfigError(f"max_tokens = {max_tokens}: model {spec!r} reads 1 to {limit or 'any number of'} tokens")
+        model.max_seq_length = max_tokens
+    return Encoder(model, form, spec=spec, identity=model_identity(spec), bf16=bf16)
+
+
+def load_outline(spec: str, *, pad_token: str = "") -> Encoder:
+    """A model without its weights, for what it reads and how much of it; it embeds nothing.
+
+    Arguments and errors are those of :func:`load_encoder`, but that a model that stays causal is not found out.
+    """
+    return Encoder(_loaded(spec, pad_token, weights=False), spec=spec)
+
+
+def _loaded(spec: str, pad_token: str, *, weights: bool = True) -> "SentenceTransformer":
     target = resolve_model(spec)
     if Path(target).is_dir():
         refuse_pickles(Path(target), spec)
@@ -212,7 +236,7 @@ def load_encoder(
 
     try:
         with quiet_libraries():
-            model = load_backbone(target, BackboneConfig(pad_token=pad_token))
+            return load_backbone(target, BackboneConfig(pad_token=pad_token), weights=weights)
     except ConfigError:
         raise
     except Exception as error:  # the libraries below raise many kinds
@@ -221,9 +245,3 @@ def load_encoder(
             f"model {spec!r} cannot be loaded: {reason}. It must be a sentence-transformers or transformers model "
             "with safetensors weights that needs no code of its own"
         ) from error
-    if max_tokens is not None:
-        limit, max_tokens = most_positions(model), whole("max_tokens", max_tokens)
-        if max_tokens < 1 or (limit is not None and max_tokens > limit):
-            raise ConfigError(f"max_tokens = {max_tokens}: model {spec!r} reads 1 to {limit or 'any number of'} tokens")
-        model.max_seq_length = max_tokens
-    return Encoder(model, form, spec=spec, identity=model_identity(spec), bf16=bf16)

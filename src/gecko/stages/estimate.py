@@ -32,12 +32,16 @@ def estimate(context: Context) -> str:
     judged, further = cost.read - cost.generate_read, len(config.relabel.teachers)
     text = _seconds_a_passage(context)
     training, epochs = _training(context, queries, text)
-    tested = sum(len(load_set(spec).passages) for spec in config.evaluate.sets)
-    forms = len(config.train.formats)
-    testing = text * tested * (1 + forms) / 60
+    sets, forms = [load_set(spec).passages for spec in config.evaluate.sets], len(config.train.formats)
+    known = {(passage.title, passage.text) for passage in context.passages}  # the start model's are those of mining
+    tested = sum(map(len, sets))
+    new = sum((passage.title, passage.text) not in known for some in sets for passage in some)
+    testing = text * (tested * forms + new) / 60
     before = context.run.manifest("generate")
     paid = before.rows + before.drops.total() if before else 0
-    price, written = config.price, cost.written + answered_tokens(context, queries)
+    answered = answered_tokens(context, queries)
+    price, written = config.price, cost.written + answered
+    asked = f" in about {cost.requests:,} requests, {answered:,} written" if cost.requests else ""
     amount = money_words(money(price, cost.read, written))
     prices = f"at {price.input:g} read and {price.output:g} written a million tokens"
     paid_for = [f"money:    about {amount}, {prices}"] if amount else []
@@ -49,7 +53,7 @@ def estimate(context: Context) -> str:
             + f", {config.mine.n} candidates each",
             f"generate: {cost.generate_read:,} tokens read, {cost.written:,} written, about {writing / 60:.1f} minutes",
             f"mine:     about {text * queries / 60:.1f} minutes; the passages are embedded",
-            f"relabel:  {judged:,} tokens read, about {judged / read_speed / 60:.1f} minutes"
+            f"relabel:  {judged:,} tokens read{asked}, about {judged / read_speed / 60:.1f} minutes"
             + (f"; as many tokens by each of {further} further teachers" if further else ""),
             f"train:    roughly {training / 60:.1f} minutes (epochs: {epochs}, formats: {forms})",
             *([f"evaluate: roughly {testing:.1f} minutes for {tested:,} passages"] if tested else []),
