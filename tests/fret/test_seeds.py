@@ -181,11 +181,12 @@ def test_a_teacher_that_shares_nothing_reads_each_pair_in_full() -> None:
 def test_a_teacher_that_grades_gets_the_queries_of_a_passage_in_one_request() -> None:
     blocks = blocks_of(2, 2)
     near = {seed.passage_id: [0, 1, 2] for block in blocks for seed in block}
-    tokens, rest = np.array([10, 20, 30]), (RelabelConfig(), MineConfig(n=3), 1, (100, 40))
+    tokens, rest = np.array([10, 20, 30, *[50] * 9]), (RelabelConfig(), MineConfig(n=3), 1, (100, 40))
     found = prefix_costs(blocks, near, tokens, *rest, shared=True)[-1]
-    writing, requests = 4 * (10 + CONTROL_TOKENS + 100), int(SPREAD * 3)
+    writing, requests = 4 * (10 + CONTROL_TOKENS + 100), round(SPREAD * 3)
     tails = 4 * 3 * (QUERY_TOKENS + CONTROL_TOKENS)
     assert (found.read, found.requests) == (writing + int(SPREAD * 60) + tails + requests * 40, requests)
+    assert prefix_costs(blocks, near, tokens[:3], *rest, shared=True)[-1].requests == 3  # there are no others
     apart = {name: [3 * place, 3 * place + 1, 3 * place + 2] for place, name in enumerate(near)}
     one, other = (prefix_costs(blocks, apart, np.full(12, 50), *rest, shared=shared)[-1] for shared in (True, False))
     assert (one.read, one.requests) == (other.read, 12)  # where no passage is met twice there is nothing to share

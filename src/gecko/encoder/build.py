@@ -108,7 +108,8 @@ def _around(transformer: "Transformer") -> "SentenceTransformer":
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
-    return SentenceTransformer(modules=[transformer, pooling])
+    place = "meta" if transformer.model.device.type == "meta" else None  # without weights there is nothing to move
+    return SentenceTransformer(modules=[transformer, pooling], device=place)
 
 
 def _attend_both_ways(model: Any, target: str) -> None:

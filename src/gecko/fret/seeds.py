@@ -241,8 +241,9 @@ def prefix_costs(
             written += WRITTEN_TOKENS
         spread = 1.0 if each else SPREAD
         if shared:
-            spread = max(min(SPREAD, pairs / calls), pairs / calls / QUERIES_A_REQUEST)
-        requests = int(spread * calls)
+            most = min(pairs, len(passage_tokens)) / calls
+            spread = max(min(SPREAD, most), pairs / calls / QUERIES_A_REQUEST)
+        requests = round(spread * calls)
         judging = passes * (int(spread * candidates) + pairs * (QUERY_TOKENS + CONTROL_TOKENS)) + requests * judged
         costs.append(Cost(judging + for_writing, for_writing, written, requests if shared else 0))
     return costs
