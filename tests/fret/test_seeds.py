@@ -6,6 +6,7 @@ import pytest
 from gecko.config.stages import GenerateConfig, MineConfig, RelabelConfig
 from gecko.core.errors import CorpusError
 from gecko.core.records import Passage
+from gecko.fret.answered import QUERIES_A_REQUEST
 from gecko.fret.seeds import (
     CONTROL_TOKENS,
     QUERY_TOKENS,
@@ -191,10 +192,9 @@ def test_a_teacher_that_grades_gets_the_queries_of_a_passage_in_one_request() ->
     one, other = (prefix_costs(blocks, apart, np.full(12, 50), *rest, shared=shared)[-1] for shared in (True, False))
     assert (one.read, one.requests) == (other.read, 12)  # where no passage is met twice there is nothing to share
     crowd = blocks_of(*[10] * 6)
-    many = {seed.passage_id: [0] for block in crowd for seed in block}
-    assert (
-        prefix_costs(crowd, many, tokens, RelabelConfig(), MineConfig(n=1), 1, (100, 40), shared=True)[-1].requests == 3
-    )
+    many = {seed.passage_id: [0, 1] for block in crowd for seed in block}
+    rest = (RelabelConfig(), MineConfig(n=2), 1, (100, 40))
+    assert prefix_costs(crowd, many, tokens, *rest, shared=True)[-1].requests == 2 * 60 / QUERIES_A_REQUEST
 
     reading = Reading(1, 40, shared=True)
     lengths = {"a": 10, "b": 20, "c": 30}
