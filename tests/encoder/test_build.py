@@ -14,9 +14,10 @@ import torch
 
 from gecko.config.training import BackboneConfig
 from gecko.core.errors import ConfigError
-from gecko.encoder import load_encoder, load_outline, save_model
+from gecko.encoder import load_encoder, save_model
 from gecko.encoder.build import add_lora, attends_both_ways, load_backbone, merge_lora, trained_weights
 from gecko.encoder.encode import pooled_in_float32
+from gecko.encoder.encoder import load_outline
 from gecko.encoder.save import most_positions, window_of
 
 WORDS = "a river stone bread light engine garden winter copper signal task query title text none search result : |"

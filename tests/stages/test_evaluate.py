@@ -81,5 +81,7 @@ def test_vectors_of_another_precision_or_of_an_unknown_one_are_left_alone(finish
             for precision in (["cuda None True"], [""], []):
                 write_json(index, [*([sha, count, *precision] for sha, count, _ in rows[:2]), *rows[2:]])
                 assert len(known_rows(Context(run))) == sum(count for _, count, _ in rows[2:])
+            index.unlink()
+            assert not known_rows(Context(run))
     finally:
         write_json(index, rows)

@@ -134,12 +134,12 @@ def known_rows(context: Context) -> dict[tuple[str, str], int]:
 
     Empty where the corpus is not embedded, or was by an earlier version or in another precision.
     """
-    manifest = context.run.manifest(EMBED.name)
+    folder, manifest = context.run.path / EMBED.name, context.run.manifest(EMBED.name)
     parts = EMBED.parts(context) | {"model": context.models.start_identity}
-    if manifest is None or not manifest.done or manifest.parts != parts:
+    if manifest is None or manifest.parts != parts or not all((folder / name).exists() for name in (FILE, INDEX)):
         return {}
-    index = read_json(context.run.path / EMBED.name / INDEX)
-    alike = [precision == [context.models.start.precision] for _, rows, *precision in index for _ in range(rows)]
+    here = [context.models.start.precision]
+    alike = [precision == here for _, rows, *precision in read_json(folder / INDEX) for _ in range(rows)]
     return {
         (passage.title, passage.text): row
         for row, (passage, usable) in enumerate(zip(context.passages, alike, strict=True))

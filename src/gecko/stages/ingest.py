@@ -102,7 +102,7 @@ def tokens_read(context: Context) -> int:
 
 
 def _tokens_read(context: Context) -> int:
-    from gecko.encoder import load_outline
+    from gecko.encoder.encoder import load_outline
     from gecko.encoder.save import most_positions, window_of
 
     config, start = context.config, context.models.start_outline

@@ -117,7 +117,7 @@ class Models:
     @cached_property
     def start_outline(self) -> "Encoder":
         """The start model without its weights, for what it reads; it embeds nothing."""
-        from gecko.encoder import load_outline
+        from gecko.encoder.encoder import load_outline
 
         return load_outline(self.config.backbone, pad_token=self.config.train.backbone.pad_token)
 
