@@ -259,7 +259,7 @@ def test_on_the_command_line(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Encoder, "symmetric", None)
     table = CliRunner().invoke(app, arguments)
     assert table.exit_code == 0, table.output
-    assert "cosine_spearman" in table.stdout and f"{row['score']:.3f}" in table.stdout
+    assert "cosine_spearman" in table.stdout and f"{100 * row['score']:.1f}" in table.stdout
 
 
 def test_intervals() -> None:

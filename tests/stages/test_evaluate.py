@@ -1,7 +1,8 @@
 """The stage ``evaluate``: what it embeds of test sets whose passages the run has embedded."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,25 @@ import pytest
 
 from gecko.core.files import read_json, write_json
 from gecko.encoder import Encoder
+from gecko.evaluation.beir import RetrievalSet
+from gecko.evaluation.cache import KeptEmbeddings
 from gecko.run.folder import Run
 from gecko.stages import evaluate
 from gecko.stages.context import Context
-from gecko.stages.embed import INDEX, known_rows
-from gecko.stages.runner import distill
+from gecko.stages.embed import INDEX, known_rows, vectors
+from gecko.stages.runner import Pipeline, distill
 
 from ..conftest import write_corpus
 from .test_runner import settings
 
 FURTHER = {"_id": "further", "title": "", "text": "a passage that is in the test set alone"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _float32() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("gecko.encoder.encoder.has_fast_bfloat16", lambda device: False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +80,23 @@ def test_what_the_run_has_embedded_is_not_embedded_again(
     assert found == plain == read_json(finished / "evaluate" / "results.json")
     assert found["sets"]["set"]["widths"]
     assert 0 < found["sets"]["set"]["measures"]["ndcg@10"]["start"]["mean"] < 1
+
+
+def test_in_bfloat16_other_batches_are_embedded_anew(
+    words: list[str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run(tmp_path / "run", settings(write_corpus(tmp_path / "corpus.jsonl", words), tiny_model)) as run:
+        pipeline = Pipeline(run)
+        pipeline.ingest()
+        expected, start, passages = vectors(pipeline), pipeline.models.start, pipeline.passages
+        monkeypatch.setattr(Encoder, "in_bf16", True)
+        kept = KeptEmbeddings(start, tmp_path / "kept")
+        whole = RetrievalSet("whole", "test", passages, [], {})
+        evaluate._reuse(pipeline, [replace(whole, passages=passages[1:])], start, kept)
+        assert not (tmp_path / "kept").exists()
+        evaluate._reuse(pipeline, [whole], start, kept)
+        monkeypatch.setattr(Encoder, "passages", None)
+        np.testing.assert_array_equal(kept.passages(passages), expected)
 
 
 def test_vectors_of_another_precision_or_of_an_unknown_one_are_left_alone(finished: Path) -> None:

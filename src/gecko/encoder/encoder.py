@@ -160,7 +160,7 @@ class Encoder:
 
     def _runner(self) -> "SentenceTransformer":
         """The model itself, or a copy of it whose transformer is bfloat16; made anew when the weights have changed."""
-        if not self._wants_bf16():
+        if not self.in_bf16:
             return self.model
         import torch
 
@@ -169,7 +169,9 @@ class Encoder:
             self._copy = (version, pooled_in_float32(self.model, torch.bfloat16))
         return self._copy[1]
 
-    def _wants_bf16(self) -> bool:
+    @property
+    def in_bf16(self) -> bool:
+        """Whether the transformer runs in bfloat16 copies; a vector then hangs a little on the texts beside it."""
         import torch
 
         if self.bf16 is False or self.model.transformers_model is None or has_two_towers(self.model):
