@@ -17,7 +17,8 @@ from gecko.core.errors import ConfigError
 from gecko.encoder import load_encoder, save_model
 from gecko.encoder.build import add_lora, attends_both_ways, load_backbone, merge_lora, trained_weights
 from gecko.encoder.encode import pooled_in_float32
-from gecko.encoder.save import most_positions
+from gecko.encoder.encoder import load_outline
+from gecko.encoder.save import most_positions, window_of
 
 WORDS = "a river stone bread light engine garden winter copper signal task query title text none search result : |"
 TEXTS = [
@@ -113,6 +114,22 @@ def test_every_architecture_reads_both_ways_and_not_its_padding(raw, kind):
     together, alone = vectors(model, TEXTS), np.concatenate([vectors(model, [text]) for text in TEXTS])
     assert np.abs(together).max() > 1e-2
     np.testing.assert_allclose(together, alone, atol=1e-5 * np.abs(together).max())
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, *CAUSAL])
+def test_an_outline_says_what_the_model_reads_and_reads_no_weights(raw, kind, tmp_path):
+    model = load_backbone(str(raw(kind)))
+    model.max_seq_length = 24
+    save_model(model, tmp_path / kind, "unified")
+    for spec in (str(raw(kind)), str(tmp_path / kind)):
+        whole, outline = load_encoder(spec), load_outline(spec)
+        for found in (
+            lambda one: (one.form, one.dim, one.model.prompts),
+            lambda one: (window_of(one.model), most_positions(one.model)),
+            lambda one: [one.model.tokenizer(text)["input_ids"] for text in ("", *TEXTS)],
+        ):
+            assert found(outline) == found(whole)
+        assert {weight.device.type for weight in outline.model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("kind", [*ENCODERS, *CAUSAL])

@@ -9,6 +9,7 @@ from gecko.core.records import Passage
 from gecko.encoder import load_encoder
 from gecko.evaluation import RetrievalSet, SetScores, eval_json, evaluate_retrieval
 from gecko.evaluation.metrics import METRICS
+from gecko.evaluation.sets import eval_table
 
 TEXTS = ["the red cat sleeps", "a big dog runs", "blue fish in the river", "old house and tree", "fast green car"]
 
@@ -67,6 +68,16 @@ def test_baseline_and_macro() -> None:
     assert macro["ndcg@10"] == pytest.approx(0.45)
     assert macro["delta"] == pytest.approx(0.1)
     assert macro["ci95"] == pytest.approx([0.1, 0.1])
+
+
+def test_people_read_points() -> None:
+    scores = {"s": scored("s", [0.9, 0.5], [0.5, 0.1]), "t": scored("t", [0.2] * 3, [0.4] * 3)}
+    result = eval_json(scores, "new", "old", resamples=100, seed=0)
+    rows = {row[0]: row[2:] for row in eval_table(result)[1:]}
+    assert rows["s"] == ("2", "70.0", "30.0", "+40.0 [+40.0, +40.0]", "", "70.0", "70.0")
+    assert rows["t"] == ("3", "20.0", "40.0", "-20.0 [-20.0, -20.0]", "", "20.0", "20.0")
+    assert rows["macro mean"][1:4] == ("45.0", "35.0", "+10.0 [+10.0, +10.0]")
+    assert eval_table(eval_json({"s": scores["s"]}, "new"))[1][3:6] == ("70.0", "", "")
 
 
 def test_refusals(tiny_model: Path) -> None:

@@ -94,7 +94,9 @@ def test_both_models_are_measured_behind_it(
     assert behind["baseline"].mean() > values["baseline"].mean() + 0.1
     table, notes = eval_table(result), eval_notes(result)
     assert [line[0] for line in table] == ["set", "small", "small, reranked"]
-    assert notes[0].startswith("small: reranking changes the model by +0.") and "the baseline by +0." in notes[0]
+    gains = [100 * gain["delta"] for gain in row["rerank"]["gain"].values()]
+    assert notes[0].startswith(f"small: reranking changes the model by {gains[0]:+.1f} [")
+    assert f"], the baseline by {gains[1]:+.1f} [" in notes[0]
     plain = eval_json(evaluate_retrieval([data], models), "model", "baseline", resamples=200)["sets"]["small"]
     assert plain == {key: value for key, value in row.items() if key != "rerank"}
 

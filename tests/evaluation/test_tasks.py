@@ -259,7 +259,7 @@ def test_on_the_command_line(tiny_model: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Encoder, "symmetric", None)
     table = CliRunner().invoke(app, arguments)
     assert table.exit_code == 0, table.output
-    assert "cosine_spearman" in table.stdout and f"{row['score']:.3f}" in table.stdout
+    assert "cosine_spearman" in table.stdout and f"{100 * row['score']:.1f}" in table.stdout
 
 
 def test_intervals() -> None:
@@ -293,6 +293,8 @@ def test_everything_in_one_table(model: KeptEmbeddings, other: KeptEmbeddings, t
     table = sets.eval_table(result)
     assert [row[0] for row in table] == ["set", "beir", "near"]
     assert all(len(row) == len(table[0]) for row in table)
+    for line, score in zip(table[1:], (result["sets"]["beir"]["ndcg@10"], row["score"]), strict=True):
+        assert line[3] == f"{100 * score:.1f}"
     with pytest.raises(EvaluationError, match="the sets are: beir, near"):
         sets.load_sets([str(beir), near], None, ["far=x"])
     with pytest.raises(EvaluationError, match="several test sets are named near"):

@@ -6,11 +6,13 @@ import pytest
 from gecko.config.stages import GenerateConfig, MineConfig, RelabelConfig
 from gecko.core.errors import CorpusError
 from gecko.core.records import Passage
+from gecko.fret.answered import QUERIES_A_REQUEST
 from gecko.fret.seeds import (
     CONTROL_TOKENS,
     QUERY_TOKENS,
     SPREAD,
     WRITTEN_TOKENS,
+    Reading,
     Seed,
     draw_seeds,
     prefix_costs,
@@ -175,6 +177,30 @@ def test_a_teacher_that_shares_nothing_reads_each_pair_in_full() -> None:
     writing = 4 * (10 + CONTROL_TOKENS + 100)
     pairs = 4 * 2 * (60 + 3 * (QUERY_TOKENS + CONTROL_TOKENS)) + 4 * 3 * 40
     assert (costs[-1].read, costs[-1].generate_read) == (writing + pairs, writing)
+
+
+def test_a_teacher_that_grades_gets_the_queries_of_a_passage_in_one_request() -> None:
+    blocks = blocks_of(2, 2)
+    near = {seed.passage_id: [0, 1, 2] for block in blocks for seed in block}
+    tokens, rest = np.array([10, 20, 30, *[50] * 9]), (RelabelConfig(), MineConfig(n=3), 1, (100, 40))
+    found = prefix_costs(blocks, near, tokens, *rest, shared=True)[-1]
+    writing, requests = 4 * (10 + CONTROL_TOKENS + 100), round(SPREAD * 3)
+    tails = 4 * 3 * (QUERY_TOKENS + CONTROL_TOKENS)
+    assert (found.read, found.requests) == (writing + int(SPREAD * 60) + tails + requests * 40, requests)
+    assert prefix_costs(blocks, near, tokens[:3], *rest, shared=True)[-1].requests == 3  # there are no others
+    apart = {name: [3 * place, 3 * place + 1, 3 * place + 2] for place, name in enumerate(near)}
+    one, other = (prefix_costs(blocks, apart, np.full(12, 50), *rest, shared=shared)[-1] for shared in (True, False))
+    assert (one.read, one.requests) == (other.read, 12)  # where no passage is met twice there is nothing to share
+    crowd = blocks_of(*[10] * 6)
+    many = {seed.passage_id: [0, 1] for block in crowd for seed in block}
+    rest = (RelabelConfig(), MineConfig(n=2), 1, (100, 40))
+    assert prefix_costs(crowd, many, tokens, *rest, shared=True)[-1].requests == 2 * 60 / QUERIES_A_REQUEST
+
+    reading = Reading(1, 40, shared=True)
+    lengths = {"a": 10, "b": 20, "c": 30}
+    asked = [(5, ["a", "b"]), (7, ["b", "c"])]
+    assert reading.add(asked, lengths) == 60 + 2 * (5 + 7 + 2 * CONTROL_TOKENS) + 3 * 40
+    assert Reading(1, 40).add(asked, lengths) == 80 + 2 * (5 + 7 + 2 * CONTROL_TOKENS) + 4 * 40
 
 
 def test_prefix_costs_grow() -> None:

@@ -59,7 +59,7 @@ def test_whole_report(make_run, result):
     assert rows > 3
     assert f"30 passages, {rows} training rows" in page.text
     assert "student, native format (kept)" in page.text
-    assert "+1.4 (+0.2 to +2.6) better" in page.text
+    assert "+1.4 [+0.2, +2.6] better" in page.text
     assert "not relevance" in page.text
     assert "Generations that could be used: 15 of 20 (75 %)" in page.text
     assert "seed is among the start model’s first 20: 14 of 15 (93 %)" in page.text
@@ -149,7 +149,7 @@ def test_every_plot_has_words_and_the_colours_of_the_page(make_run, result):
     raw = write(make_run(result()))
     page = Page(raw)
     words = [value for name, value in page.attributes if name == "aria-label"]
-    assert any("scifact, native format: +1.4 (+0.2 to +2.6)" in text for text in words)
+    assert any("scifact, native format: +1.4 [+0.2, +2.6]" in text for text in words)
     assert any("rank 1: " in text for text in words)
     assert "currentColor" in raw
     assert "#010203" not in raw

@@ -10,7 +10,7 @@ def test_closing_rows(result):
     assert all(len(row) == len(header) for row in (bm25, start, native, unified, *agreement))
     assert bm25[:3] == ["scifact (300)", "BM25", "65.0"]
     assert start[3] == ""
-    assert native == ["scifact (300)", "student, native format (kept)", "68.4", "+1.4 (+0.2 to +2.6)", "68.4"]
+    assert native == ["scifact (300)", "student, native format (kept)", "68.4", "+1.4 [+0.2, +2.6]", "68.4"]
     assert "kept" not in unified[1]
     assert [row[4] for row in agreement] == ["–"] * 3
 

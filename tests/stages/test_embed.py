@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 
 from gecko.config.run import RunConfig
-from gecko.core.files import digest
+from gecko.core.files import digest, read_json
 from gecko.core.records import Passage
 from gecko.corpus import ingest_shards
 from gecko.run.folder import Run
 from gecko.run.shards import build_file, run_stream
-from gecko.stages.embed import FILE, write_vectors
+from gecko.stages.embed import FILE, INDEX, write_vectors
 
 
 class Counting:
     """An encoder whose vectors follow from the text, and from its place in the batch by no means."""
+
+    precision = "by hand"
 
     def __init__(self, dies_after: int | None = None) -> None:
         self.seen: list[str] = []
@@ -59,6 +61,7 @@ def test_a_grown_corpus_costs_its_new_passages_and_their_shards(tmp_path):
     np.testing.assert_array_equal(found, Counting().passages(passages))
     assert {"new", "last"} <= set(encoder.seen)
     assert len(encoder.seen) <= 4 * 40
+    assert {precision for *_, precision in read_json(tmp_path / "run" / "embed" / INDEX)} == {"by hand"}
 
 
 def test_an_interrupted_file_is_continued(tmp_path):
@@ -68,3 +71,5 @@ def test_an_interrupted_file_is_continued(tmp_path):
     found, passages = vectors(tmp_path / "run", ROWS, encoder)
     np.testing.assert_array_equal(found, Counting().passages(passages))
     assert 100 <= len(encoder.seen) <= 200
+    index = read_json(tmp_path / "run" / "embed" / INDEX)
+    assert sum(rows for _, rows, precision in index if not precision) == 300 - len(encoder.seen)  # not known of those

@@ -91,6 +91,15 @@ def test_pieces_fit_and_what_does_not_is_told_once_with_the_mend(tmp_path, sourc
     assert not [text for text in said if "longer than" in text]
 
 
+def test_what_is_read_in_part_is_counted_without_the_weights_of_a_model(tmp_path, sources, tiny_model, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("gecko.encoder.load_encoder", refuse)
+    _, said, _ = read(tmp_path / "run", settings(sources, tiny_model, FORMER, f"student={tiny_model}"))
+    assert any("6 passages are longer than the 30 tokens" in text for text in said)
+
+
 def test_windows_are_part_of_the_fingerprint_only_where_they_decide(tmp_path, sources, tiny_model):
     def parts(*more: str) -> dict[str, str]:
         with Run(tmp_path / "-".join(("run", *more)), settings(sources, tiny_model, *more)) as run:

@@ -1,6 +1,7 @@
 """Runs whose teacher judges by answers in words: from the judgements to rows, labels, a release and its card."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -256,6 +257,21 @@ def test_a_set_of_the_mixture_is_judged_in_the_form_of_the_run(
         pipeline.through("mixture")
         assert {type(one) for one in judgements(run, "relabel-faq")} == {RECORDS[judge]}
         assert run.read("select-faq", Example)
+
+
+def test_the_estimate_of_a_server_that_grades_counts_its_requests(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gecko.stages.costs.reads_once", lambda spec: False)
+    teacher, config = Counting(), settings(corpus, tiny_model, "graded")
+    with Run(tmp_path / "run", config) as run:
+        pipeline = Pipeline(run)
+        pipeline.models.teacher = teacher
+        found = re.search(r"tokens read in about (\d+) requests, (\d+) written", pipeline.estimate())
+        assert found and 6 < int(found[1]) <= 16 * 6 and int(found[2]) == 16 * 6 * 6
+        teacher.asked.clear()
+        pipeline.through("relabel")
+        assert len(teacher.asked) <= int(found[1]) <= 2 * len(teacher.asked)
 
 
 def test_budgets_and_estimates_know_the_form(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -311,7 +311,7 @@ def test_the_model_has_a_card_that_a_hub_can_read(both: Path) -> None:
     assert [(one.dataset_name, one.metric_type, one.metric_value) for one in card.data.eval_results] == [
         ("set", "ndcg_at_10", 0.5)
     ]
-    assert "| set (5) | student, native format (kept) | 50.0 | +10.0 (+5.0 to +20.0) | – |" in text
+    assert "| set (5) | student, native format (kept) | 50.0 | +10.0 [+5.0, +20.0] | – |" in text
     own = ModelCard(before)
     assert own.data.to_dict()["pipeline_tag"] == "sentence-similarity"
     assert "agreement with the teacher" in own.text

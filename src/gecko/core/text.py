@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from itertools import pairwise
 from unicodedata import category
 
@@ -77,3 +78,14 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} minutes" if seconds < 5970 else f"{seconds / 3600:.1f} hours"
+
+
+def points(value: float | None) -> str:
+    """A measure on 0–1 in points of 100 with one decimal, as everything shows it that people read; a dash for none."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def difference(delta: float, ends: Sequence[float] | None) -> str:
+    """A difference of two measures on 0–1, and the ends of its interval if there is one: ``+1.4 [+0.2, +2.6]`` points."""
+    shown = [f"{100 * value:+.1f}" for value in (delta, *(ends or ()))]
+    return shown[0] if ends is None else f"{shown[0]} [{', '.join(shown[1:])}]"

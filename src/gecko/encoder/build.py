@@ -29,7 +29,9 @@ _SWITCHES: dict[str, bool] = {"use_bidirectional_attention": True, "is_causal": 
 _TEXT_ONLY: Any = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
 
-def load_backbone(target: str, config: BackboneConfig | None = None, seed: int = 0) -> "SentenceTransformer":
+def load_backbone(
+    target: str, config: BackboneConfig | None = None, seed: int = 0, *, weights: bool = True
+) -> "SentenceTransformer":
     """Load an embedder, or make one of a language model, in float32, running none of its repository's code.
 
     A language model becomes a transformer that attends both ways, the mean over its tokens, padding left out, and, if
@@ -40,6 +42,7 @@ def load_backbone(target: str, config: BackboneConfig | None = None, seed: int =
         target: a folder or a name on the hub.
         config: what to build; none: nothing beyond what is needed.
         seed: of the projection.
+        weights: read them; without, the model can embed nothing, and whether it attends both ways is not tried.
 
     Raises:
         ConfigError: the model is causal and stays so, has no padding token, or has its projection already.
@@ -53,6 +56,8 @@ def load_backbone(target: str, config: BackboneConfig | None = None, seed: int =
 
     config = config or BackboneConfig()
     loading: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
+    if not weights:
+        loading["device_map"] = "meta"
     here = Path(target)
     revision = None if here.is_dir() else hub_commit(target) or None  # the commit that the model's identity names
     made = (here / "modules.json").exists() if here.is_dir() else is_sentence_transformer_model(target)
@@ -93,7 +98,8 @@ def _transformer(target: str, revision: str | None, loading: dict[str, Any], con
             'gecko eval, or elsewhere as "pad_token" in the model\'s tokenizer_config.json; padding is not attended to'
         )
     tokenizer.padding_side = "right"
-    _attend_both_ways(module.model, target)
+    if module.model.device.type != "meta":
+        _attend_both_ways(module.model, target)
     return module
 
 
@@ -102,7 +108,8 @@ def _around(transformer: "Transformer") -> "SentenceTransformer":
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
-    return SentenceTransformer(modules=[transformer, pooling])
+    place = "meta" if transformer.model.device.type == "meta" else None  # without weights there is nothing to move
+    return SentenceTransformer(modules=[transformer, pooling], device=place)
 
 
 def _attend_both_ways(model: Any, target: str) -> None:

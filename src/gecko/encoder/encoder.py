@@ -75,6 +75,12 @@ class Encoder:
         """Dimensions of the vectors it returns."""
         return self._dim
 
+    @property
+    def precision(self) -> str:
+        """What else than weights and text its numbers depend on: the device, and what that computes in."""
+        device = self.model.device.type
+        return f"{device} {self.bf16} {has_fast_bfloat16(device)}"
+
     def truncated(self, dim: int) -> "Encoder":
         """The same model, cut to its first ``dim`` dimensions; nothing is loaded again.
 
@@ -154,7 +160,7 @@ class Encoder:
 
     def _runner(self) -> "SentenceTransformer":
         """The model itself, or a copy of it whose transformer is bfloat16; made anew when the weights have changed."""
-        if not self._wants_bf16():
+        if not self.in_bf16:
             return self.model
         import torch
 
@@ -163,7 +169,9 @@ class Encoder:
             self._copy = (version, pooled_in_float32(self.model, torch.bfloat16))
         return self._copy[1]
 
-    def _wants_bf16(self) -> bool:
+    @property
+    def in_bf16(self) -> bool:
+        """Whether the transformer runs in bfloat16 copies; a vector then hangs a little on the texts beside it."""
         import torch
 
         if self.bf16 is False or self.model.transformers_model is None or has_two_towers(self.model):
@@ -205,6 +213,24 @@ def load_encoder(
     spec = spec_of(spec)
     if form is not None:
         form_of(form)
+    model = _loaded(spec, pad_token)
+    if max_tokens is not None:
+        limit, max_tokens = most_positions(model), whole("max_tokens", max_tokens)
+        if max_tokens < 1 or (limit is not None and max_tokens > limit):
+            raise ConfigError(f"max_tokens = {max_tokens}: model {spec!r} reads 1 to {limit or 'any number of'} tokens")
+        model.max_seq_length = max_tokens
+    return Encoder(model, form, spec=spec, identity=model_identity(spec), bf16=bf16)
+
+
+def load_outline(spec: str, *, pad_token: str = "") -> Encoder:
+    """A model without its weights, for what it reads and how much of it; it embeds nothing.
+
+    Arguments and errors are those of :func:`load_encoder`, but that a model that stays causal is not found out.
+    """
+    return Encoder(_loaded(spec, pad_token, weights=False), spec=spec)
+
+
+def _loaded(spec: str, pad_token: str, *, weights: bool = True) -> "SentenceTransformer":
     target = resolve_model(spec)
     if Path(target).is_dir():
         refuse_pickles(Path(target), spec)
@@ -212,7 +238,7 @@ def load_encoder(
 
     try:
         with quiet_libraries():
-            model = load_backbone(target, BackboneConfig(pad_token=pad_token))
+            return load_backbone(target, BackboneConfig(pad_token=pad_token), weights=weights)
     except ConfigError:
         raise
     except Exception as error:  # the libraries below raise many kinds
@@ -221,9 +247,3 @@ def load_encoder(
             f"model {spec!r} cannot be loaded: {reason}. It must be a sentence-transformers or transformers model "
             "with safetensors weights that needs no code of its own"
         ) from error
-    if max_tokens is not None:
-        limit, max_tokens = most_positions(model), whole("max_tokens", max_tokens)
-        if max_tokens < 1 or (limit is not None and max_tokens > limit):
-            raise ConfigError(f"max_tokens = {max_tokens}: model {spec!r} reads 1 to {limit or 'any number of'} tokens")
-        model.max_seq_length = max_tokens
-    return Encoder(model, form, spec=spec, identity=model_identity(spec), bf16=bf16)

@@ -27,6 +27,7 @@ from gecko.core.files import digest, read_json, write_json
 from gecko.core.formats import InputFormat
 from gecko.core.progress import Silent, Ui
 from gecko.core.records import Candidate, Example, Judged, Passage, Place, Query, Score
+from gecko.core.text import points
 from gecko.evaluation.ablation_grid import Cell, all_cells, chosen_cells, drawn, first_candidates
 from gecko.evaluation.ablation_table import AGREEMENT, arrays, macro, order_rows, table, width_rows
 from gecko.evaluation.agreement import agreement
@@ -336,7 +337,7 @@ class Ablation:
                 write_json(self._file(training.key), found)
                 value, spent = macro(arrays(found["values"], names)), sum(found["seconds"].values())
                 cell = training.cell.label
-                self.ui.say(f"{number} of {len(left)}: {cell}, seed {training.seed}: {value:.4f} ({spent:.0f} s)")
+                self.ui.say(f"{number} of {len(left)}: {cell}, seed {training.seed}: {points(value)} ({spent:.0f} s)")
                 advance(1)
 
     @cached_property

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from gecko.compute.device import has_fast_bfloat16
 from gecko.core.files import digest
 from gecko.core.formats import InputFormat
 from gecko.core.records import Passage, Text
@@ -61,10 +60,8 @@ class KeptEmbeddings:
         self.dim = encoder.dim
         self._folder = folder if encoder.identity else None
         self._limit = limit
-        device = encoder.model.device.type
-        precision = f"{device} {encoder.bf16} {has_fast_bfloat16(device)}"
         window = str(encoder.model.max_seq_length)
-        self._how = digest(str(VERSION), encoder.identity, encoder.form, precision, window)
+        self._how = digest(str(VERSION), encoder.identity, encoder.form, encoder.precision, window)
 
     def queries(self, texts: Sequence[str], tasks: Sequence[str] | str = "", *, progress: bool = False) -> Vectors:
         """As :meth:`gecko.encoder.Encoder.queries`."""
@@ -77,10 +74,14 @@ class KeptEmbeddings:
 
     def passages(self, items: Sequence[Passage | Text], *, progress: bool = False) -> Vectors:
         """As :meth:`gecko.encoder.Encoder.passages`."""
-        parts = (text for item in items for text in (item.title, item.text))
         return self._kept(
-            self._key("passage", "", parts), len(items), lambda: self._encoder.passages(items, progress=progress)
+            self._passage_key(items), len(items), lambda: self._encoder.passages(items, progress=progress)
         )
+
+    def remember_passages(self, items: Sequence[Passage | Text], vectors: Vectors) -> None:
+        """Keep what the encoder made of passages elsewhere, for :meth:`passages` to find: float32 (n, full width)."""
+        if self._folder is not None:
+            _write(self._folder / f"{self._passage_key(items)}.npy", vectors, self._limit)
 
     def symmetric(
         self, texts: Sequence[str], task: str, names: Sequence[str] = (), *, progress: bool = False
@@ -91,6 +92,9 @@ class KeptEmbeddings:
             len(texts),
             lambda: self._encoder.symmetric(texts, task, names, progress=progress),
         )
+
+    def _passage_key(self, items: Sequence[Passage | Text]) -> str:
+        return self._key("passage", "", (text for item in items for text in (item.title, item.text)))
 
     def _key(self, side: str, task: str, texts: Iterable[str]) -> str:
         return digest(self._how, side, task, *texts)

@@ -8,6 +8,7 @@ from typing import Any
 from gecko.core.arguments import in_order, spec_of
 from gecko.core.errors import EvaluationError
 from gecko.core.progress import Silent, Ui
+from gecko.core.text import difference, points
 from gecko.evaluation import task_scores, tasks
 from gecko.evaluation.beir import RetrievalSet, gaps, load_beir
 from gecko.evaluation.builtin import STDLIB_QUESTIONS, stdlib_questions
@@ -131,7 +132,7 @@ def eval_notes(result: Mapping[str, Any]) -> list[str]:
 
 
 def eval_table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The same as rows of text, the header first."""
+    """The same as rows of text, the header first; every measure in points of 100."""
     header = (
         "set",
         "measure",
@@ -145,21 +146,21 @@ def eval_table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     )
     rows: list[tuple[str, ...]] = [header]
     for name, row in _retrieval(result):
-        cells = (name, "nDCG@10", f"{row['queries']:,}", f"{row['ndcg@10']:.3f}", *_against(row))
-        bm25 = "" if row["bm25"] is None else f"{row['bm25']:.3f}"
-        rows.append((*cells, bm25, f"{row['recall@100']:.3f}", f"{row['mrr@10']:.3f}"))
+        cells = (name, "nDCG@10", f"{row['queries']:,}", points(row["ndcg@10"]), *_against(row))
+        bm25 = "" if row["bm25"] is None else points(row["bm25"])
+        rows.append((*cells, bm25, points(row["recall@100"]), points(row["mrr@10"])))
         if behind := row.get("rerank"):
             cells = (
                 f"{name}, reranked",
                 "nDCG@10",
                 f"{row['queries']:,}",
-                f"{behind['ndcg@10']:.3f}",
+                points(behind["ndcg@10"]),
                 *_against(behind),
             )
-            rows.append((*cells, "", f"{behind['recall@100']:.3f}", f"{behind['mrr@10']:.3f}"))
+            rows.append((*cells, "", points(behind["recall@100"]), points(behind["mrr@10"])))
     for name, row in result.get("tasks", {}).items():
         items = "" if row["items"] is None else f"{row['items']:,}"
-        rows.append((name, row["metric"], items, f"{row['score']:.3f}", *_against(row), "", "", ""))
+        rows.append((name, row["metric"], items, points(row["score"]), *_against(row), "", "", ""))
     return rows
 
 
@@ -169,14 +170,13 @@ def _retrieval(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
 
 
 def _change(row: Mapping[str, Any]) -> str:
-    return f"{row['delta']:+.3f} [{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"
+    return difference(row["delta"], row["ci95"])
 
 
 def _against(row: Mapping[str, Any]) -> tuple[str, str]:
     if row["delta"] is None:
         return "", ""
-    ends = "" if row["ci95"] is None else f" [{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"
-    return f"{row['baseline']:.3f}", f"{row['delta']:+.3f}{ends}"
+    return points(row["baseline"]), _change(row)
 
 
 def load_set(spec: str | os.PathLike[str], split: str | None = None) -> RetrievalSet:

@@ -19,6 +19,7 @@ import numpy as np
 from gecko.config.stages import GenerateConfig, MineConfig, RelabelConfig
 from gecko.core.errors import CorpusError
 from gecko.core.records import Passage
+from gecko.fret.answered import QUERIES_A_REQUEST
 
 # Measured on generated queries: tokens of a query, of the control text around it, of a written answer.
 QUERY_TOKENS = 14
@@ -45,11 +46,13 @@ class Cost:
         read: all that it reads.
         generate_read: the part of it that is read for writing queries.
         written: what it writes.
+        requests: about how many judge, where the queries of a passage share one; else 0.
     """
 
     read: int
     generate_read: int
     written: int
+    requests: int = 0
 
 
 @dataclass
@@ -59,11 +62,13 @@ class Reading:
     Attributes:
         passes: 1 if one prompt gives both scores, else 2.
         alone: tokens of all prompts that judge, for a teacher that reads each call in full; none: it reads them once.
+        shared: whether such a teacher gets the queries of a passage in one call.
         tokens: so far.
     """
 
     passes: int
     alone: int | None
+    shared: bool = False
     tokens: int = 0
     _seen: set[Any] = field(default_factory=set)
 
@@ -71,11 +76,12 @@ class Reading:
         """Read a group too: of each query its tokens and its candidates, whose ``lengths`` are looked up. The new total."""
         asked = list(queries)
         retrieved = [candidate for _, candidates in asked for candidate in candidates]
-        read = retrieved if self.alone is not None else set(retrieved) - self._seen
+        each = self.alone is not None and not self.shared
+        read = retrieved if each else set(retrieved) - self._seen
         self._seen.update(read)
         tails = sum((words + CONTROL_TOKENS) * len(candidates) for words, candidates in asked)
         self.tokens += self.passes * (int(sum(lengths[candidate] for candidate in read)) + tails)
-        self.tokens += (self.alone or 0) * len(retrieved)
+        self.tokens += (self.alone or 0) * len(read)
         return self.tokens
 
 
@@ -202,6 +208,7 @@ def prefix_costs(
     mine: MineConfig,
     passes: int,
     alone: tuple[int, int] | None = None,
+    shared: bool = False,
 ) -> list[Cost]:
     """What the first 1, 2, 3 … neighbourhoods cost together, each seed's nearest passages standing in for its candidates.
 
@@ -214,10 +221,12 @@ def prefix_costs(
         passes: 1 if one prompt gives both scores, else 2.
         alone: tokens of the prompt that writes, and of all prompts that judge, for a teacher that reads each call in full;
             none: it reads its prompts once, and a passage once for all its queries.
+        shared: whether such a teacher gets the queries of a passage in one call.
     """
     writing, judged = alone or (0, 0)
+    each = alone is not None and not shared
     read_length = np.minimum(passage_tokens, relabel.passage_tokens)
-    candidates = pairs = for_writing = written = 0
+    candidates = calls = pairs = for_writing = written = 0
     seen: set[int] = set()
     costs = []
     for block in blocks:
@@ -226,10 +235,15 @@ def prefix_costs(
             new = [index for index in near if index not in seen]
             seen.update(new)
             for_writing += int(read_length[near[0]]) + CONTROL_TOKENS + writing
-            candidates += int(read_length[near if alone else new].sum())
+            candidates += int(read_length[near if each else new].sum())
+            calls += len(near if each else new)
             pairs += mine.n
             written += WRITTEN_TOKENS
-        spread = 1.0 if alone else SPREAD
-        judging = passes * (int(spread * candidates) + pairs * (QUERY_TOKENS + CONTROL_TOKENS)) + pairs * judged
-        costs.append(Cost(judging + for_writing, for_writing, written))
+        spread = 1.0 if each else SPREAD
+        if shared:
+            most = min(pairs, len(passage_tokens)) / calls
+            spread = max(min(SPREAD, most), pairs / calls / QUERIES_A_REQUEST)
+        requests = round(spread * calls)
+        judging = passes * (int(spread * candidates) + pairs * (QUERY_TOKENS + CONTROL_TOKENS)) + requests * judged
+        costs.append(Cost(judging + for_writing, for_writing, written, requests if shared else 0))
     return costs

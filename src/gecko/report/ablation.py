@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gecko.core.files import write_bytes, write_json
+from gecko.core.text import difference, points
 from gecko.report.plots import ACCENT, INK, SECOND, draw_svg, standalone
 from gecko.report.text import markdown_table
 
@@ -23,27 +24,29 @@ def write_ablation(result: Mapping[str, Any], folder: Path) -> None:
 
 
 def cell_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The cells as rows of text, the header first; points are hundredths."""
+    """The cells as rows of text, the header first; measures are in points."""
     header = ("question", "setting", "rows", _named(result), "against start, 95 %", "against", "seeds, ±")
     rows: list[tuple[str, ...]] = [(*header, "agreement, against start")]
     start = result["start"]
-    agreed = "" if start["agreement"] is None else f"{100 * start['agreement']:.2f}"
-    rows.append(("start model", "", "", f"{100 * start['score']:.2f}", "", "", "", agreed))
+    agreed = "" if start["agreement"] is None else points(start["agreement"])
+    rows.append(("start model", "", "", points(start["score"]), "", "", "", agreed))
     for cell in result["cells"]:
         other = ""
         if cell["reference"] is not None and cell["reference"] != cell["name"]:
-            other = f"{_points(cell['delta_reference'], cell['ci95_reference'])} ({cell['reference']})"
+            other = f"{difference(cell['delta_reference'], cell['ci95_reference'])} ({cell['reference']})"
         agreement = cell["agreement"]
-        agreed = f"{100 * agreement['score']:.2f} {_points(agreement['delta'], agreement['ci95'])}" if agreement else ""
+        agreed = (
+            f"{points(agreement['score'])} {difference(agreement['delta'], agreement['ci95'])}" if agreement else ""
+        )
         rows.append(
             (
                 cell["group"],
                 cell["name"],
                 f"{cell['rows']:,}",
-                f"{100 * cell['score']:.2f}",
-                _points(cell["delta_start"], cell["ci95_start"]),
+                points(cell["score"]),
+                difference(cell["delta_start"], cell["ci95_start"]),
                 other,
-                f"{100 * _deviation(cell['seeds']):.2f}",
+                points(_deviation(cell["seeds"])),
                 agreed,
             )
         )
@@ -63,10 +66,10 @@ def reranker_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         )
     ]
     for row in result["rerankers"]:
-        delta = "" if row["delta"] is None else _points(row["delta"], row["ci95"])
-        judged = "" if row["ndcg@10"] is None else f"{100 * row['ndcg@10']:.2f} ({row['judged']:,} judged)"
-        first = f"{100 * row['seed_first']:.1f} %"
-        rows.append((row["order"], f"{row['queries']:,}", f"{100 * row['seed_mrr']:.2f}", delta, first, judged))
+        delta = "" if row["delta"] is None else difference(row["delta"], row["ci95"])
+        judged = "" if row["ndcg@10"] is None else f"{points(row['ndcg@10'])} ({row['judged']:,} judged)"
+        first = f"{points(row['seed_first'])} %"
+        rows.append((row["order"], f"{row['queries']:,}", points(row["seed_mrr"]), delta, first, judged))
     return rows
 
 
@@ -74,14 +77,10 @@ def dim_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The run's model at several widths as rows of text, the header first; no row where it was not measured."""
     rows: list[tuple[str, ...]] = [("dimensions", "start model", "the run's model", "difference, 95 %")]
     for row in result["dims"]:
-        start = f"{100 * row['start']:.2f}" if "start" in row else ""
-        delta = _points(row["delta"], row["ci95"]) if "delta" in row else ""
-        rows.append((str(row["dim"]), start, f"{100 * row['score']:.2f}", delta))
+        start = points(row["start"]) if "start" in row else ""
+        delta = difference(row["delta"], row["ci95"]) if "delta" in row else ""
+        rows.append((str(row["dim"]), start, points(row["score"]), delta))
     return rows
-
-
-def _points(delta: float, ends: Sequence[float]) -> str:
-    return f"{100 * delta:+.2f} [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]"
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -95,7 +94,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     heldout = f"; {result['heldout']:,} held-out queries" if result["heldout"] else ""
     said = (
         f"Measured on {sets}{heldout}. {result['form'].capitalize()} format, epochs: {result['epochs']}, "
-        f"seeds: {result['seeds']}. Numbers are hundredths; intervals are paired 95 % intervals over queries."
+        f"seeds: {result['seeds']}. Measures are in points of 100; intervals are paired 95 % intervals over queries."
     )
     tables = [cell_rows(result), reranker_rows(result), dim_rows(result)]
     return "\n\n".join([said, *(markdown_table(rows) for rows in tables if len(rows) > 1)]) + "\n"

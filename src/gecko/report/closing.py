@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from gecko.core.text import duration
+from gecko.core.text import difference, duration, points
 from gecko.report.spending import Spent, money, spent_of, spent_words
-from gecko.report.table import AGREEMENT, ResultRow, agreement_rows, asked_rows, origins, points, result_rows
+from gecko.report.table import AGREEMENT, ResultRow, agreement_rows, asked_rows, origins, result_rows
 from gecko.report.text import shown
 from gecko.run.folder import Run
 
@@ -113,7 +113,8 @@ def closing_lines(found: Mapping[str, Any]) -> list[Line]:
     lines = [Line("Learned from the teacher", learned["verdict"], _learned(learned))]
     several = len(better["sets"]) > 1
     for one in better["sets"]:
-        text = f"nDCG@10 {_change(one)}, {_difference(one)} on {one['queries']:,} questions"
+        gain = difference(one["delta"] or 0.0, one["ci95"] or (math.nan, math.nan))
+        text = f"nDCG@10 {_change(one)}, {gain} on {one['queries']:,} questions"
         lines.append(Line("Better search", one["verdict"], text + (f" of {shown(one['name'])}" if several else "")))
     if not better["sets"]:
         lines.append(Line("Better search", UNMEASURED, "no test set was given"))
@@ -138,11 +139,6 @@ def _learned(one: Mapping[str, Any]) -> str:
 
 def _change(one: Mapping[str, Any]) -> str:
     return f"{points(one['start'])} → {points(one['model'])}"
-
-
-def _difference(one: Mapping[str, Any]) -> str:
-    low, high = one["ci95"] or (math.nan, math.nan)
-    return f"{100 * (one['delta'] or 0.0):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _rows(rows: Mapping[str, Any]) -> str:

@@ -7,8 +7,7 @@ is not given is an error.
 from collections.abc import Mapping
 from typing import Any
 
-from gecko.core.text import duration
-from gecko.report.table import points
+from gecko.core.text import difference, duration, points
 from gecko.report.text import cut, known_words, shown
 
 
@@ -24,7 +23,9 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         finalize=_seen,
     )
-    environment.filters.update(points=points, duration=duration, cut=cut, known_words=known_words)
+    environment.filters.update(
+        points=points, difference=difference, duration=duration, cut=cut, known_words=known_words
+    )
     return environment.get_template(template).render(content)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gecko.core.text import difference, points
 from gecko.fret.select import ROWS_ASKED, ROWS_FROM
 from gecko.report.text import shown
 from gecko.run.manifest import Manifest
@@ -59,10 +60,10 @@ class ResultRow:
 
     @property
     def difference(self) -> str:
-        """``+1.4 (+0.2 to +2.6)`` in points, or nothing."""
+        """``+1.4 [+0.2, +2.6]`` in points, or nothing."""
         if self.delta is None or self.low is None or self.high is None:
             return ""
-        return f"{100 * self.delta:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        return difference(self.delta, (self.low, self.high))
 
 
 def word(low: float | None, high: float | None) -> str:
@@ -70,11 +71,6 @@ def word(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
     return "better" if low > 0 else "worse" if high < 0 else NO_ANSWER
-
-
-def points(value: float | None) -> str:
-    """A value on 0–1 as points with one decimal; a dash for none."""
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def result_rows(result: Mapping[str, Any]) -> list[ResultRow]:

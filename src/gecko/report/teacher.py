@@ -3,10 +3,10 @@
 Input is what ``gecko.evaluation.teacher.value.teacher_value`` returns, on 0–1; output is in points.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gecko.core.text import duration
+from gecko.core.text import difference, duration, points
 from gecko.evaluation.evaluate import HEADLINE
 from gecko.evaluation.teacher.answers import IN_WORDS, prompt_names
 from gecko.report.text import markdown_table
@@ -21,18 +21,16 @@ def value_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             for order, cell in row.items():
                 if not isinstance(cell, dict):
                     continue
-                rows.append((form, f"{name} ({row['queries']})", order, f"{100 * cell[HEADLINE]:.1f}", _delta(cell)))
+                rows.append((form, f"{name} ({row['queries']})", order, points(cell[HEADLINE]), _delta(cell)))
     return rows
 
 
 def _delta(cell: Mapping[str, Any]) -> str:
-    if cell["delta"] is None:
-        return ""
-    return _points(cell["delta"], *cell["ci95"])
+    return "" if cell["delta"] is None else difference(cell["delta"], cell["ci95"])
 
 
-def _points(delta: float, low: float, high: float) -> str:
-    return f"{100 * delta:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+def _over(row: Sequence[float]) -> str:
+    return difference(row[0], row[1:])
 
 
 def value_verdict(result: Mapping[str, Any]) -> str:
@@ -42,9 +40,9 @@ def value_verdict(result: Mapping[str, Any]) -> str:
     lines = [f"{result['teacher']}: {_delta(best)} nDCG@10 over the start model on {where}; {best['verdict']}"]
     lines.append(f"best form: {best['form']}, fusion {best['fusion']} ({_settings(best)})")
     if over := result["forms"][best["form"]].get("over_first"):
-        lines.append(f"against the first form, {next(iter(result['forms']))}: {_points(*over)}")
+        lines.append(f"against the first form, {next(iter(result['forms']))}: {_over(over)}")
     if over := result["forms"][best["form"]].get("rrf_over"):
-        lines.append("the fusion over its parts: " + ", ".join(f"{name} {_points(*over[name])}" for name in over))
+        lines.append("the fusion over its parts: " + ", ".join(f"{name} {_over(over[name])}" for name in over))
     judging, writing = estimate["judging"], estimate["writing"]
     parts = [f"judging {judging['tokens']:,} tokens, {duration(judging['seconds'])}"]
     if writing is not None:
@@ -93,7 +91,7 @@ def form_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("form", *orders, *differences, "tokens a pair")]
     for form, row in means.items():
         numbers = result["forms"][form]
-        values = (f"{100 * row[order][HEADLINE]:.1f}" if order in row else "–" for order in orders)
-        against = [_points(*numbers["over_first"]) if "over_first" in numbers else ""] if len(means) > 1 else []
+        values = (points(row[order][HEADLINE] if order in row else None) for order in orders)
+        against = [_over(numbers["over_first"]) if "over_first" in numbers else ""] if len(means) > 1 else []
         rows.append((form, *values, _delta(row[usual[form]]), *against, f"{numbers['tokens_per_pair']:.0f}"))
     return rows

@@ -12,6 +12,7 @@ from typing import Any
 
 from gecko.core.errors import RunError
 from gecko.core.files import digest, read_json, write_json
+from gecko.core.text import difference
 from gecko.evaluation import builtin
 from gecko.evaluation.teacher import probe
 from gecko.llm.local import precision_here
@@ -37,9 +38,9 @@ def make(context: Context) -> dict[str, Any] | None:
     def ask(path: Path) -> None:
         known = builtin.probe_results().get(_key(context)) if config.check.shipped else None
         if known is not None:
-            delta, *ends = (f"{100 * known[name]:+.1f}" for name in ("delta", "low", "high"))
+            gain = difference(known["delta"], (known["low"], known["high"]))
             context.ui.say(
-                f"the check of this teacher ships with the package: {delta} [{', '.join(ends)}] nDCG@10 over the start; "
+                f"the check of this teacher ships with the package: {gain} nDCG@10 over the start; "
                 "--set check.shipped=false asks it"
             )
             write_json(path, known)

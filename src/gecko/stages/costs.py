@@ -16,7 +16,7 @@ from gecko.stages.context import Context
 from gecko.stages.embed import vectors
 
 WRITTEN_A_PAIR: dict[FormName, int] = {"logprobs": 1, "graded": 6, "listwise": 8}  # tokens
-PAIRS_A_REQUEST = 5  # about, where the answer is in words
+PAIRS_A_REQUEST = 5  # about, where candidates are put in order
 CHARACTERS_A_TOKEN = 4  # of English
 TOKENISED = 1024  # texts at a time
 
@@ -43,8 +43,12 @@ def prompt_overhead(context: Context) -> tuple[int, int] | None:
         return (len(prompt.text) + sum(len(content) for _, content in prompt.messages)) // CHARACTERS_A_TOKEN
 
     judging = sum({context.prompts[role].hash: tokens(role) for role in context.form.roles}.values())
-    # One request of answers is for many pairs.
-    return tokens("generate"), judging if context.form.name == "logprobs" else math.ceil(judging / PAIRS_A_REQUEST)
+    return tokens("generate"), math.ceil(judging / PAIRS_A_REQUEST) if context.form.name == "listwise" else judging
+
+
+def shares_requests(context: Context) -> bool:
+    """Whether a teacher that reads each call in full gets all queries of a passage in one."""
+    return context.form.name == "graded" and not reads_once(context.config.llm)
 
 
 def answered_tokens(context: Context, queries: int) -> int:
@@ -55,7 +59,7 @@ def answered_tokens(context: Context, queries: int) -> int:
 def new_reading(context: Context) -> Reading:
     """The count of what judging reads, at its beginning."""
     overhead = prompt_overhead(context)
-    return Reading(reads_per_passage(context), overhead and overhead[1])
+    return Reading(reads_per_passage(context), overhead and overhead[1], shares_requests(context))
 
 
 def token_counts(context: Context, texts: Sequence[str]) -> list[int]:

@@ -39,9 +39,10 @@ class Embed:
     encoder: "Callable[[], Encoder]"
     progress: bool
 
-    def __call__(self, passages: list[Passage], counts: Counts) -> list[np.ndarray]:
-        """One array: float32 (passages, d)."""
-        return [self.encoder().passages(passages, progress=self.progress)]
+    def __call__(self, passages: list[Passage], counts: Counts) -> list[tuple[np.ndarray, str]]:
+        """One array, float32 (passages, d), and in which precision it was computed."""
+        encoder = self.encoder()
+        return [(encoder.passages(passages, progress=self.progress), encoder.precision)]
 
 
 def write_vectors(
@@ -66,7 +67,10 @@ def write_vectors(
     """
     folder, ingest = run.path / stage, run.finished("ingest")
     pieces = folder / "pieces"
-    earlier = dict(_earlier(run, stage, parts))
+    earlier: dict[str, np.ndarray] = {}
+    precisions: dict[str, str] = {}  # not known of the pieces that a killed attempt left
+    for sha, precision, found in _earlier(run, stage, parts):
+        earlier[sha], precisions[sha] = found, precision
     shards = [shard for shard in ingest.shards if shard.rows]
     new = [shard for shard in shards if shard.sha256 not in earlier and not _piece(pieces, shard).exists()]
     covered = f" of {ingest.rows:,}; the others are known" if len(new) < len(shards) else ""
@@ -81,7 +85,8 @@ def write_vectors(
 
     for index, done in engine.run(Embed(encoder, progress=not engine.remote), take):
         buffer = io.BytesIO()
-        np.save(buffer, done.rows[0])
+        made, precisions[new[index].sha256] = done.rows[0]
+        np.save(buffer, made)
         write_bytes(_piece(pieces, new[index]), buffer.getvalue())
 
     def of(shard: Shard) -> np.ndarray:
@@ -96,7 +101,7 @@ def write_vectors(
         np.lib.format.write_array_header_1_0(handle, header)
         for shard in shards:
             handle.write(np.ascontiguousarray(of(shard)).tobytes())
-    write_json(folder / INDEX, [[shard.sha256, shard.rows] for shard in shards])
+    write_json(folder / INDEX, [[shard.sha256, shard.rows, precisions.get(shard.sha256, "")] for shard in shards])
     shutil.rmtree(pieces, ignore_errors=True)
 
 
@@ -104,8 +109,8 @@ def _piece(pieces: Path, shard: Shard) -> Path:
     return pieces / f"{shard.sha256[:32]}.npy"
 
 
-def _earlier(run: Run, stage: str, parts: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Shard checksums with their vectors, from the archived files of the same model."""
+def _earlier(run: Run, stage: str, parts: Mapping[str, str]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Shard checksums with precision and vectors, from the archived files of the same model."""
     for folder, manifest in run.earlier(stage, parts, {"passages"}):
         path, index = folder / FILE, folder / INDEX
         if not manifest.done or not path.exists() or not index.exists():
@@ -113,8 +118,8 @@ def _earlier(run: Run, stage: str, parts: Mapping[str, str]) -> Iterator[tuple[s
         if tree_sha256(path) != manifest.shards[0].sha256:
             continue  # damaged: what it held is made again
         vectors, start = np.load(path, mmap_mode="r"), 0
-        for sha, rows in read_json(index):
-            yield sha, vectors[start : start + rows]
+        for sha, rows, *precision in read_json(index):
+            yield sha, "".join(precision), vectors[start : start + rows]
             start += rows
 
 
@@ -122,6 +127,24 @@ def vectors(context: Context) -> np.ndarray:
     """The start model's embeddings of the corpus: float32 (passages, d), unit rows."""
     models = context.models
     return context.once(EMBED.name, lambda: embedded(context, EMBED, models.start_identity, models.start_loader))
+
+
+def known_rows(context: Context) -> dict[tuple[str, str], int]:
+    """By title and text, the rows of :func:`vectors` that the start model would compute alike in this process.
+
+    Empty where the corpus is not embedded, or was by an earlier version or in another precision.
+    """
+    folder, manifest = context.run.path / EMBED.name, context.run.manifest(EMBED.name)
+    parts = EMBED.parts(context) | {"model": context.models.start_identity}
+    if manifest is None or manifest.parts != parts or not all((folder / name).exists() for name in (FILE, INDEX)):
+        return {}
+    here = [context.models.start.precision]
+    alike = [precision == here for _, rows, *precision in read_json(folder / INDEX) for _ in range(rows)]
+    return {
+        (passage.title, passage.text): row
+        for row, (passage, usable) in enumerate(zip(context.passages, alike, strict=True))
+        if usable
+    }
 
 
 def embedded(context: Context, stage: Stage, identity: str, encoder: EncoderLoader) -> np.ndarray:

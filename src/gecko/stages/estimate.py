@@ -37,7 +37,9 @@ def estimate(context: Context) -> str:
     testing = text * tested * (1 + forms) / 60
     before = context.run.manifest("generate")
     paid = before.rows + before.drops.total() if before else 0
-    price, written = config.price, cost.written + answered_tokens(context, queries)
+    answered = answered_tokens(context, queries)
+    price, written = config.price, cost.written + answered
+    asked = f" in about {cost.requests:,} requests, {answered:,} written" if cost.requests else ""
     amount = money_words(money(price, cost.read, written))
     prices = f"at {price.input:g} read and {price.output:g} written a million tokens"
     paid_for = [f"money:    about {amount}, {prices}"] if amount else []
@@ -49,7 +51,7 @@ def estimate(context: Context) -> str:
             + f", {config.mine.n} candidates each",
             f"generate: {cost.generate_read:,} tokens read, {cost.written:,} written, about {writing / 60:.1f} minutes",
             f"mine:     about {text * queries / 60:.1f} minutes; the passages are embedded",
-            f"relabel:  {judged:,} tokens read, about {judged / read_speed / 60:.1f} minutes"
+            f"relabel:  {judged:,} tokens read{asked}, about {judged / read_speed / 60:.1f} minutes"
             + (f"; as many tokens by each of {further} further teachers" if further else ""),
             f"train:    roughly {training / 60:.1f} minutes (epochs: {epochs}, formats: {forms})",
             *([f"evaluate: roughly {testing:.1f} minutes for {tested:,} passages"] if tested else []),

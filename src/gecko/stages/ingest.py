@@ -102,13 +102,13 @@ def tokens_read(context: Context) -> int:
 
 
 def _tokens_read(context: Context) -> int:
-    from gecko.encoder import load_encoder
+    from gecko.encoder.encoder import load_outline
     from gecko.encoder.save import most_positions, window_of
 
-    config, start = context.config, context.models.start
+    config, start = context.config, context.models.start_outline
     rooms = [config.relabel.passage_tokens, _room(start, config.train.max_tokens, window_of(start.model))]
     if config.student:
-        student = load_encoder(config.student, pad_token=config.train.backbone.pad_token)
+        student = load_outline(config.student, pad_token=config.train.backbone.pad_token)
         rooms.append(_room(student, config.train.max_tokens, most_positions(student.model)))
     return max(1, min(rooms))
 
@@ -132,7 +132,7 @@ def _in_part(context: Context, longer: int) -> str:
     from gecko.encoder.save import window_of
 
     train, teacher, read = context.config.train.max_tokens, context.config.relabel.passage_tokens, tokens_read(context)
-    most = window_of(context.models.start.model)
+    most = window_of(context.models.start_outline.model)
     raised = f", or raise train.max_tokens and relabel.passage_tokens (the start model reads {most or 'any number'})"
     said = (
         f"{longer:,} passages are longer than the {read} tokens that are read of title and text (train.max_tokens = {train}, "

@@ -114,6 +114,13 @@ class Models:
 
         return load_encoder(self.config.backbone, pad_token=self.config.train.backbone.pad_token)
 
+    @cached_property
+    def start_outline(self) -> "Encoder":
+        """The start model without its weights, for what it reads; it embeds nothing."""
+        from gecko.encoder.encoder import load_outline
+
+        return load_outline(self.config.backbone, pad_token=self.config.train.backbone.pad_token)
+
     @property
     def start_loader(self) -> EncoderLoader:
         """The start model where the work is done."""

@@ -22,6 +22,7 @@ from gecko.stages.costs import (
     new_reading,
     prompt_overhead,
     reads_per_passage,
+    shares_requests,
     token_counts,
 )
 from gecko.stages.embed import EMBED, vectors
@@ -154,10 +155,10 @@ def new_plan(context: Context, people: Sequence[Query]) -> Plan:
     """
     config, purse = context.config, _purse(context)
     count = config.generate.queries
-    asked, judged = _user_queries(context, people, purse.left / purse.read_price / (1 if count == 0 else 2))
+    asked, judged, requests = _user_queries(context, people, purse.left / purse.read_price / (1 if count == 0 else 2))
     limited = None if config.budget is None else max(1, int(purse.left / purse.read_price))
     if count == 0:
-        return Plan([], limited, purse.read_speed, purse.write_speed, Cost(judged, 0, 0), asked)
+        return Plan([], limited, purse.read_speed, purse.write_speed, Cost(judged, 0, 0, requests), asked)
     whole = purse.left
     purse = replace(purse, left=purse.left - judged * purse.read_price)
     limit = MOST_SEEDS if count is None else count
@@ -166,7 +167,7 @@ def new_plan(context: Context, people: Sequence[Query]) -> Plan:
     blocks = _drawn(context, limit)
     costs = _costs_of(context, blocks)
     if config.budget is None:
-        return Plan(blocks, None, 0.0, 0.0, _with(costs(blocks)[-1], judged), asked)
+        return Plan(blocks, None, 0.0, 0.0, _with(costs(blocks)[-1], judged, requests), asked)
     drawn = sum(map(len, blocks))
     blocks, spent = _within_budget(context, blocks, costs, purse, judged)
     whole = max(whole, spent)
@@ -182,12 +183,12 @@ def new_plan(context: Context, people: Sequence[Query]) -> Plan:
         context.ui.say(f"the budget of {config.budget} buys about {found:,} queries{speeds}")
     writing = expected.generate_read * purse.read_price + expected.written * purse.write_price
     limited = max(1, int((whole - writing) / purse.read_price))
-    return Plan(blocks, limited, purse.read_speed, purse.write_speed, _with(expected, judged), asked)
+    return Plan(blocks, limited, purse.read_speed, purse.write_speed, _with(expected, judged, requests), asked)
 
 
-def _with(cost: Cost, judged: int) -> Cost:
-    """A cost with the tokens that judging people's queries reads."""
-    return replace(cost, read=cost.read + judged)
+def _with(cost: Cost, judged: int, requests: int) -> Cost:
+    """A cost with the tokens that judging people's queries reads, and the requests that it takes."""
+    return replace(cost, read=cost.read + judged, requests=cost.requests + requests)
 
 
 def _drawn(context: Context, limit: int) -> list[list[Seed]]:
@@ -215,8 +216,8 @@ def _costs_of(context: Context, blocks: Sequence[Sequence[Seed]]) -> Callable[[l
     near, lengths = neighbours_and_lengths(context, embedded)
     neighbours = dict(zip(chosen, near.tolist(), strict=True))
     relabel, mine = context.config.relabel, context.config.mine
-    passes, overhead = reads_per_passage(context), prompt_overhead(context)
-    return lambda some: prefix_costs(some, neighbours, lengths, relabel, mine, passes, overhead)
+    passes, overhead, shared = reads_per_passage(context), prompt_overhead(context), shares_requests(context)
+    return lambda some: prefix_costs(some, neighbours, lengths, relabel, mine, passes, overhead, shared)
 
 
 def _within_budget(
@@ -246,21 +247,25 @@ def _within_budget(
     return within_count(blocks, queries), least
 
 
-def _user_queries(context: Context, queries: Sequence[Query], most: float) -> tuple[int, int]:
-    """How many of the ``queries`` that people asked can be judged for ``most`` tokens, and the tokens that it takes.
+def _user_queries(context: Context, queries: Sequence[Query], most: float) -> tuple[int, int, int]:
+    """How many of the ``queries`` that people asked can be judged for ``most`` tokens, and tokens and requests of these.
 
     The start model's nearest passages stand in for their candidates.
     """
     if not queries:
-        return 0, 0
+        return 0, 0, 0
     texts = [query.text for query in queries]
     embedded = context.models.embed_queries(texts, [query.task for query in queries])
     near, lengths = neighbours_and_lengths(context, embedded)
     reading, words = new_reading(context), token_counts(context, texts)
     costs = [reading.add([(count, row)], lengths) for count, row in zip(words, near.tolist(), strict=True)]
     fitting = bisect_right(costs, most)
+
+    def requests(found: np.ndarray) -> int:
+        return len(np.unique(found)) if shares_requests(context) else 0
+
     if fitting == len(queries):
-        return fitting, costs[-1]
+        return fitting, costs[-1], requests(near)
     budget = context.config.budget
     part = "" if context.config.generate.queries == 0 else "half of "
     if fitting < (least := min(LEAST_QUERIES, len(costs))):
@@ -271,4 +276,4 @@ def _user_queries(context: Context, queries: Sequence[Query], most: float) -> tu
     context.ui.say(
         f"{part}the budget of {budget} buys about {fitting:,} of the {len(costs):,} queries that people asked"
     )
-    return fitting, costs[fitting - 1]
+    return fitting, costs[fitting - 1], requests(near[:fitting])

@@ -125,7 +125,7 @@ def test_a_knowing_teacher_and_its_opposite(start: Encoder) -> None:
     assert "passes" in value_verdict(result)
     assert len(value_rows(result)) == 1 + 5 * 3
     assert result["forms"]["relevance"]["rrf_over"] == {"ql": [0, 0, 0], "rc": [0, 0, 0]}
-    assert "the fusion over its parts: ql +0.0 (+0.0 to +0.0)" in value_verdict(result)
+    assert "the fusion over its parts: ql +0.0 [+0.0, +0.0]" in value_verdict(result)
 
 
 def test_a_harmful_teacher(start: Encoder, cache: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_folder_of_forms(start: Encoder, tmp_path: Path) -> None:
     assert difference == pytest.approx(macro["rrf"]["ndcg@10"] - first)
     assert low <= difference <= high
     assert (header[7], rows[0][7]) == ("rrf − the first form's", "")
-    assert rows[2][7] == f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    assert rows[2][7] == f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
     assert "over_first" not in result["forms"]["relevance"]
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match="the folder holds no prompt"):

@@ -16,6 +16,7 @@ from gecko.config.stages import CheckConfig
 from gecko.core.errors import TeacherError, TeacherRefused
 from gecko.core.progress import Silent, Ui
 from gecko.core.records import Candidate
+from gecko.core.text import difference, points
 from gecko.evaluation.builtin import ProbeTopic, probe
 from gecko.evaluation.evaluate import HEADLINE
 from gecko.evaluation.metrics import Array, bootstrap_ci, descending, per_query
@@ -156,8 +157,8 @@ def refuse_by_probe(result: ProbeResult, teacher: str) -> None:
     if result.high < 0:
         raise TeacherRefused(
             f"{teacher} would make the embedder worse: on the reranking probe its order has nDCG@10 "
-            f"{result.start + result.delta:.3f} against {result.start:.3f} for the start model ({result.delta:+.3f}, 95 % "
-            f"interval {result.low:+.3f} to {result.high:+.3f}). {INSTEAD}"
+            f"{points(result.start + result.delta)} against {points(result.start)} for the start model "
+            f"({difference(result.delta, (result.low, result.high))}). {INSTEAD}"
         )
 
 
