@@ -8,8 +8,10 @@ from gecko.core.errors import EvaluationError
 from gecko.core.records import Passage
 from gecko.encoder import load_encoder
 from gecko.evaluation import RetrievalSet, SetScores, eval_json, evaluate_retrieval
-from gecko.evaluation.metrics import METRICS
-from gecko.evaluation.sets import eval_table
+from gecko.evaluation.bm25 import bm25_run
+from gecko.evaluation.evaluate import dense_run
+from gecko.evaluation.metrics import METRICS, per_query
+from gecko.evaluation.sets import eval_notes, eval_table
 
 TEXTS = ["the red cat sleeps", "a big dog runs", "blue fish in the river", "old house and tree", "fast green car"]
 
@@ -87,3 +89,29 @@ def test_refusals(tiny_model: Path) -> None:
         evaluate_retrieval([small("one")], {"bm25": load_encoder(str(tiny_model))})
     with pytest.raises(EvaluationError, match="'x' was not measured; there are new, old"):
         eval_json({"s": scored("s", [1.0], [1.0])}, "x")
+
+
+def test_hybrid_is_the_fusion_that_search_makes(tiny_model: Path, words: list[str]) -> None:
+    rng = np.random.default_rng(5)
+    passages = [Passage(f"p{n:03}", "", " ".join(rng.choice(words, 8)), "x") for n in range(150)]
+    queries = [(f"q{n}", " ".join(passages[n * 7].text.split()[2:6])) for n in range(15)]
+    data = RetrievalSet("small", "test", passages, queries, {f"q{n}": {f"p{n * 7:03}": 1} for n in range(15)})
+    encoder = load_encoder(str(tiny_model))
+    models = {"model": encoder, "baseline": encoder.truncated(4)}
+    scores = evaluate_retrieval([data], models, hybrid=True)
+    row = eval_json(scores, "model", "baseline", resamples=200)["sets"]["small"]
+    words_alone = bm25_run(passages, queries, 100)
+    for label, model in models.items():
+        found = {}
+        for key, ranked in dense_run(data, model).items():
+            parts = [{one: 1 / (60 + place) for place, one in enumerate(run, 1)} for run in (ranked, words_alone[key])]
+            summed = {one: sum(part.get(one, 0.0) for part in parts) for one in {*parts[0], *parts[1]}}
+            found[key] = dict(sorted(summed.items(), key=lambda item: (-item[1], item[0]))[:100])
+        expected = per_query(found, data.qrels)["ndcg@10"].mean()
+        assert row["hybrid"]["ndcg@10" if label == "model" else "baseline"] == pytest.approx(expected)
+    assert row["hybrid"]["gain"]["model"]["delta"] == pytest.approx(row["hybrid"]["ndcg@10"] - row["ndcg@10"])
+    result = {"sets": {"small": row}}
+    assert [line[0] for line in eval_table(result)] == ["set", "small", "small, with BM25"]
+    assert eval_notes(result)[0].startswith("small: BM25 beside it changes the model by ")
+    plain = eval_json(evaluate_retrieval([data], models), "model", "baseline", resamples=200)["sets"]["small"]
+    assert plain == {key: value for key, value in row.items() if key != "hybrid"}

@@ -43,6 +43,9 @@ def evaluate_model(
         typer.Option(help="A cross-encoder, a folder or hf:NAME, behind which both models are measured, too."),
     ] = None,
     top: Annotated[int, typer.Option(help="Passages of a query that it puts in order.")] = 20,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Measure both models fused with BM25, too, as `gecko search` does.")
+    ] = False,
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
     no_cache: Annotated[
@@ -60,13 +63,15 @@ def evaluate_model(
     loaded = load_sets(sets, split, tasks or ())
     if rerank is not None and not loaded.retrieval:
         raise ConfigError(f"--rerank {rerank}: none of the sets is a retrieval set; leave it out")
+    if hybrid and not loaded.retrieval:
+        raise ConfigError("--hybrid: none of the sets is a retrieval set; leave it out")
     reranker = None if rerank is None else Reranker(rerank, top, ui)
     folder = None if no_cache else _kept_in(ui)
     encoder = load_encoder(model, pad_token=pad_token)
     models = {"model": KeptEmbeddings(encoder.truncated(dim) if dim is not None else encoder, folder)}
     if baseline is not None:
         models["baseline"] = KeptEmbeddings(load_encoder(baseline, pad_token=pad_token), folder)
-    result = evaluate_sets(loaded, models, ui, rerank=reranker)
+    result = evaluate_sets(loaded, models, ui, rerank=reranker, hybrid=hybrid)
     if as_json:
         print(json.dumps(result))
         return

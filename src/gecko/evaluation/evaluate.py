@@ -10,6 +10,7 @@ from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.bm25 import bm25_run
 from gecko.evaluation.cache import SupportsEmbedding
 from gecko.evaluation.metrics import METRICS, Array, macro_ci, per_query
+from gecko.search.index import reciprocal_rank_fusion
 
 if TYPE_CHECKING:
     from gecko.evaluation.rerank import Reranker
@@ -18,6 +19,8 @@ BM25 = "bm25"
 DEPTH = 100  # of every ranking: the deepest measure's
 HEADLINE = "ndcg@10"
 RERANKED = "+rerank"  # after the label of a model whose first passages a cross-encoder has put in order
+HYBRID = "+bm25"  # after that of a model whose ranking is fused with BM25's, as hybrid search does
+BEHIND = {"rerank": RERANKED, "hybrid": HYBRID}  # what the JSON calls each
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def evaluate_retrieval(
     bm25: bool = True,
     progress: bool = False,
     rerank: "Reranker | None" = None,
+    hybrid: bool = False,
 ) -> dict[str, SetScores]:
     """Rank every set's passages for its queries with every model.
 
@@ -66,6 +70,7 @@ def evaluate_retrieval(
         bm25: rank with BM25 too, under the label ``bm25``.
         progress: show a bar when embedding takes long.
         rerank: measure each model's ranking in this order, too, under its label and :data:`RERANKED`.
+        hybrid: measure each model's ranking fused with BM25's, too, under its label and :data:`HYBRID`.
 
     Returns:
         scores by set name.
@@ -79,14 +84,18 @@ def evaluate_retrieval(
     scores = {}
     for data in sets:
         measured = {}
+        by_words: dict[str, dict[str, float]] = {}
+        if bm25 or hybrid:
+            by_words = _without_own(data, bm25_run(data.passages, data.queries, DEPTH + data.exclude_own), DEPTH)
         for label, encoder in models.items():
             found = dense_run(data, encoder, progress=progress)
             measured[label] = per_query(found, data.qrels)
             if rerank is not None:
                 measured[label + RERANKED] = per_query(rerank(data, found), data.qrels)
+            if hybrid:
+                measured[label + HYBRID] = per_query(fused_runs(found, by_words), data.qrels)
         if bm25:
-            found = bm25_run(data.passages, data.queries, DEPTH + data.exclude_own)
-            measured[BM25] = per_query(_without_own(data, found, DEPTH), data.qrels)
+            measured[BM25] = per_query(by_words, data.qrels)
         scores[data.name] = SetScores(data, measured)
     return scores
 
@@ -108,6 +117,12 @@ def dense_run(
     return _without_own(data, found, k)
 
 
+def fused_runs(*runs: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Rankings of the same queries fused by reciprocal rank, as :meth:`gecko.search.Index.search` does; at most ``DEPTH``."""
+    keys = dict.fromkeys(key for run in runs for key in run)
+    return {key: dict(reciprocal_rank_fusion([list(run.get(key, {}).items()) for run in runs])[:DEPTH]) for key in keys}
+
+
 def _without_own(data: RetrievalSet, run: dict[str, dict[str, float]], k: int) -> dict[str, dict[str, float]]:
     if not data.exclude_own:
         return run
@@ -124,7 +139,8 @@ def eval_json(
 
     ``delta`` is model minus baseline in nDCG@10 and ``ci95`` its paired interval; both are null without a baseline, as
     is ``bm25`` where it was not run. With several sets, ``macro`` is their unweighted mean. Where the rankings were reranked,
-    ``rerank`` has the same numbers of both behind the reranker, and in ``gain`` what it changes of each with its interval.
+    ``rerank`` has the same numbers of both behind the reranker, and in ``gain`` what it changes of each with its interval;
+    where they were fused with BM25's, ``hybrid`` has them likewise.
 
     Args:
         scores: what :func:`evaluate_retrieval` returned.
@@ -140,7 +156,7 @@ def eval_json(
         for label in (model, baseline):
             if label is not None and label not in score.per_query:
                 raise EvaluationError(f"{name}: {label!r} was not measured; there are {', '.join(score.per_query)}")
-    rows = {name: _with_rerank([score], model, baseline, resamples, seed) for name, score in scores.items()}
+    rows = {name: _with_behind([score], model, baseline, resamples, seed) for name, score in scores.items()}
     result: dict[str, Any] = {"sets": rows}
     for name, row in rows.items():
         if unknown := scores[name].data.unknown_documents:
@@ -148,23 +164,25 @@ def eval_json(
         if unknown := scores[name].data.unknown_queries:
             row["unknown_queries"] = unknown
     if len(scores) > 1:
-        result["macro"] = _with_rerank(list(scores.values()), model, baseline, resamples, seed)
+        result["macro"] = _with_behind(list(scores.values()), model, baseline, resamples, seed)
     return result
 
 
-def _with_rerank(
+def _with_behind(
     scores: Sequence[SetScores], model: str, baseline: str | None, resamples: int, seed: int
 ) -> dict[str, Any]:
     row = _row(scores, model, baseline, resamples, seed)
-    if any(model + RERANKED not in score.per_query for score in scores):
-        return row
-    behind = _row(scores, model + RERANKED, baseline and baseline + RERANKED, resamples, seed)
-    gain = {}
-    for name, label in (("model", model), ("baseline", baseline)):
-        if label is not None:
-            own = _row(scores, label + RERANKED, label, resamples, seed)
-            gain[name] = {"delta": own["delta"], "ci95": own["ci95"]}
-    return row | {"rerank": behind | {"gain": gain}}
+    for key, mark in BEHIND.items():
+        if any(model + mark not in score.per_query for score in scores):
+            continue
+        behind = _row(scores, model + mark, baseline and baseline + mark, resamples, seed)
+        gain = {}
+        for name, label in (("model", model), ("baseline", baseline)):
+            if label is not None:
+                own = _row(scores, label + mark, label, resamples, seed)
+                gain[name] = {"delta": own["delta"], "ci95": own["ci95"]}
+        row[key] = behind | {"gain": gain}
+    return row
 
 
 def _row(scores: Sequence[SetScores], model: str, baseline: str | None, resamples: int, seed: int) -> dict[str, Any]:

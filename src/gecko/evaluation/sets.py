@@ -77,8 +77,9 @@ def evaluate_sets(
     *,
     resamples: int = 10_000,
     rerank: Reranker | None = None,
+    hybrid: bool = False,
 ) -> dict[str, Any]:
-    """Measure ``model`` and, if there is one, ``baseline`` on all sets, the retrieval sets behind a reranker, too.
+    """Measure ``model`` and, if there is one, ``baseline`` on all sets; retrieval sets behind a reranker or BM25, too.
 
     Returns:
         what ``gecko eval --json`` prints: ``sets`` and ``macro`` as :func:`gecko.evaluation.eval_json` has them for the
@@ -92,7 +93,7 @@ def evaluate_sets(
     baseline = BASELINE if BASELINE in models else None
     result: dict[str, Any] = {"sets": {}}
     if sets.retrieval:
-        scores = evaluate_retrieval(sets.retrieval, models, progress=True, rerank=rerank)
+        scores = evaluate_retrieval(sets.retrieval, models, progress=True, rerank=rerank, hybrid=hybrid)
         result = eval_json(scores, MODEL, baseline, resamples=resamples)
     skipped = list(sets.skipped)
     measured: dict[str, dict[str, Measured]] = {}
@@ -120,12 +121,14 @@ def eval_notes(result: Mapping[str, Any]) -> list[str]:
         name: gaps(row.get("unknown_documents", 0), row.get("unknown_queries", 0))
         for name, row in result["sets"].items()
     }
-    reranked = {name: row["rerank"]["gain"] for name, row in _retrieval(result) if "rerank" in row}
+    changed = [
+        (f"{name}: {what} changes", row[key]["gain"].items())
+        for name, row in _retrieval(result)
+        for key, what in (("rerank", "reranking"), ("hybrid", "BM25 beside it"))
+        if key in row
+    ]
     return [
-        *(
-            f"{name}: reranking changes {', '.join(f'the {one} by {_change(gain)}' for one, gain in gains.items())}"
-            for name, gains in reranked.items()
-        ),
+        *(f"{what} {', '.join(f'the {one} by {_change(gain)}' for one, gain in gains)}" for what, gains in changed),
         *(f"{name}: {what}" for name, what in lacks.items() if what),
         *(f"{name} was skipped: {reason}" for name, reason in result.get("skipped", {}).items()),
     ]
@@ -149,15 +152,11 @@ def eval_table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         cells = (name, "nDCG@10", f"{row['queries']:,}", points(row["ndcg@10"]), *_against(row))
         bm25 = "" if row["bm25"] is None else points(row["bm25"])
         rows.append((*cells, bm25, points(row["recall@100"]), points(row["mrr@10"])))
-        if behind := row.get("rerank"):
-            cells = (
-                f"{name}, reranked",
-                "nDCG@10",
-                f"{row['queries']:,}",
-                points(behind["ndcg@10"]),
-                *_against(behind),
-            )
-            rows.append((*cells, "", points(behind["recall@100"]), points(behind["mrr@10"])))
+        for key, what in (("rerank", "reranked"), ("hybrid", "with BM25")):
+            if behind := row.get(key):
+                measure = points(behind["ndcg@10"])
+                cells = (f"{name}, {what}", "nDCG@10", f"{row['queries']:,}", measure, *_against(behind))
+                rows.append((*cells, "", points(behind["recall@100"]), points(behind["mrr@10"])))
     for name, row in result.get("tasks", {}).items():
         items = "" if row["items"] is None else f"{row['items']:,}"
         rows.append((name, row["metric"], items, points(row["score"]), *_against(row), "", "", ""))

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, assert_never, get_args
+from typing import Any, Literal, TypeVar, assert_never, get_args
 
 import numpy as np
 
@@ -59,6 +59,7 @@ HNSW_SEARCH = 128
 ROWS = 1 << 14  # vectors that are compared at a time where a filter leaves some
 COMPARED = 16  # rows, spread over all, in which faiss and the vectors on disk are compared when an index is opened
 Method = Literal["hybrid", "dense", "bm25"]
+Key = TypeVar("Key", int, str)
 
 
 @dataclass(frozen=True)
@@ -320,9 +321,9 @@ def sources_state(sources: Sequence[str]) -> str:
     return digest(*known)
 
 
-def reciprocal_rank_fusion(rankings: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """(place, sum of 1 / (60 + rank)), best first; ties by place."""
-    fused: dict[int, float] = {}
+def reciprocal_rank_fusion(rankings: Sequence[Sequence[tuple[Key, float]]]) -> list[tuple[Key, float]]:
+    """(place or id, sum of 1 / (60 + rank)), best first; ties by place or id."""
+    fused: dict[Key, float] = {}
     for ranking in rankings:
         for rank, (place, _) in enumerate(ranking, 1):
             fused[place] = fused.get(place, 0.0) + 1 / (RRF_CONSTANT + rank)
