@@ -136,10 +136,10 @@ def spec_of(value: "str | os.PathLike[str]", what: str = "model") -> str:
     return text
 
 
-def folder_of(value: "str | os.PathLike[str]", what: str = "folder") -> Path:
+def folder_of(value: "str | os.PathLike[str]") -> Path:
     """A path, given as text or as a path.
 
     Raises:
         ConfigError: it is neither.
     """
-    return Path(spec_of(value, what))
+    return Path(spec_of(value, "folder"))

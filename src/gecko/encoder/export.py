@@ -11,13 +11,11 @@ The graph has the inputs ``input_ids`` and ``attention_mask``, int64 (B, T), pad
 reads the folder as a model.
 """
 
-import contextlib
 import logging
 import os
-import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never, get_args
@@ -26,7 +24,7 @@ import numpy as np
 
 from gecko.core.arguments import folder_of, one_of, spec_of
 from gecko.core.errors import ConfigError
-from gecko.core.files import digest, read_json, write_json
+from gecko.core.files import digest, made_aside, read_json, write_json
 from gecko.core.formats import InputFormat
 from gecko.core.progress import quiet_libraries
 from gecko.encoder.backend import CPU_BATCH_TOKENS, TorchBackend, is_plain, pad, saved_prompts
@@ -116,7 +114,8 @@ def export_model(
         max_tokens=window_of(model),
         padding=model.tokenizer.pad_token_id or 0,
     )
-    with whole_folder(folder) as aside:
+    with made_aside(folder) as aside:
+        aside.mkdir()
         with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every shape that is compared
             _write_graph(encoder, aside, card)
@@ -165,22 +164,6 @@ def load_plain(spec: str | os.PathLike[str], side: Side | None = None) -> Encode
             f"model {encoder.spec!r} is no plain transformer (text in, one vector out), which alone can be exported"
         )
     return encoder
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes ``folder`` at the end of the block, or nothing where the block fails."""
-    folder = folder.absolute()  # "." has no name
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if folder.exists():
-            folder.rmdir()
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_card(folder: Path) -> ExportCard:

@@ -24,11 +24,11 @@ import numpy as np
 
 from gecko.core.arguments import folder_of, one_of
 from gecko.core.errors import ConfigError
-from gecko.core.files import CARD, write_bytes
+from gecko.core.files import CARD, made_aside, write_bytes
 from gecko.core.progress import quiet_libraries
 from gecko.encoder.backend import TorchBackend, saved_prompts
 from gecko.encoder.encoder import Encoder
-from gecko.encoder.export import CHECKED, load_plain, refuse_full, whole_folder
+from gecko.encoder.export import CHECKED, load_plain, refuse_full
 from gecko.encoder.save import window_of
 from gecko.encoder.towers import Side
 from gecko.encoder.vectors import Vectors
@@ -93,7 +93,8 @@ def export_gguf(
     encoder = load_plain(spec, side)
     pooling = _pooling_of(encoder)
     window = min(window_of(encoder.model) or 1 << 31, _bert(encoder.model).config.max_position_embeddings)
-    with whole_folder(folder) as aside:
+    with made_aside(folder) as aside:
+        aside.mkdir()
         _write_file(encoder, aside / FILE, quantize, pooling, window)
         with quiet_libraries():  # they warn of texts that are longer than the window
             cosine = _compare(encoder, aside / FILE, window)

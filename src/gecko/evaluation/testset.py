@@ -12,18 +12,14 @@ Pooling is TREC's (Sparck Jones and van Rijsbergen 1975): the union of the first
 
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from gecko.core.disk import disk_errors
 from gecko.core.errors import ConfigError, EvaluationError
-from gecko.core.files import CARD, write_bytes
+from gecko.core.files import CARD, made_aside, write_bytes, write_table
 from gecko.core.records import Grade, Passage, Query, Score, to_table
 from gecko.evaluation.beir import CORPUS, DEFAULT_SPLIT, QRELS, QUERIES
 
@@ -151,10 +147,7 @@ def write_testset(
             raise EvaluationError(
                 f"the id {identifier!r} has white space that a file of judgements cannot hold; give the passage another id"
             )
-    folder = folder.absolute()
-    aside = folder.with_name(f".{folder.name}.partial")
-    with disk_errors(folder):
-        shutil.rmtree(aside, ignore_errors=True)
+    with disk_errors(folder), made_aside(folder) as aside:
         rows = ({"_id": one.id, "title": one.title, "text": one.text} for one in passages)
         _write_lines(aside / CORPUS, [json.dumps(row, ensure_ascii=False) for row in rows])
         for name, queries in ((QUERIES, found.queries), (UNANSWERED, found.unanswered)):
@@ -162,11 +155,8 @@ def write_testset(
             _write_lines(aside / name, lines)
         pairs = [f"{query}\t{key}\t{value}" for query, row in found.grades.items() for key, value in row.items()]
         _write_lines(aside / QRELS / f"{DEFAULT_SPLIT}.tsv", ["query-id\tcorpus-id\tscore", *pairs])
-        sink = pa.BufferOutputStream()
-        pq.write_table(to_table(type(scores[0]), scores), sink, compression="zstd")
-        write_bytes(aside / JUDGEMENTS, sink.getvalue().to_pybytes())
-        write_bytes(aside / CARD, _card(folder.name, len(passages), found, about).encode())
-        aside.replace(folder)
+        write_table(aside / JUDGEMENTS, to_table(type(scores[0]), scores))
+        write_bytes(aside / CARD, _card(folder.absolute().name, len(passages), found, about).encode())
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

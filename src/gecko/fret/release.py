@@ -25,7 +25,7 @@ from gecko.config.stages import CorpusConfig, SelectConfig
 from gecko.core.arguments import spec_of
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, RunError
-from gecko.core.files import digest, file_sha256, write_bytes
+from gecko.core.files import digest, file_sha256, write_table
 from gecko.core.records import Candidate, Example, Grade, Judged, Passage, Place, Query, Score
 from gecko.corpus import ingest
 from gecko.fret.fuse import Label, fuse
@@ -235,10 +235,7 @@ def write_release(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         StorageError: the disk refuses it.
     """
-    sink = pa.BufferOutputStream()
     there = {name for row in rows for entry in row["candidates"] for name, value in entry.items() if value is not None}
     more = {"grade"} & there | ({"first", "second", "relevant"} if "first" in there else set())
     schema = _schema([entry for entry in _ANSWERED if entry[0] in more])
-    table = pa.Table.from_pylist(list(rows), schema=schema)
-    pq.write_table(table, sink, compression="zstd", compression_level=19)
-    write_bytes(path, sink.getvalue().to_pybytes())
+    write_table(path, pa.Table.from_pylist(list(rows), schema=schema), level=19)

@@ -63,23 +63,9 @@ def row(spec: str) -> Row:
     return found
 
 
-def _known(spec: str) -> Row:
+def known(spec: str) -> Row:
+    """:func:`row`, and for a SPEC of no known form the defaults of one: of runs whose backend is gone."""
     return (BACKENDS | RETIRED).get(spec.partition(":")[0], Row("", ""))
-
-
-def reads_once(spec: str) -> bool:
-    """See :class:`Row`; what has no row is taken to."""
-    return _known(spec).reads_once
-
-
-def answers(spec: str) -> bool:
-    """See :class:`Row`; what has no row is taken not to."""
-    return _known(spec).answers
-
-
-def must_be_asked(spec: str) -> bool:
-    """See ``asked`` of :class:`Row`."""
-    return _known(spec).asked
 
 
 def _backend(spec: str) -> Backend:

@@ -14,6 +14,7 @@ from gecko.core.files import read_json
 from gecko.corpus.sources import SQL_SCHEMES
 from gecko.fret.release import COLUMNS
 from gecko.fret.view import RunView, judged_form
+from gecko.report.render import templates
 from gecko.report.table import asked_rows, closing_rows, origins
 from gecko.report.text import shown
 
@@ -189,15 +190,7 @@ def _example(row: Mapping[str, Any]) -> str:
 
 
 def _render(template: str, data: Any, **values: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(  # noqa: S701 - Markdown, and everything in it that is foreign goes through `plain`
-        loader=PackageLoader("gecko", "report"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates(keep_trailing_newline=True)
     environment.filters["plain"] = _plain
     return f"---\n{data.to_yaml()}\n---\n\n" + environment.get_template(template).render(**values)
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,20 +28,16 @@ import pyarrow.parquet as pq
 from gecko.core.arguments import folder_of, one_of, whole
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, CorpusError, NonFiniteError, RunError
-from gecko.core.files import digest, read_json, write_bytes
+from gecko.core.files import digest, read_json, write_table
 from gecko.core.formats import find_task
 from gecko.core.progress import Silent, Ui
 from gecko.core.records import Passage
-from gecko.encoder import Embedder
+from gecko.encoder import Embedder, load
 from gecko.encoder.backend import Precision
 from gecko.encoder.spec import CARD
 from gecko.encoder.vectors import Output, Packed, not_finite
 from gecko.run.engine import LOCAL, Executor
 from gecko.run.lock import lock_folder
-
-if TYPE_CHECKING:
-    from gecko.encoder.backend import Precision
-    from gecko.encoder.embedder import Embedder
 from gecko.run.remote_model import RemoteModel
 
 LAYOUT = 1
@@ -327,33 +323,25 @@ def _save(folder: Path, manifest: BulkManifest) -> None:
     """Write the manifest as a parquet file with the shards' columns, no row, and itself as metadata."""
     shards = manifest.shards
     columns = pq.read_schema(folder / shards[0].file) if shards else pa.schema([("id", pa.string())])
-    sink = pa.BufferOutputStream()
     said = json.dumps(asdict(manifest), ensure_ascii=False)
-    pq.write_table(columns.with_metadata({"gecko": said}).empty_table(), sink)
-    write_bytes(folder / MANIFEST, sink.getvalue().to_pybytes())
+    write_table(folder / MANIFEST, columns.with_metadata({"gecko": said}).empty_table())
 
 
 def _write(folder: Path, manifest: BulkManifest, batch: list[Passage], vectors: Packed, config: BulkConfig) -> None:
     kind = {"float32": pa.float32(), "int8": pa.int8(), "uint8": pa.uint8()}[vectors.dtype.name]
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), kind), vectors.shape[1])
     fields = {name: pa.array([getattr(row, name) for row in batch], pa.string()) for name in config.fields}
-    table = pa.table({**fields, "embedding": column})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
     file = f"part-{len(manifest.shards):05d}.parquet"
-    write_bytes(folder / file, data)
+    data = write_table(folder / file, pa.table({**fields, "embedding": column}))
     manifest.shards.append(Shard(file, len(batch), hash_rows(batch), hashlib.sha256(data).hexdigest()))
     _save(folder, manifest)
 
 
 @dataclass
-class RemoteEmbedder(RemoteModel["Embedder"]):
+class RemoteEmbedder(RemoteModel[Embedder]):
     """An embedder; ``spec`` and ``precision`` as for :func:`gecko.encoder.load`."""
 
-    precision: "Precision" = "auto"
+    precision: Precision = "auto"
 
-    def _load(self) -> "Embedder":
-        from gecko.encoder import load
-
+    def _load(self) -> Embedder:
         return load(self.spec, precision=self.precision)

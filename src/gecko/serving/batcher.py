@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -69,16 +69,14 @@ class ClosedError(Exception):
     """The batcher takes no more work."""
 
 
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a finished batch was: for metrics."""
 
-    __slots__ = ("model", "seconds", "texts", "tokens")
-
-    def __init__(self, model: str, texts: int, tokens: int, seconds: float) -> None:
-        self.model = model
-        self.texts = texts
-        self.tokens = tokens
-        self.seconds = seconds
+    model: str
+    texts: int
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -96,37 +94,20 @@ class Asked:
     titles: Sequence[str] | None = None
 
 
+@dataclass(eq=False, slots=True)
 class _Job:
-    """An :class:`Asked` in the queue."""
+    """An :class:`Asked` in the queue; made in the event loop."""
 
-    __slots__ = (
-        "costs",
-        "done",
-        "error",
-        "first",
-        "future",
-        "left",
-        "model",
-        "task",
-        "texts",
-        "titles",
-        "tokens",
-        "vectors",
-    )
-
-    def __init__(self, model: str, asked: Asked, first: int, dim: int, costs: list[int]) -> None:
-        self.model = model
-        self.first = first  # texts of the request before these
-        self.texts = asked.texts
-        self.task = asked.task
-        self.titles = asked.titles
-        self.costs = costs
-        self.vectors = np.empty((len(costs), dim), dtype=np.float32)
-        self.tokens = 0
-        self.done = 0  # texts taken into batches
-        self.left = len(costs)  # texts not computed yet
-        self.error: Exception | None = None
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    model: str
+    asked: Asked
+    first: int  # texts of the request before these
+    costs: list[int]
+    vectors: "Vectors"
+    left: int  # texts not computed yet
+    tokens: int = 0
+    done: int = 0  # texts taken into batches
+    error: Exception | None = None
+    future: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Batcher:
@@ -211,7 +192,8 @@ class Batcher:
         first = 0
         for one in asked:
             costs = [min(window, _SPECIAL + -(-len(text) // _CHARS_PER_TOKEN)) for text in one.texts]
-            jobs.append(_Job(model, one, first, encoder.dim, costs))
+            vectors = np.empty((len(costs), encoder.dim), dtype=np.float32)
+            jobs.append(_Job(model, one, first, costs, vectors, len(costs)))
             first += len(costs)
         cost = sum(sum(job.costs) for job in jobs)
         with self._wake:
@@ -239,7 +221,7 @@ class Batcher:
             if job in self._jobs:
                 self._jobs.remove(job)
             self._queued -= sum(job.costs[job.done :])
-            job.done = len(job.texts)  # a turn in flight puts it back only while something is left to take
+            job.done = len(job.costs)  # a turn in flight puts it back only while something is left to take
 
     def _take(self) -> list[tuple[_Job, int, int]]:
         """The next batch: (job, first text, one past the last text), all of one model. Called with the lock held."""
@@ -253,13 +235,13 @@ class Batcher:
                 others.append(job)
                 continue
             start = stop = job.done
-            while stop < len(job.texts) and stop - start < TURN and (budget > 0 or not picks):
+            while stop < len(job.costs) and stop - start < TURN and (budget > 0 or not picks):
                 budget -= job.costs[stop]
                 stop += 1
             if stop > start:
                 picks.append((job, start, stop))
                 job.done = stop
-            if stop < len(job.texts):
+            if stop < len(job.costs):
                 self._jobs.append(job)
         # Jobs of the other model have waited longer than those that had a turn.
         self._jobs.extendleft(reversed(others))
@@ -290,8 +272,9 @@ class Batcher:
         prepared: list[Any] = []
         counts = []
         for job, start, stop in picks:
-            titles = None if job.titles is None else job.titles[start:stop]
-            items = encoder.prepare(job.texts[start:stop], task=job.task, title=titles)
+            asked = job.asked
+            titles = None if asked.titles is None else asked.titles[start:stop]
+            items = encoder.prepare(asked.texts[start:stop], task=asked.task, title=titles)
             counts.append(sum(item.tokens for item in items))
             prepared += items
         vectors = encoder.run(prepared)  # (texts, dim)

@@ -90,7 +90,7 @@ class Context(RunView):
     def _known_form(self, folder: str, spec: str) -> JudgeForm | None:
         """The form where the settings, the kind of teacher or what the run has already made decide it."""
         wanted = self.config.relabel.judge
-        if not registry.answers(spec):
+        if not registry.known(spec).answers:
             if wanted not in ("auto", "logprobs") and folder == "relabel":
                 raise ConfigError(
                     f"relabel.judge = {wanted!r}, but {spec} gives log-probabilities and no answers in words; leave the "
@@ -99,7 +99,7 @@ class Context(RunView):
             return FORMS["logprobs"]
         if wanted != "auto":
             return FORMS[wanted]
-        if not registry.must_be_asked(spec):
+        if not registry.known(spec).asked:
             return FORMS["logprobs"]
         identity = registry.teacher_identity(spec)
         for stage in (folder, "plan", "check") if folder == "relabel" else (folder,):

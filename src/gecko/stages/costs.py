@@ -10,7 +10,7 @@ from gecko.core.files import digest, read_json, write_json
 from gecko.encoder.nearest import top_k
 from gecko.fret.judging import FormName
 from gecko.fret.seeds import Reading
-from gecko.llm.registry import reads_once
+from gecko.llm import registry
 from gecko.run.shards import build_file
 from gecko.stages.context import Context
 from gecko.stages.embed import vectors
@@ -35,7 +35,7 @@ def reads_per_passage(context: Context) -> int:
 
 def prompt_overhead(context: Context) -> tuple[int, int] | None:
     """About the tokens of the prompts that write and that judge, for a teacher that reads each call in full."""
-    if reads_once(context.config.llm):
+    if registry.known(context.config.llm).reads_once:
         return None
 
     def tokens(role: str) -> int:

@@ -82,7 +82,7 @@ def seeds_found(context: Context) -> int:
 
     def count(path: Path) -> None:
         place = {passage.id: index for index, passage in enumerate(context.passages)}
-        asked = context.models.embed_queries([query.text for query in queries], [query.task for query in queries])
+        asked = context.models.start.queries([query.text for query in queries], [query.task for query in queries])
         found, _ = top_k(asked, np.asarray(vectors(context)), context.config.mine.n)
         hits = [place[query.seed_id] in row for query, row in zip(queries, found.tolist(), strict=True)]
         write_json(path, {"found": sum(hits), "asked": len(hits)})

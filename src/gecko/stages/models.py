@@ -2,12 +2,10 @@
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from gecko.config.run import RunConfig
 from gecko.config.stages import RelabelConfig
@@ -41,11 +39,7 @@ class RemoteEncoder(RemoteModel["Encoder"]):
 class RemoteTeacher:
     """A teacher that is loaded where the work is.
 
-    Attributes:
-        spec: an LLM SPEC.
-        identity: that its weights must have.
-        config: how it reads.
-        scores: whether it must return the log-probabilities of a given text.
+    ``identity`` is that of its weights, and ``scores`` whether it must return the log-probabilities of a given text.
     """
 
     spec: str
@@ -121,10 +115,6 @@ class Models:
             return RemoteEncoder(self.config.backbone, self.start_identity, self.config.train.backbone.pad_token)
         return lambda: self.start
 
-    def embed_queries(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
-        """Unit vectors of queries by the start model, which is loaded for it: (len(texts), d)."""
-        return self.start.queries(texts, tasks)
-
     @cached_property
     def teacher_identity(self) -> str:
         """Hash of the teacher's weights."""
@@ -136,12 +126,8 @@ class Models:
     def teacher(self) -> "LanguageModel":
         """The teacher, loaded on first use."""
         if self._teacher is None:
-            from gecko.llm.registry import load_teacher
-
-            self.may_ask()
             began = time.perf_counter()
-            self.ui.say(f"loading the teacher ({self.config.llm})")
-            teacher = load_teacher(self.config.llm, self.config.relabel, self.ui)
+            teacher = self._load(self.config.llm)
             self.can_judge(teacher)
             self._teacher = teacher
             self._loading += time.perf_counter() - began
@@ -173,19 +159,24 @@ class Models:
             return RemoteTeacher(self.config.llm, self.teacher_identity, self.config.relabel, scores)
         return self.loaded_teacher
 
+    def _load(self, spec: str) -> "LanguageModel":
+        from gecko.llm.registry import load_teacher
+
+        self.may_ask()
+        self.ui.say(f"loading the teacher ({spec})")
+        return load_teacher(spec, self.config.relabel, self.ui)
+
     def other_teacher(self, spec: str) -> TeacherLoader:
         """A further teacher, loaded on first use in the place of the one before."""
-        from gecko.llm.registry import load_teacher, teacher_identity
+        from gecko.llm.registry import teacher_identity
 
         if self.engine.remote:
             return RemoteTeacher(spec, teacher_identity(spec), self.config.relabel, scores=False)
 
         @cache
         def load() -> "LanguageModel":
-            self.may_ask()
             self.forget_teacher()
-            self.ui.say(f"loading the teacher ({spec})")
-            return load_teacher(spec, self.config.relabel, self.ui)
+            return self._load(spec)
 
         def loaded(counts: Counts) -> "LanguageModel":
             began = time.perf_counter()

@@ -254,7 +254,7 @@ def _user_queries(context: Context, queries: Sequence[Query], most: float) -> tu
     if not queries:
         return 0, 0
     texts = [query.text for query in queries]
-    embedded = context.models.embed_queries(texts, [query.task for query in queries])
+    embedded = context.models.start.queries(texts, [query.task for query in queries])
     near, lengths = neighbours_and_lengths(context, embedded)
     reading, words = new_reading(context), token_counts(context, texts)
     costs = [reading.add([(count, row)], lengths) for count, row in zip(words, near.tolist(), strict=True)]

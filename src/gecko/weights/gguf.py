@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from gecko.core.errors import TeacherError
+from gecko.core.files import made_aside
 from gecko.core.progress import Ui, quiet_libraries
 from gecko.weights.cache import cache_folder, cache_room
 from gecko.weights.files import why_not_loaded
@@ -54,10 +55,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             )
     except Exception as error:
         raise TeacherError(f"teacher {gguf} cannot be loaded as a GGUF model: {why_not_loaded(gguf, error)}") from error
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    with quiet_libraries():
+    with quiet_libraries(), made_aside(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.replace(folder)
+        shutil.rmtree(folder, ignore_errors=True)
