@@ -54,8 +54,7 @@ GONE_KEYS: dict[str, dict[str, Gone]] = {
 def without_gone(values: Mapping[str, Any], gone: Mapping[str, Gone]) -> dict[str, Any]:
     """The given values of a section without those that ``gone`` names.
 
-    Raises:
-        PydanticCustomError: one of these has another value than its default.
+    Raises PydanticCustomError: one of these has another value than its default.
     """
     for key, value in values.items():
         if key in gone and value not in (gone[key].default, {}):

@@ -60,8 +60,7 @@ class Counts:
 def left_out(counted: Any) -> str:
     """What was dropped and noted, a reason a line with one example; begins with a line end, and is empty for nothing.
 
-    Args:
-        counted: has ``drops``, ``notes`` and ``examples``, like the counts of a stage or its manifest.
+    ``counted`` has ``drops``, ``notes`` and ``examples``, like the counts of a stage or its manifest.
     """
     told = ""
     for reason, count in (*counted.drops.items(), *counted.notes.items()):

@@ -46,11 +46,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it exists whole or not at all.
-
-    Raises:
-        StorageError: the disk is full or read-only.
-    """
+    """Write a file so that it exists whole or not at all. Raises StorageError: the disk is full or read-only."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_errors(path):
         try:
@@ -85,11 +81,7 @@ def write_table(path: Path, table: "pa.Table", level: int | None = None) -> byte
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run folder.
-
-    Raises:
-        RunError: it is missing or damaged.
-    """
+    """Read a JSON file of a run folder. Raises RunError: it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

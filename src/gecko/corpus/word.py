@@ -47,8 +47,7 @@ Block = tuple[int, str]  # level of the heading, 0 for other text; text
 def read_word(path: Path) -> tuple[str, str]:
     """Title (empty where the document names none) and text of a Word file.
 
-    Raises:
-        Unreadable: it is locked, a bomb, or no Word file.
+    Raises Unreadable: it is locked, a bomb, or no Word file.
     """
     with path.open("rb") as handle:
         if handle.read(8) == _OLD_OFFICE:

@@ -126,11 +126,7 @@ def export_model(
 
 
 def refuse_full(folder: Path) -> None:
-    """Refuse a folder that an export cannot become.
-
-    Raises:
-        ConfigError: it is a file, or not empty.
-    """
+    """Refuse a folder that an export cannot become. Raises ConfigError: it is a file, or not empty."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a new folder")
     if folder.exists() and any(folder.iterdir()):
@@ -138,14 +134,9 @@ def refuse_full(folder: Path) -> None:
 
 
 def load_plain(spec: str | os.PathLike[str], side: Side | None = None) -> Encoder:
-    """A model that can be exported, in float32 on the CPU.
+    """A model that can be exported, in float32 on the CPU; of one of two towers that of ``side``.
 
-    Args:
-        spec: the model.
-        side: of a model of two towers, the one that is exported.
-
-    Raises:
-        ConfigError: it is no plain transformer, or has two towers and none is named, or one and one is named.
+    Raises ConfigError: it is no plain transformer, or has two towers and none is named, or one and one is named.
     """
     encoder = load_encoder(spec_of(spec), bf16=False)
     encoder.model.cpu()
@@ -169,8 +160,7 @@ def load_plain(spec: str | os.PathLike[str], side: Side | None = None) -> Encode
 def read_card(folder: Path) -> ExportCard:
     """What the folder of an exported model says of itself.
 
-    Raises:
-        ConfigError: it was written by another version, or is damaged.
+    Raises ConfigError: it was written by another version, or is damaged.
     """
     raw = read_json(folder / CARD)
     try:
@@ -185,15 +175,9 @@ def read_card(folder: Path) -> ExportCard:
 
 
 def require(target: Target, *, writes: bool = False, int8: bool = False) -> None:
-    """Refuse early, and say what to install.
+    """Refuse early, and say what to install, where a package that a graph needs is missing: a ConfigError.
 
-    Args:
-        target: which graph.
-        writes: whether it is to be written, and not only read.
-        int8: whether it is to be written in 8 bits.
-
-    Raises:
-        ConfigError: a package that the target needs is missing.
+    It is to be read, or written, perhaps in 8 bits.
     """
     from importlib.util import find_spec
 
@@ -206,11 +190,7 @@ def require(target: Target, *, writes: bool = False, int8: bool = False) -> None
 
 
 def graph_backend(folder: Path, card: ExportCard) -> "GraphBackend":
-    """The backend of an exported folder.
-
-    Raises:
-        ConfigError: a package that it needs is missing.
-    """
+    """The backend of an exported folder. Raises ConfigError: a package that it needs is missing."""
     match card.target:
         case "onnx":
             return OnnxBackend(folder, card)

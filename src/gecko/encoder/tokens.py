@@ -13,12 +13,7 @@ if TYPE_CHECKING:
 
 
 def own_tokenizer(saved: str, max_tokens: int | None) -> "Tokenizer":
-    """A tokenizer that cuts to the model's window and does not pad; nothing changes it afterwards.
-
-    Args:
-        saved: as :func:`written_tokenizer` writes it: it says at which end a text is cut.
-        max_tokens: the window; none: no limit.
-    """
+    """A tokenizer, of what :func:`written_tokenizer` gives, that cuts to the model's window and does not pad."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(saved)

@@ -55,16 +55,10 @@ def encode_output(vectors: Vectors, output: Output) -> Packed:
 
 
 def refuse_not_finite(vectors: Vectors, texts: Sequence[str], places: Sequence[int], spec: str) -> None:
-    """Refuse vectors that hold NaN or infinity, which compare as nothing and cannot be written as JSON.
+    """Refuse unit vectors (n, dim) that hold NaN or infinity, which compare as nothing and cannot be written as JSON.
 
-    Args:
-        vectors: unit vectors (n, dim).
-        texts: their texts.
-        places: those of the texts in the call, from 0.
-        spec: the model.
-
-    Raises:
-        NonFiniteError: a vector does; of several, the one whose place is first.
+    ``places`` are those of the ``texts`` in the call, from 0. Raises NonFiniteError: a vector does; of several, the one
+    whose place is first.
     """
     if np.isfinite(vectors.sum()):
         return

@@ -233,8 +233,7 @@ class Ablation:
     def plan(self) -> "list[Training]":
         """Every training, those of one cell together; a cell that the run is too small for is told and left out.
 
-        Raises:
-            TrainingError: the run is too small for all of them.
+        Raises TrainingError: the run is too small for all of them.
         """
         found = []
         for cell in self.cells:

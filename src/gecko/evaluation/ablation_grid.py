@@ -63,12 +63,7 @@ class Cell:
 
 
 def all_cells(config: RunConfig, with_likelihood: bool = True) -> list[Cell]:
-    """Every cell there is, for a run with these settings.
-
-    Args:
-        config: of the run.
-        with_likelihood: whether its scores hold query likelihoods.
-    """
+    """Every cell there is, for a run with these settings, whose scores hold query likelihoods or do not."""
     fusion, n = config.select.fusion, config.mine.n
     temperature, rate = config.train.loss.temperature, config.train.learning_rate
     cells = []
@@ -116,8 +111,7 @@ def _filter(least: float | None) -> str:
 def chosen_cells(cells: Sequence[Cell], names: Sequence[str] | None) -> list[Cell]:
     """The cells of the groups, or the cells, that ``names`` names; all for none.
 
-    Raises:
-        ConfigError: a name is neither.
+    Raises ConfigError: a name is neither.
     """
     if not names:
         return list(cells)
@@ -148,14 +142,10 @@ def first_candidates(candidates: Sequence[Candidate], n: int, queries: Sequence[
 
 
 def drawn(rows: Sequence[Example], wanted: int, generator: np.random.Generator, how: Draw) -> list[Example]:
-    """Some of the rows, drawn without replacement, in their order.
+    """So many of the rows, drawn without replacement, in their order.
 
-    Args:
-        rows: all.
-        wanted: how many.
-        generator: draws.
-        how: ``at random``; evenly over the task texts (but for case) or the seed passages: one row of each, then the next
-            of each; or of ``few passages``: all rows of one, then of the next.
+    They are drawn ``at random``; evenly over the task texts (but for case) or the seed passages: one row of each, then
+    the next of each; or of ``few passages``: all rows of one, then of the next.
     """
     order = generator.permutation(len(rows)).tolist()
     match how:

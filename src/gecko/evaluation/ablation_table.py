@@ -90,12 +90,9 @@ def merged(rows: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
 def order_rows(
     queries: Sequence[Query], orders: Mapping[str, Mapping[str, Sequence[str]]], qrels: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, Any]]:
-    """A row for each order of the candidates; the first one is what the others are held against.
+    """A row for each order (by name, passage ids by query id, best first); the first is what the others are held against.
 
-    Args:
-        queries: some of them were written for a passage.
-        orders: by name, passage ids by query id, best first.
-        qrels: judgements of some of the queries.
+    Some of the queries were written for a passage, and of some there are judgements.
     """
     rows: list[dict[str, Any]] = []
     base: Array | None = None

@@ -38,11 +38,7 @@ class SetScores:
 
 
 def refuse_equal_names(names: Sequence[str]) -> None:
-    """Results are known by their set's name.
-
-    Raises:
-        EvaluationError: two sets have one name.
-    """
+    """Results are known by their set's name. Raises EvaluationError: two sets have one name."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError(f"several test sets are named {', '.join(twice)}; rename a folder, or measure them apart")
 
@@ -120,21 +116,12 @@ def _without_own(data: RetrievalSet, run: dict[str, dict[str, float]], k: int) -
 def eval_json(
     scores: Mapping[str, SetScores], model: str, baseline: str | None = None, *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
-    """The result as ``gecko eval --json`` prints it; numbers on 0–1.
+    """The result of :func:`evaluate_retrieval` as ``gecko eval --json`` prints it; numbers on 0–1.
 
-    ``delta`` is model minus baseline in nDCG@10 and ``ci95`` its paired interval; both are null without a baseline, as
-    is ``bm25`` where it was not run. With several sets, ``macro`` is their unweighted mean. Where the rankings were reranked,
-    ``rerank`` has the same numbers of both behind the reranker, and in ``gain`` what it changes of each with its interval.
-
-    Args:
-        scores: what :func:`evaluate_retrieval` returned.
-        model: label of the model.
-        baseline: label of the model it is held against.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Raises:
-        EvaluationError: a label was not measured.
+    ``delta`` is model minus baseline (their labels) in nDCG@10 and ``ci95`` its paired interval; both are null without a
+    baseline, as is ``bm25`` where it was not run. With several sets, ``macro`` is their unweighted mean. Where the
+    rankings were reranked, ``rerank`` has the same numbers of both behind the reranker, and in ``gain`` what it changes
+    of each with its interval. Raises EvaluationError: a label was not measured.
     """
     for name, score in scores.items():
         for label in (model, baseline):

@@ -251,10 +251,8 @@ def _reranking(columns: dict[str, list[Any]]) -> dict[str, Any]:
 def load_named(spec: str, split: str | None = None) -> "list[RetrievalSet | TaskSet | Skipped]":
     """The mteb task, or all tasks of the mteb benchmark, of a spec ``mteb:NAME`` or ``mteb:NAME@SPLIT``.
 
-    A plain retrieval task becomes a set as a BEIR folder does, so that BM25 and the intervals stand beside it.
-
-    Raises:
-        EvaluationError: mteb is not installed, or knows no such task or benchmark.
+    A plain retrieval task becomes a set as a BEIR folder does, so that BM25 and the intervals stand beside it. Raises
+    EvaluationError: mteb is not installed, or knows no such task or benchmark.
     """
     name, _, named = spec.removeprefix(PREFIX).partition("@")
     split = named or split

@@ -53,14 +53,10 @@ class Judged:
 
 
 def pool(rankings: Rankings, depth: int) -> dict[str, list[str]]:
-    """The first passages of every ranking, by query id; each passage once, in the order of the rankings.
+    """The first ``depth`` passages of every ranking, by query id; each passage once, in the order of the rankings.
 
-    Args:
-        rankings: by system and query id, score by passage id, best first.
-        depth: passages of a ranking.
-
-    Raises:
-        ConfigError: no query has more than one candidate.
+    Rankings are by system and query id: score by passage id, best first. Raises ConfigError: no query has more than one
+    candidate.
     """
     pooled: dict[str, dict[str, None]] = {}
     for by_query in rankings.values():
@@ -88,17 +84,9 @@ def judged(
     rankings: Rankings,
     depth: int,
 ) -> Judged:
-    """Grades of the pooled pairs.
+    """Grades of the pairs of :func:`pool`, from what the teacher said of them.
 
-    Args:
-        queries: all that were asked.
-        pooled: their candidates, from :func:`pool`.
-        scores: what the teacher said of them.
-        rankings: the pool's systems.
-        depth: of the pool.
-
-    Raises:
-        EvaluationError: no query has a relevant passage.
+    Raises EvaluationError: no query has a relevant passage.
     """
     said: dict[str, dict[str, int]] = {query.id: {} for query in queries}
     for score in scores:
@@ -129,18 +117,10 @@ def judged(
 def write_testset(
     folder: Path, passages: Sequence[Passage], found: Judged, scores: Sequence[Score | Grade], about: Sequence[str]
 ) -> None:
-    """Write the folder, whole or not at all.
+    """Write the folder, which is not there yet, whole or not at all.
 
-    Args:
-        folder: not there yet.
-        passages: the corpus.
-        found: the graded queries.
-        scores: what the teacher said.
-        about: lines of the card on where queries, teacher and rankings come from.
-
-    Raises:
-        EvaluationError: an id cannot stand in a file of judgements.
-        StorageError: the disk refuses it.
+    ``about`` has the lines of the card on where queries, teacher and rankings come from. Raises EvaluationError: an id
+    cannot stand in a file of judgements. StorageError: the disk refuses it.
     """
     for identifier in {key for row in found.grades.values() for key in row} | found.grades.keys():
         if identifier != identifier.strip() or any(mark in identifier for mark in "\t\n\r") or not identifier:

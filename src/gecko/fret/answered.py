@@ -146,19 +146,11 @@ def order_lists(
     counts: Counts,
     known: Mapping[tuple[str, str], Place] | None = None,
 ) -> Iterator[Place]:
-    """Put the candidates of each query of one shard in order.
+    """Put the candidates of each query of one shard, the retriever's first one first, in order.
 
-    Args:
-        lists: queries, each with its candidates, the retriever's first one first.
-        teacher: is asked.
-        prompt: asks for an order.
-        relevance: asks whether one passage is relevant; its first label, or one of a value above the middle, is yes.
-        width: of a window.
-        counts: tokens, and queries without an answer by reason.
-        known: places by query id and passage id that were paid for before; a query is asked anew if one is missing.
-
-    Yields:
-        one place a candidate, query by query, but for queries that have no answer.
+    ``relevance`` asks whether one passage is relevant; its first label, or one of a value above the middle, is yes.
+    ``known`` has places by query id and passage id that were paid for before; a query is asked anew if one is missing.
+    Yields one place a candidate, query by query, but for queries that have no answer, which are counted by reason.
     """
     known = known or {}
 

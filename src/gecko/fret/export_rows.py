@@ -32,20 +32,10 @@ rows = load_dataset("parquet", data_dir="{folder}", data_files="train.parquet", 
 
 
 def export_rows(view: RunView, folder: Path, library: str) -> dict[str, int]:
-    """Write the rows of a run for the trainer of another library.
+    """Write the selected rows of a run for the trainer of a library (see above) into a new folder; their number by file.
 
-    Args:
-        view: of a run whose rows are selected.
-        folder: to be made.
-        library: whose trainer reads it, see above.
-
-    Returns:
-        the number of rows by file.
-
-    Raises:
-        ConfigError: there is no such library, or the folder is there already.
-        RunError: the run has no rows.
-        StorageError: the disk refuses it.
+    Raises ConfigError: there is no such library, or the folder is there already. RunError: the run has no rows.
+    StorageError: the disk refuses it.
     """
     make = _FORMS[one_of("--for", library, get_args(Library))]
     if folder.exists():

@@ -53,17 +53,9 @@ def select(
 ) -> Iterator[Example]:
     """One training row a query, in the order of ``queries``.
 
-    A row whose positive the teacher does not find relevant (``config.min_rc``) is dropped and counted, as is a held-out
-    query, one without labels, and one that fails the settings on quality; then those of a kind of task of which there are
-    too many.
-
-    Args:
-        queries: all that were generated or asked.
-        labels: their candidates in fused order.
-        passages: the corpus by id.
-        config: what is selected.
-        seed: of the run.
-        counts: gets drops and notes.
+    ``labels`` has their candidates in fused order. A row whose positive the teacher does not find relevant
+    (``config.min_rc``) is dropped and counted, as is a held-out query, one without labels, and one that fails the
+    settings on quality; then those of a kind of task of which there are too many.
     """
     rows = list(_rows(queries, labels, passages, config, seed, counts))
     for row in _evened(rows, seed, counts) if config.task_rows == "uniform" else rows:

@@ -141,8 +141,7 @@ class OpenAILM(Answering, LanguageModel):
     def probe(self) -> None:
         """Find out what the server can do, with a known string.
 
-        Raises:
-            TeacherError: it does not answer at all, or it knows neither chat nor completions.
+        Raises TeacherError: it does not answer at all, or it knows neither chat nor completions.
         """
         refusals = []
         paths: dict[Form, str] = {"chat": "/chat/completions", "completion": "/completions"}

@@ -132,8 +132,7 @@ class Answering(Requests):
     ) -> tuple[int, ...]:
         """An answer that can be read, after as many attempts as there are temperatures.
 
-        Raises:
-            RefusedError: there is none.
+        Raises RefusedError: there is none.
         """
         structured = self._structured[question.kind]
         for attempt in range(len(TEMPERATURES)):

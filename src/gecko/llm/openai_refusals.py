@@ -55,11 +55,7 @@ class Refusals:
             raise TeacherError(self._refuses(refused, asked, said))
 
     def check(self) -> None:
-        """At the end of a call.
-
-        Raises:
-            TeacherError: several texts were refused, and nothing was ever answered.
-        """
+        """At the end of a call. Raises TeacherError: several texts were refused, and nothing was ever answered."""
         if not self._answered and self._texts() >= LEAST_REFUSED:
             refused = self._usage.refused
             raise TeacherError(self._refuses(refused, refused, self._usage.refusals[-1].said))

@@ -130,11 +130,7 @@ class PromptTokens:
         return [body + ids + cut.end for body, ids in zip(bodies, asked, strict=True)]
 
     def labels(self, prompt: Prompt) -> list[int]:
-        """The first token of each label.
-
-        Raises:
-            TeacherError: two of them are the same, or there are fewer than two.
-        """
+        """The first token of each label. Raises TeacherError: two of them are the same, or there are fewer than two."""
         ids = [self.control(label)[0] for label in prompt.labels]
         if len(set(ids)) != len(ids) or len(ids) < 2:
             raise TeacherError(

@@ -50,11 +50,7 @@ RETIRED = {"vllm": Row("vllm:NAME", "gecko.llm.vllm", reads_once=False)}  # runs
 
 
 def row(spec: str) -> Row:
-    """What is known of the backend of an LLM SPEC.
-
-    Raises:
-        ConfigError: the SPEC is of no known form.
-    """
+    """What is known of the backend of an LLM SPEC. Raises ConfigError: the SPEC is of no known form."""
     kind, colon, name = spec.partition(":")
     found = (BACKENDS | RETIRED).get(kind)
     if found is None or not (":" in found.form) == bool(colon) == bool(name):
@@ -75,8 +71,7 @@ def _backend(spec: str) -> Backend:
 def teacher_identity(spec: str) -> str:
     """What a teacher's answers depend on, as a hash, without loading it.
 
-    Raises:
-        ConfigError: the SPEC is of no known form, or its file does not exist.
+    Raises ConfigError: the SPEC is of no known form, or its file does not exist.
     """
     return _backend(spec).identity(spec)
 
@@ -97,11 +92,7 @@ def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
 
 
 def check_scores(teacher: LanguageModel) -> None:
-    """Refuse a teacher that cannot give query likelihoods.
-
-    Raises:
-        TeacherError: it cannot.
-    """
+    """Refuse a teacher that cannot give query likelihoods. Raises TeacherError: it cannot."""
     if not teacher.can_score:
         raise TeacherError(
             f"{teacher.name} cannot return the log-probabilities of a given text, and judging needs them; "
@@ -113,8 +104,7 @@ def check_scores(teacher: LanguageModel) -> None:
 def check_labels(teacher: LanguageModel, relevance: Prompt) -> None:
     """Refuse a teacher whose log-probabilities do not tell the labels of the prompt, before anything is paid for.
 
-    Raises:
-        TeacherError: they do not.
+    Raises TeacherError: they do not.
     """
     if wrong := teacher.no_labels(relevance):
         raise TeacherError(
@@ -126,8 +116,7 @@ def check_labels(teacher: LanguageModel, relevance: Prompt) -> None:
 def check_answers(teacher: LanguageModel, prompts: Sequence[Prompt], form: str) -> None:
     """Refuse a teacher whose answers to the prompts of a form, ``graded`` or ``listwise``, cannot be read.
 
-    Raises:
-        TeacherError: they cannot.
+    Raises TeacherError: they cannot.
     """
     kinds: tuple[Kind, ...] = ("grades",) if form == "graded" else ("order", "label")
     for prompt, kind in zip(prompts, kinds, strict=True):

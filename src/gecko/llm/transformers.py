@@ -445,8 +445,7 @@ class OutputLayer:
 def _window(config: Any, name: str) -> int | None:
     """How many tokens the most short-sighted layer looks back; none: all of them.
 
-    Raises:
-        TeacherError: a layer has no attention, so that it cannot be told who sees whom.
+    Raises TeacherError: a layer has no attention, so that it cannot be told who sees whom.
     """
     kinds = getattr(config, "layer_types", None)
     if kinds is None:

@@ -47,8 +47,7 @@ SHARES = {
 def statistics(view: RunView) -> dict[str, Any]:
     """Numbers of a run whose rows are selected; shares are on 0 to 1, quantiles are the 5th, 25th, 50th, 75th and 95th.
 
-    Raises:
-        RunError: a stage up to ``select`` is not finished, or a shard is damaged.
+    Raises RunError: a stage up to ``select`` is not finished, or a shard is damaged.
     """
     run = view.run
     stages = [stage for stage in STAGES if stage != ASKED or run.config.asked.sources]

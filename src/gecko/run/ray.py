@@ -79,11 +79,7 @@ class Cluster:
         return _Kept(self._ray.put(value))
 
     def run(self, do: Do[Task, R], take: Take[Task]) -> Iterator[tuple[int, Done[R]]]:
-        """See :class:`gecko.run.engine.Executor`.
-
-        Raises:
-            RunError: a shard ends every worker that it is given to.
-        """
+        """See :class:`gecko.run.engine.Executor`. Raises RunError: a shard ends every worker that it is given to."""
         from ray.exceptions import RayActorError, RayTaskError
 
         self._stages += 1
@@ -168,8 +164,7 @@ class _Kept:
 def _division(nodes: list[dict[str, Any]], workers: int | None) -> tuple[int, dict[str, float]]:
     """How many workers, and what Ray is to reserve for each, so that all of them find a place.
 
-    Raises:
-        ConfigError: they would not.
+    Raises ConfigError: they would not.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = sum(int(resources.get("GPU", 0)) for resources in alive)

@@ -33,9 +33,8 @@ def settle(
 ) -> Settled:
     """The settings to go on with in a folder; see :class:`gecko.run.folder.Run` for the arguments.
 
-    Raises:
-        RunError: something was paid for with other settings, and ``force`` is not given.
-        ConfigError: the saved settings cannot be read.
+    Raises RunError: something was paid for with other settings, and ``force`` is not given. ConfigError: the saved
+    settings cannot be read.
     """
     file = path / "config.json"
     saved = _saved(file) if file.exists() else None

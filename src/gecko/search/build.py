@@ -90,11 +90,7 @@ def fill(
 
 
 def finish(folder: Path, config: IndexConfig, manifest: IndexManifest, ui: Ui) -> None:
-    """What comes after :func:`fill`.
-
-    Raises:
-        CorpusError: there is no passage.
-    """
+    """What comes after :func:`fill`. Raises CorpusError: there is no passage."""
     if not manifest.rows:
         raise CorpusError("there is no passage to build an index of; give a corpus with text")
     ui.say(f"building the index of {manifest.rows:,} vectors")

@@ -115,8 +115,7 @@ class BulkManifest:
 def read_lines(stream: Iterable[bytes], name: str = "stdin") -> Iterator[Passage]:
     """One text a line, UTF-8; the id is the line's number, from 1. A blank line is a text, too.
 
-    Raises:
-        CorpusError: a line is not UTF-8.
+    Raises CorpusError: a line is not UTF-8.
     """
     for number, line in enumerate(stream, 1):
         try:
@@ -164,8 +163,7 @@ def _as_they_come(rows: Iterable[Passage], size: int, pause: Callable[[], bool])
 def embed_batch(embedder: Embedder, batch: list[Passage], config: BulkConfig) -> Packed:
     """The vectors of some rows.
 
-    Raises:
-        NonFiniteError: the model gives a row no finite vector; the row is named by its id.
+    Raises NonFiniteError: the model gives a row no finite vector; the row is named by its id.
     """
     has_titles = find_task(config.task).side == "document"
     try:

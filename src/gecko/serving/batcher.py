@@ -45,11 +45,7 @@ class Model(Protocol):
         ...
 
     def run(self, items: Sequence[Any]) -> "Vectors":
-        """Float32 (n, dim), unit rows.
-
-        Raises:
-            NonFiniteError: a row is none; ``index`` is its item's place.
-        """
+        """Float32 (n, dim), unit rows. Raises NonFiniteError: a row is none; ``index`` is its item's place."""
         ...
 
 

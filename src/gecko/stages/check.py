@@ -27,8 +27,7 @@ FILE = "probe.json"
 def make(context: Context) -> dict[str, Any] | None:
     """What the probe says of the teacher; nothing where ``check.enabled`` is off.
 
-    Raises:
-        TeacherRefused: it orders the probe worse than the start model.
+    Raises TeacherRefused: it orders the probe worse than the start model.
     """
     config, models = context.config, context.models
     if not CHECK.applies(config):
@@ -80,8 +79,7 @@ def _key(context: Context) -> str:
 def ship(run: Run) -> str:
     """Write the probe's result of a run among those that ship with the package; its key.
 
-    Raises:
-        RunError: the run has none of its own.
+    Raises RunError: the run has none of its own.
     """
     if run.config.check.shipped:
         raise RunError(f"{run.path}: its check may be the shipped one; make it anew with --set check.shipped=false")

@@ -58,9 +58,8 @@ class Context(RunView):
     def form(self) -> JudgeForm:
         """How the teacher judges. Where the settings leave that to a server, it is asked once, and the run goes on so.
 
-        Raises:
-            ConfigError: the settings name a form that this kind of teacher does not have.
-            TeacherError: it can judge in none.
+        Raises ConfigError: the settings name a form that this kind of teacher does not have. TeacherError: it can judge
+        in none.
         """
         found = self._known_form("relabel", self.config.llm) or self._form
         if found is None:
@@ -111,8 +110,7 @@ class Context(RunView):
     def _can_judge(self, teacher: LanguageModel) -> None:
         """Decide how the teacher judges, if nothing has decided it, and make sure that it can.
 
-        Raises:
-            TeacherError: it cannot.
+        Raises TeacherError: it cannot.
         """
         known, relevance = self._known_form("relabel", self.config.llm) or self._form, self.prompts["relevance"]
         if known is None:

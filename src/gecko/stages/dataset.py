@@ -70,10 +70,8 @@ def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()
 def released_rows(run: Run) -> list[dict[str, Any]]:
     """The judged queries of a run, as rows of a release; those of which every candidate is judged, if it was stopped.
 
-    Queries that people asked are not everybody's to read: they are among them with ``asked.publish`` only.
-
-    Raises:
-        RunError: nothing of the run is relabelled.
+    Queries that people asked are not everybody's to read: they are among them with ``asked.publish`` only. Raises
+    RunError: nothing of the run is relabelled.
     """
     content = {passage.id: content_hash(passage) for passage in run.read("ingest", Passage)}
     scores = {(one.query_id, one.passage_id): one for one in judgements(run, "relabel", so_far=True)}

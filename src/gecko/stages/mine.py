@@ -48,12 +48,7 @@ class Mine:
 
 
 def make(context: Context) -> Manifest:
-    """Find each query's candidates.
-
-    Raises:
-        RunError: there is no query.
-        TeacherRefused: too few seeds are found again.
-    """
+    """Find each query's candidates. Raises RunError: there is no query. TeacherRefused: too few seeds are found again."""
     queries = own_queries(context.run)
     if not queries:
         raise RunError(f"{context.run.path}: no generated query can be used; see the drops in generate/manifest.json")

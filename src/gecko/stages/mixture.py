@@ -40,10 +40,8 @@ DRAWN_BY = {"weight", "relabel"}  # settings of a set that its rows do not depen
 def refuse_names(run: Run) -> None:
     """Refuse a set to be relabelled whose folder would be that of a further teacher's scores, ``relabel-2``.
 
-    One that was paid for under such a name stays readable.
-
-    Raises:
-        ConfigError: the name is a number, and nothing of the set is there.
+    One that was paid for under such a name stays readable. Raises ConfigError: the name is a number, and nothing of the
+    set is there.
     """
     for entry in run.config.mixture.sets:
         if isinstance(entry, RetrievalSet | FeverSet) and entry.relabel and entry.name.isdecimal():
@@ -58,9 +56,8 @@ def refuse_names(run: Run) -> None:
 def mixture_rows(context: Context) -> list[Example]:
     """The training rows of all sets of the run's mixture, set by set; none where it has no sets.
 
-    Raises:
-        TrainingError: a set cannot be read or converted; the message names set and row.
-        RunError: a shard on disk is damaged.
+    Raises TrainingError: a set cannot be read or converted; the message names set and row. RunError: a shard on disk is
+    damaged.
     """
     from gecko.corpus.tables import source_identity
     from gecko.training.converters import convert

@@ -51,8 +51,7 @@ class RemoteTeacher:
     def __call__(self, counts: Counts) -> "LanguageModel":
         """The teacher; the time that loading it takes is not counted as work.
 
-        Raises:
-            TeacherError: it cannot be loaded, or is another one here.
+        Raises TeacherError: it cannot be loaded, or is another one here.
         """
         if self._loaded is None:
             from gecko.llm.registry import check_scores, load_teacher

@@ -58,8 +58,7 @@ class Plan:
 def make(context: Context) -> Plan:
     """The seeds of the run. Speeds are measured when the plan is first made, and never again.
 
-    Raises:
-        ConfigError: the budget is too small for anything.
+    Raises ConfigError: the budget is too small for anything.
     """
     return context.once(PLAN.name, lambda: _read(context))
 

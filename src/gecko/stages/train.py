@@ -20,8 +20,7 @@ from gecko.stages.stage import Stage, section, value
 def make(context: Context) -> dict[InputFormat, Path]:
     """Train the start model in each input format; the folder of each model.
 
-    Raises:
-        TrainingError: fewer than two rows are left, or the training fails.
+    Raises TrainingError: fewer than two rows are left, or the training fails.
     """
     examples = training_rows(context)
     context.models.forget_teacher()

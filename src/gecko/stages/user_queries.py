@@ -37,9 +37,7 @@ def make(context: Context, *, again: bool = False) -> Manifest | None:
 def read(context: Context, counts: Counts) -> list[Query]:
     """The queries as they are in their sources; none where no source is named.
 
-    Raises:
-        CorpusError: a source is missing, or holds no query.
-        TrainingError: a source cannot be read.
+    Raises CorpusError: a source is missing, or holds no query. TrainingError: a source cannot be read.
     """
     config, generate = context.config.asked, context.config.generate
     if not config.sources:

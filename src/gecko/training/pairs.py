@@ -16,9 +16,8 @@ KIND = "pairs"
 def pair_sources(config: PretrainConfig) -> dict[str, str]:
     """The sources by name: of a file its name without ending; each file of a folder is a source of its own.
 
-    Raises:
-        ConfigError: none are given, two have one name, or a task or a weight names one that is not there.
-        TrainingError: one does not exist.
+    Raises ConfigError: none are given, two have one name, or a task or a weight names one that is not there.
+    TrainingError: one does not exist.
     """
     if not config.sources:
         raise ConfigError("gecko pretrain needs pairs: give files or folders, or set pretrain.sources in the recipe")

@@ -66,8 +66,7 @@ def prompt_names(spec: str) -> tuple[str, str]:
 def load_form(spec: str) -> Form:
     """``relevance``, ``my.toml`` or ``query_likelihood+relevance``; ``graded``, ``listwise`` or ``graded:my.toml``.
 
-    Raises:
-        ConfigError: a prompt cannot be read, or cannot be used for judging.
+    Raises ConfigError: a prompt cannot be read, or cannot be used for judging.
     """
     name, _, file = spec.partition(":")
     if in_words := next((one for one in IN_WORDS if one == name), None):
@@ -90,10 +89,8 @@ def load_form(spec: str) -> Form:
 def spread_forms(specs: Sequence[str]) -> tuple[str, ...]:
     """Forms with a folder in the place of each of its prompt files, in order of name.
 
-    A file without labels can give a likelihood alone, so the shipped ``relevance`` stands beside it.
-
-    Raises:
-        ConfigError: a folder holds none, or one cannot be read.
+    A file without labels can give a likelihood alone, so the shipped ``relevance`` stands beside it. Raises ConfigError:
+    a folder holds none, or one cannot be read.
     """
     found: list[str] = []
     for spec in specs:
@@ -123,8 +120,7 @@ class Answers:
     def load(cls, path: Path) -> "Answers":
         """Read a file of answers; a last line that was cut off by a kill is forgotten.
 
-        Raises:
-            RunError: another line is damaged.
+        Raises RunError: another line is damaged.
         """
         answers = cls(path)
         if not path.exists():
@@ -162,13 +158,8 @@ class Answers:
 class Judge:
     """Asks a teacher what is not yet known. The teacher is loaded only if something is missing.
 
-    Args:
-        identity: the teacher's.
-        load: loads it.
-        passage_tokens: it reads at most so many tokens of a passage.
-        ui: where the progress goes.
-        precision: of its linear layers, as ``relabel.precision``.
-        window: passages that are put in order in one request.
+    It reads at most ``passage_tokens`` tokens of a passage, in a precision as ``relabel.precision``; ``window`` passages
+    are put in order in one request.
     """
 
     def __init__(
@@ -196,8 +187,7 @@ class Judge:
     def alone(self, wait: bool = False) -> Iterator[None]:
         """Hold the teacher's answers, so that no other process writes to them.
 
-        Raises:
-            RunError: another check of the same teacher is at work, and its end is not waited for.
+        Raises RunError: another check of the same teacher is at work, and its end is not waited for.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock", timeout=-1 if wait else 0)
@@ -268,16 +258,10 @@ class Judge:
         title: str,
         lists: Mapping[str, Sequence[Passage]] | None = None,
     ) -> int:
-        """Make sure that every pair is known under a form.
+        """Make sure that every pair is known under a form; how many answers were not.
 
-        Args:
-            form: the prompts.
-            groups: passages, each with the queries that retrieved it.
-            title: of the progress bar.
-            lists: of each query its passages in the retriever's order, for a form that puts them in order.
-
-        Returns:
-            how many answers were not known.
+        ``groups`` are passages, each with the queries that retrieved it; ``lists`` of each query its passages in the
+        retriever's order, for a form that puts them in order.
         """
         if form.judging == "listwise":
             return self._ask_orders(form, lists or {}, title)

@@ -77,11 +77,8 @@ def run_probe(
 ) -> ProbeResult:
     """Rerank the probe's passages with the teacher, which is asked only what it was not asked before.
 
-    ``judging`` is how; in words, ``likelihood`` is the prompt that asks for grades or an order.
-
-    Raises:
-        TeacherError: it refused a pair, or gave a score that is no number.
-        ConfigError: there is no cache for its answers.
+    ``judging`` is how; in words, ``likelihood`` is the prompt that asks for grades or an order. Raises TeacherError: it
+    refused a pair, or gave a score that is no number. ConfigError: there is no cache for its answers.
     """
     topics, form = probe(), Form("probe", likelihood, relevance, judging)
     judge = Judge(teacher.identity, lambda: teacher, passage_tokens, ui or Silent(), precision, window)
@@ -150,8 +147,7 @@ def _orders(
 def refuse_by_probe(result: ProbeResult, teacher: str) -> None:
     """Stop if the teacher orders the probe worse than the start model.
 
-    Raises:
-        TeacherRefused: the upper end of the interval is below 0.
+    Raises TeacherRefused: the upper end of the interval is below 0.
     """
     if result.high < 0:
         raise TeacherRefused(
@@ -164,8 +160,7 @@ def refuse_by_probe(result: ProbeResult, teacher: str) -> None:
 def refuse_by_parsing(parsed: int, asked: int, drops: dict[str, int], config: CheckConfig, teacher: str) -> None:
     """Stop if too few generations parse, whether or not a query that does is of use.
 
-    Raises:
-        TeacherRefused: the share is below ``config.min_parsed``, of enough to tell.
+    Raises TeacherRefused: the share is below ``config.min_parsed``, of enough to tell.
     """
     if asked >= TOLD_BY and parsed / asked < config.min_parsed:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items(), key=lambda item: -item[1]))
@@ -178,8 +173,7 @@ def refuse_by_parsing(parsed: int, asked: int, drops: dict[str, int], config: Ch
 def refuse_by_seeds(found: int, asked: int, n: int, config: CheckConfig, teacher: str) -> None:
     """Stop if the start model does not find the passages that the queries were written for.
 
-    Raises:
-        TeacherRefused: the share is below ``config.min_seed_found``, of enough to tell.
+    Raises TeacherRefused: the share is below ``config.min_seed_found``, of enough to tell.
     """
     if asked >= TOLD_BY and found / asked < config.min_seed_found:
         raise TeacherRefused(

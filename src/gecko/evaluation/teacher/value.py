@@ -106,21 +106,9 @@ def measure_orders(
 ) -> dict[str, list[Measured]]:
     """Put the start model's candidates in every order, on every set, under every form.
 
-    Args:
-        sets: test sets, with different names.
-        forms: of the prompts.
-        config: what is measured.
-        judge: asks the teacher.
-        start: loads the start model.
-        start_identity: hash of the start model.
-
-    Returns:
-        by form, each set with nDCG@10 of each order and query; a query is left out under all forms, and that is said, where
-        the teacher refused a pair of it under any.
-
-    Raises:
-        EvaluationError: two sets have one name, or no query of a set is left.
-        RunError: another check of the same teacher is at work.
+    Returns by form each set with nDCG@10 of each order and query; a query is left out under all forms, and that is said,
+    where the teacher refused a pair of it under any. Raises EvaluationError: two sets have one name, or no query of a set
+    is left. RunError: another check of the same teacher is at work.
     """
     refuse_equal_names([data.name for data in sets])
     measured: dict[str, list[Measured]] = {form.name: [] for form in forms}
@@ -177,22 +165,9 @@ def teacher_value(
     start: "Callable[[], Encoder]",
     start_identity: str,
 ) -> dict[str, Any]:
-    """Measure a teacher on labelled sets under each form of the prompts.
+    """What ``gecko check-teacher --json`` prints of a teacher on labelled sets under each form; numbers on 0–1.
 
-    Args:
-        sets: test sets, with different names.
-        config: what is measured.
-        judge: asks the teacher.
-        start: loads the start model.
-        start_identity: hash of the start model.
-
-    Returns:
-        what ``gecko check-teacher --json`` prints; numbers on 0–1.
-
-    Raises:
-        ConfigError: a form cannot be used.
-        EvaluationError: two sets have one name.
-        RunError: another check of the same teacher is at work.
+    Raises ConfigError: a form cannot be used. The errors of :func:`measure_orders` come besides.
     """
     forms = [load_form(spec) for spec in spread_forms(config.forms or forms_of(judge.teacher))]
     measured = measure_orders(sets, forms, config, judge, start, start_identity)
@@ -217,11 +192,7 @@ def teacher_value(
 
 
 def forms_of(teacher: LanguageModel) -> tuple[str, ...]:
-    """The shipped forms that a teacher can judge in.
-
-    Raises:
-        TeacherError: there is none.
-    """
+    """The shipped forms that a teacher can judge in. Raises TeacherError: there is none."""
     relevance = load_prompt("relevance")
     found = [] if teacher.no_labels(relevance) else ["relevance"]
     asked: dict[str, Kind] = {"graded": "grades", "listwise": "order"}
@@ -359,15 +330,7 @@ def connect(
 def check_teacher(
     sets: Sequence[RetrievalSet], llm: str, backbone: str, config: ValueConfig, ui: Ui | None = None
 ) -> dict[str, Any]:
-    """:func:`teacher_value` of an LLM SPEC against a start model's order.
-
-    Args:
-        sets: test sets, with different names.
-        llm: the teacher's SPEC.
-        backbone: the start model's SPEC.
-        config: what is measured.
-        ui: where the progress goes.
-    """
+    """:func:`teacher_value` of the SPEC of a teacher against the order of a start model's SPEC."""
     for data in sets:
         if ui is not None and data.gaps:
             ui.say(f"{data.name}: {data.gaps}")
