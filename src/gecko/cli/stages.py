@@ -28,12 +28,8 @@ def on_run(
 ) -> Iterator["Pipeline"]:
     """A pipeline on a run that exists; ``--set`` and a recipe change its settings for good.
 
-    Args:
-        options: the run, and what changes in it.
-        engine: where the work is done.
-        recipe: settings beside those of ``options``.
-        through: the stage up to which all is made that is missing or out of date; none: nothing is made.
-        asks: whether a teacher may be asked.
+    All is made up to the stage ``through`` that is missing or out of date; without it nothing is. ``asks`` says whether a
+    teacher may be asked.
     """
     from gecko.config.load import change_config
     from gecko.run.folder import Run

@@ -84,13 +84,7 @@ class _NoText(CorpusError):
 
 @dataclass
 class Reader:
-    """How sources are read, and what is counted on the way.
-
-    Attributes:
-        config: names of the fields, and limits.
-        documents: reads HTML, PDF and Word files.
-        counts: gets drops and notes.
-    """
+    """How sources are read, and what is counted on the way: drops and notes."""
 
     config: CorpusConfig = field(default_factory=CorpusConfig)
     documents: Documents = field(default_factory=Documents)

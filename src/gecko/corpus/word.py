@@ -167,12 +167,9 @@ def _outline(element: Any) -> int | None:
 
 @dataclass
 class _Paragraph:
-    """One that is being read.
+    """One that is being read, with the notes that it refers to.
 
-    Attributes:
-        into: where its text will stand, ``at`` which place: a text box in it comes after it.
-        parts: of its text.
-        notes: that it refers to.
+    Its text will stand in ``into`` at place ``at``: a text box in it comes after it.
     """
 
     into: list[Block]

@@ -25,19 +25,13 @@ def shorten(vectors: Vectors, dim: int) -> Vectors:
 
 
 def encode_output(vectors: Vectors, output: Output) -> Packed:
-    """Unit vectors in the form of ``output``.
+    """Unit vectors, float32 (n, dim), in the form of ``output``.
 
-    Args:
-        vectors: float32 (n, dim).
-        output: ``float32``: as they are. ``int8``: each row scaled so that its largest entry is 127, which keeps its
-            direction; compare by cosine. ``binary``: a bit a dimension, 1 where positive, the first dimension the
-            highest bit of the first byte, as numpy packs; compare by Hamming distance.
+    ``float32``: as they are. ``int8`` (n, dim): each row scaled so that its largest entry is 127, which keeps its
+    direction; compare by cosine. ``binary``, uint8 (n, dim / 8): a bit a dimension, 1 where positive, the first dimension
+    the highest bit of the first byte, as numpy packs; compare by Hamming distance.
 
-    Returns:
-        float32 or int8 (n, dim), or uint8 (n, dim / 8).
-
-    Raises:
-        ConfigError: ``output`` is none of these; or binary, and ``dim`` is no multiple of 8.
+    Raises ConfigError: ``output`` is none of these; or binary, and ``dim`` is no multiple of 8.
     """
     one_of("output", output, get_args(Output))
     match output:

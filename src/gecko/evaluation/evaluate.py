@@ -24,9 +24,7 @@ RERANKED = "+rerank"  # after the label of a model whose first passages a cross-
 class SetScores:
     """What was measured on one set, with the evidence.
 
-    Attributes:
-        data: the set.
-        per_query: for each label (a model's, or ``bm25``) and measure, (queries,) on 0–1 in the set's query order.
+    ``per_query`` has for each label (a model's, or ``bm25``) and measure (queries,) on 0–1 in the set's query order.
     """
 
     data: RetrievalSet

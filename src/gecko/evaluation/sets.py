@@ -74,13 +74,10 @@ def evaluate_sets(
 ) -> dict[str, Any]:
     """Measure ``model`` and, if there is one, ``baseline`` on all sets, the retrieval sets behind a reranker, too.
 
-    Returns:
-        what ``gecko eval --json`` prints: ``sets`` and ``macro`` as :func:`gecko.evaluation.eval_json` has them for the
-        retrieval sets; ``tasks``, if there are any, as :func:`gecko.evaluation.task_scores.task_json`; ``skipped``, if any
-        are: the reason by name. A task set that mteb cannot run is among them, so that what was measured is not lost.
-
-    Raises:
-        EvaluationError: mteb cannot run the only set.
+    Returns what ``gecko eval --json`` prints: ``sets`` and ``macro`` as :func:`gecko.evaluation.eval_json` has them for
+    the retrieval sets; ``tasks``, if there are any, as :func:`gecko.evaluation.task_scores.task_json`; ``skipped``, if
+    any are: the reason by name. A task set that mteb cannot run is among them, so that what was measured is not lost.
+    Raises EvaluationError: mteb cannot run the only set.
     """
     ui = ui or Silent()
     baseline = BASELINE if BASELINE in models else None

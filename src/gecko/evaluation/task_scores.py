@@ -41,11 +41,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model got on one set.
+    """What one model got on one set: mteb's score, the mean over splits and subsets, and the evidence for each of them.
 
-    Attributes:
-        score: mteb's, the mean over splits and subsets.
-        evidence: for each split and subset; none where mteb leaves nothing from which the score can be made again.
+    There is no evidence where mteb leaves nothing from which the score can be made again.
     """
 
     score: float

@@ -30,14 +30,10 @@ Rankings = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 @dataclass(frozen=True)
 class Judged:
-    """Queries with the teacher's grades of their pool.
+    """Queries with the teacher's grades of their pool: those that a passage answers, and those that none of it does.
 
-    Attributes:
-        queries: those that a passage answers, in order.
-        unanswered: those of whose pool no passage is relevant.
-        grades: grade by passage id, for each query of ``queries``, by its id.
-        refused: pooled pairs that the teacher did not judge.
-        systems: what was pooled, each with the number of relevant pairs that it alone found.
+    ``grades`` has the grade by query and passage id. ``refused`` pairs were pooled and not judged. ``systems`` are what
+    was pooled, each with the number of relevant pairs that it alone found.
     """
 
     queries: list[Query]

@@ -43,8 +43,7 @@ def grade_pairs(
 ) -> Iterator[Grade]:
     """Grade one shard; the arguments are those of :func:`gecko.fret.relabel.relabel`.
 
-    Yields:
-        one grade a pair, but for those that have no answer, which are counted by reason.
+    Yields one grade a pair, but for those that have no answer, which are counted by reason.
     """
     known = known or {}
     fresh = [(passage, [one for one in queries if (one.id, passage.id) not in known]) for passage, queries in pairs]

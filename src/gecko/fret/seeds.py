@@ -39,13 +39,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Cost:
-    """What seeds cost a teacher, in tokens.
-
-    Attributes:
-        read: all that it reads.
-        generate_read: the part of it that is read for writing queries.
-        written: what it writes.
-    """
+    """What seeds cost a teacher: tokens that it reads, ``generate_read`` of them for writing queries, and that it writes."""
 
     read: int
     generate_read: int
@@ -56,10 +50,8 @@ class Cost:
 class Reading:
     """Tokens that a teacher reads to judge queries, group by group; a passage is read once for all of them.
 
-    Attributes:
-        passes: 1 if one prompt gives both scores, else 2.
-        alone: tokens of all prompts that judge, for a teacher that reads each call in full; none: it reads them once.
-        tokens: so far.
+    ``passes`` is 1 if one prompt gives both scores, else 2. A teacher that reads each call in full reads all prompts,
+    ``alone`` tokens; any other reads them once.
     """
 
     passes: int

@@ -75,13 +75,7 @@ def _flat(text: str) -> str:
 
 
 def instruction(question: Question, labels: Sequence[str], structured: bool) -> str:
-    """The sentence behind the prompt that says how to write the answer.
-
-    Args:
-        question: what is asked.
-        labels: of the prompt.
-        structured: as JSON; else in plain lines.
-    """
+    """The sentence behind the prompt that says how to write the answer: as JSON, or in plain lines."""
     size = question.size
     if question.kind == "grades":
         if structured:

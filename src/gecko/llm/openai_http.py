@@ -159,11 +159,9 @@ class Requests(Sentences):
     ) -> list[T | None]:
         """``ask`` for each item, several at a time; the results stand where their items do. None: it was refused.
 
-        Args:
-            ask: makes the requests of one item; it gives up when the event is set.
-            items: of each its passage and the query, or how a text is written.
-            places: which of the caller's passages each item belongs to.
-            calls: of this method, that one shard of the caller takes at most.
+        ``ask`` makes the requests of one item, and gives up when the event is set. An item is a passage and the query, or
+        how a text is written; ``places`` says which of the caller's passages each belongs to. One shard of the caller
+        takes at most so many ``calls`` of this method.
         """
         stop, left = threading.Event(), iter(range(len(items)))
         done: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()

@@ -43,13 +43,9 @@ class Branches:
 
 
 class PromptTokens:
-    """A tokenizer that knows of prompts.
+    """A tokenizer that knows of prompts; ``name`` is the model's in messages.
 
-    Args:
-        tokenizer: of the model.
-        name: of the model, for messages.
-        passage_tokens: longer passages are cut to so many tokens.
-        usage: where passages that are cut are counted.
+    Longer passages are cut to ``passage_tokens``, and counted in ``usage``.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, passage_tokens: int, usage: Usage) -> None:

@@ -77,16 +77,9 @@ def teacher_identity(spec: str) -> str:
 
 
 def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
-    """Fetch, convert and load a teacher.
+    """Fetch, convert and load a teacher; ``config`` says how many tokens of a passage it reads and packs together.
 
-    Args:
-        spec: an LLM SPEC.
-        config: how many tokens of a passage it reads, and how many it packs together.
-        ui: where the progress goes.
-
-    Raises:
-        ConfigError: the SPEC is of no known form.
-        TeacherError: it cannot be fetched or loaded.
+    Raises ConfigError: the SPEC is of no known form. TeacherError: it cannot be fetched or loaded.
     """
     return _backend(spec).load(spec, teacher_identity(spec), config, ui)
 
@@ -132,14 +125,8 @@ def judging_form(
 ) -> tuple[Literal["logprobs", "graded"], str]:
     """How a teacher can judge, and a sentence that says so: by log-probabilities if it has them, else by grades.
 
-    Args:
-        teacher: that is asked.
-        relevance: the prompt of RC.
-        graded: the prompt of grades.
-        likelihood: whether QL is needed, too; a teacher that has RC alone then judges by grades.
-
-    Raises:
-        TeacherError: in neither way.
+    ``relevance`` is the prompt of RC, ``graded`` that of grades. With ``likelihood`` QL is needed, too; a teacher that
+    has RC alone then judges by grades. Raises TeacherError: in neither way.
     """
     no_labels = teacher.no_labels(relevance)
     if not no_labels and likelihood and not teacher.can_score and not teacher.no_answers(graded, "grades"):

@@ -66,13 +66,7 @@ def _license_fields(name: str) -> dict[str, Any]:
 
 
 def model_card(view: RunView, form: str, result: Mapping[str, Any] | None) -> str:
-    """The card of ``RUN/model``.
-
-    Args:
-        view: of a run whose model is trained.
-        form: the input format that was kept.
-        result: what ``evaluate`` measured; none: nothing yet.
-    """
+    """The card of ``RUN/model``: of ``form``, the input format that was kept, and what ``evaluate`` measured, if anything."""
     from huggingface_hub import EvalResult, ModelCardData
 
     from gecko.training.schedule import enough_steps
@@ -130,12 +124,9 @@ def model_card(view: RunView, form: str, result: Mapping[str, Any] | None) -> st
 
 
 def dataset_card(rows: Sequence[Mapping[str, Any]], config: RunConfig, prompts: Mapping[str, str]) -> str:
-    """The card of a release.
+    """The card of a release: rows of ``gecko.fret.release.SCHEMA``, by the run of ``config``, or the first of several.
 
-    Args:
-        rows: of ``gecko.fret.release.SCHEMA``.
-        config: of the run that made them, or the first of several.
-        prompts: hash by name of its prompts.
+    ``prompts`` has the hash of each of its prompts by name.
     """
     from huggingface_hub import DatasetCardData
 

@@ -73,15 +73,8 @@ class Shown:
 def write_report(view: RunView, history: History, path: Path, figures: Path | None = None) -> None:
     """Write the report of a run whose rows are selected; what is not measured yet is left out.
 
-    Args:
-        view: of the run.
-        history: what its stages have done.
-        path: of the HTML file.
-        figures: a folder for the report's plots, an SVG file each.
-
-    Raises:
-        RunError: a stage up to ``select`` is not finished, or a file is damaged.
-        StorageError: the disk refuses a file.
+    ``figures`` is a folder for the plots, an SVG file each. Raises RunError: a stage up to ``select`` is not finished, or
+    a file is damaged. StorageError: the disk refuses a file.
     """
     content = _content(view, history)
     write_bytes(path, render("report.html.j2", content).encode("utf-8"))

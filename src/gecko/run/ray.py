@@ -22,13 +22,9 @@ TRIES = 3  # of a shard, before it is taken for the reason why its workers die
 class Cluster:
     """See :class:`gecko.run.engine.Executor`; a context manager, which connects and leaves again.
 
-    Args:
-        address: of a running cluster, or ``auto``; none: one of this machine's own, for as long as it is used.
-        workers: how many; none: one a GPU, and where there is none, one a machine.
-        say: where a sentence for the user goes.
-
-    Raises:
-        ConfigError: Ray is not installed, no cluster answers, or it has not so many CPUs or GPUs.
+    ``address`` is that of a running cluster, or ``auto``; without one, one of this machine's own is made for as long as
+    it is used. ``workers`` is how many; none: one a GPU, and where there is none, one a machine. Raises ConfigError: Ray
+    is not installed, no cluster answers, or it has not so many CPUs or GPUs.
     """
 
     remote = True

@@ -17,10 +17,8 @@ from gecko.run.prompts import keep_prompts, read_prompts
 class Settled:
     """What a run goes on with.
 
-    Attributes:
-        config: the settings.
-        changed: whether the folder's settings were replaced just now, by more than an amount.
-        prompt_files: the contents of the prompts whose files were read just now, by role.
+    ``changed``: the folder's settings were replaced just now, by more than an amount. ``prompt_files``: the contents, by
+    role, of the prompts whose files were read just now.
     """
 
     config: RunConfig

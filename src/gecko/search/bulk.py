@@ -131,14 +131,8 @@ def embed_rows(
 ) -> Iterator[tuple[list[Passage], Packed]]:
     """Yield up to ``config.shard_rows`` rows at a time, with their vectors.
 
-    Args:
-        embedder: the model.
-        rows: the input.
-        config: task, form, and how many rows at a time.
-        pause: whether no further row has come yet; then those before it do not wait for it.
-
-    Raises:
-        ConfigError: the task, the dimension or the output does not fit the model.
+    ``pause`` tells whether no further row has come yet; then those before it do not wait for it. Raises ConfigError: the
+    task, the dimension or the output does not fit the model.
     """
     for batch in _as_they_come(rows, config.shard_rows, pause):
         yield batch, embed_batch(embedder, batch, config)
@@ -187,20 +181,11 @@ def embed_to_folder(
     ui: Ui | None = None,
     engine: Executor = LOCAL,
 ) -> BulkManifest:
-    """Embed rows into ``folder``, or go on where an earlier call was stopped.
+    """Embed rows into ``folder``, or go on where an earlier call was stopped, with the same rows in the same order.
 
-    Args:
-        embedder: the model.
-        rows: the input, which must be the same in the same order when a run is continued.
-        folder: made if need be.
-        config: task, form and shard size.
-        ui: where progress goes.
-        engine: embeds.
-
-    Raises:
-        RunError: the folder holds vectors of another model, other options or another input, or something else.
-        ConfigError: the task, the dimension or the output does not fit the model.
-        StorageError: the disk is full; what was finished is kept.
+    Raises RunError: the folder holds vectors of another model, other options or another input, or something else.
+    ConfigError: the task, the dimension or the output does not fit the model. StorageError: the disk is full; what was
+    finished is kept.
     """
     ui, folder = ui or Silent(), folder_of(folder)
     parts = {"model": embedder.identity, "form": embedder.form, "precision": embedder.precision, **asdict(config)}

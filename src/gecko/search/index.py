@@ -156,12 +156,9 @@ def open_index(embedder: Embedder, folder: str | os.PathLike[str]) -> "Index":
 
 
 class Index:
-    """A finished index, open for queries. Use it as a context manager, or :meth:`close` it.
+    """A finished index, open for queries, with the model it was built with.
 
-    Args:
-        embedder: the model it was built with.
-        folder: where it is.
-        manifest: its manifest.
+    Use it as a context manager, or :meth:`close` it.
     """
 
     def __init__(self, embedder: Embedder, folder: Path, manifest: IndexManifest) -> None:

@@ -24,15 +24,9 @@ _WORDS = (
 
 
 class Passages:
-    """The database, open. A finished one is only read.
+    """The database of an index, open: ``ro`` to read, ``rw`` to write to one that is there, ``rwc`` to make one.
 
-    Args:
-        folder: the index's.
-        mode: ``ro``: to read. ``rw``: to write to one that is there. ``rwc``: to make one.
-
-    Raises:
-        RunError: it is missing or damaged.
-        StorageError: it cannot be written.
+    Raises RunError: it is missing or damaged. StorageError: it cannot be written.
     """
 
     def __init__(self, folder: Path, mode: Literal["ro", "rw", "rwc"] = "ro") -> None:

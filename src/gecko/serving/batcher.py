@@ -50,11 +50,7 @@ class Model(Protocol):
 
 
 class QueueFullError(Exception):
-    """There is more work waiting than the server takes.
-
-    Attributes:
-        retry_after: whole seconds until there should be room.
-    """
+    """There is more work waiting than the server takes; in ``retry_after`` whole seconds there should be room."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"the queue is full; try again in {retry_after} s")
@@ -77,13 +73,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Asked:
-    """Texts of one request with one task.
-
-    Attributes:
-        texts: n texts, raw, one or more.
-        task: what the vectors are for.
-        titles: n titles; only where the task has them.
-    """
+    """n texts of one request with one task, raw, n of one or more; n titles only where the task has them."""
 
     texts: Sequence[str]
     task: str
@@ -107,13 +97,10 @@ class _Job:
 
 
 class Batcher:
-    """Embeds texts of many requests at once, in a thread of its own.
+    """Embeds texts of many requests at once, in a thread of its own, about ``batch_tokens`` a batch.
 
-    Args:
-        models: the models by name.
-        batch_tokens: estimated tokens a batch.
-        max_queue_tokens: estimated tokens that may wait; one request may exceed it when nothing waits.
-        observe: called in the event loop with each finished batch.
+    About ``max_queue_tokens`` may wait; one request may exceed it when nothing waits. ``observe`` is called in the event
+    loop with each finished batch.
     """
 
     def __init__(
@@ -167,20 +154,12 @@ class Batcher:
         return found
 
     async def embed_together(self, model: str, asked: Sequence[Asked]) -> list[tuple["Vectors", int]]:
-        """Embed the texts of one request. Cancelling the call takes what has not been computed out of the queue.
+        """Embed the parts of one request. Cancelling the call takes what has not been computed out of the queue.
 
-        Args:
-            model: its name.
-            asked: one or more; they are let into the queue all or none.
-
-        Returns:
-            for each: float32 (n, dim), unit rows; and the number of tokens that the model read.
-
-        Raises:
-            QueueFullError: too much waits already.
-            ClosedError: the server has stopped.
-            NonFiniteError: the model has no vector for a text; ``index`` counts the texts of all parts.
-            GeckoError: the model refuses the texts or the task.
+        They are let into the queue all or none. Returns for each float32 (n, dim), unit rows; and the number of tokens
+        that the model read. Raises QueueFullError: too much waits already. ClosedError: the server has stopped.
+        NonFiniteError: the model has no vector for a text; ``index`` counts the texts of all parts. GeckoError: the model
+        refuses the texts or the task.
         """
         encoder = self._models[model]
         window = encoder.max_tokens or 2**31

@@ -21,11 +21,7 @@ _LINE = re.compile(r"(?P<label>[\w.@-]{1,64})\s+sha256:(?P<digest>[0-9a-fA-F]{64
 
 
 class ApiKeys:
-    """The keys that a server accepts.
-
-    Args:
-        digests: SHA-256 of each key.
-    """
+    """The keys that a server accepts, each as its SHA-256."""
 
     def __init__(self, digests: Sequence[bytes]) -> None:
         self._digests = tuple(digests)

@@ -288,12 +288,7 @@ def _faults(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 
 def request_schemas(config: ServeConfig, dims: dict[str, int]) -> dict[str, Any]:
-    """JSON schemas of the requests, by name, with the limits of a server and the names of its models.
-
-    Args:
-        config: the limits.
-        dims: dimensions of each model.
-    """
+    """JSON schemas of the requests, by name, with the limits of a server and the names and dimensions of its models."""
     schemas: dict[str, Any] = models_json_schema([(kind, "validation") for kind in REQUESTS], ref_template=_REFERENCE)[
         1
     ]["$defs"]

@@ -195,13 +195,9 @@ class Server(uvicorn.Server):
 
 
 def serve(service: Service, listener: socket.socket, say: Callable[[str], None], *, log_requests: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve on a :func:`bind` listener until SIGTERM or SIGINT; ``say`` gets the address, and at the end what was done.
 
-    Args:
-        service: the models.
-        listener: from :func:`bind`.
-        say: gets the address, and at the end what was done.
-        log_requests: log a line a request: method, route, status, time.
+    With ``log_requests`` a line is logged a request: method, route, status, time.
     """
     sys.setswitchinterval(_SWITCH)
     logging.basicConfig(format="%(asctime)s %(message)s")  # does nothing where the program has set up its own

@@ -37,21 +37,12 @@ def _depends(context: Context) -> dict[str, str]:
 
 
 def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()) -> tuple[int, int]:
-    """Write the judged queries of releases and runs, each query once, and their card.
+    """Write the judged queries of releases and runs, each query once, and their card, which describes the first run.
 
-    What one of them holds out, no other teaches: a query for training whose seed is held out elsewhere is left out.
+    What one of them holds out, no other teaches: a query for training whose seed is held out elsewhere is left out. The
+    rows of ``earlier`` releases, by name or path, come first. Returns the number of rows, and of those left out.
 
-    Args:
-        runs: at least one; the card describes the first.
-        folder: of the new release.
-        earlier: releases whose rows come first, by name or path.
-
-    Returns:
-        the number of rows, and of those left out.
-
-    Raises:
-        RunError: a run is not relabelled.
-        StorageError: the disk refuses it.
+    Raises RunError: a run is not relabelled. StorageError: the disk refuses it.
     """
     from gecko.report.cards import dataset_card
 

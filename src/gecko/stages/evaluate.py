@@ -157,11 +157,7 @@ def _against(values: np.ndarray, base: np.ndarray, resamples: int, seed: int, is
 
 
 def make(context: Context) -> dict[str, Any]:
-    """Hold the start model, the trained ones and BM25 against the test sets.
-
-    Returns:
-        the numbers: see :func:`measure_run`.
-    """
+    """Hold the start model, the trained ones and BM25 against the test sets; for the numbers see :func:`measure_run`."""
     choose.make(context)
     file = build_file(
         context.run,

@@ -56,13 +56,9 @@ class Extract:
 
 
 def read_ahead(config: CorpusConfig, cache: Path, engine: Executor) -> int:
-    """Have an executor read the documents of all sources that ``cache`` does not hold, and keep them there.
+    """Have an executor read the documents of all sources that ``cache`` does not hold, and keep them there; says how many.
 
-    Returns:
-        how many there were.
-
-    Raises:
-        CorpusError: a source does not exist, or the package that reads a kind of document is missing.
+    Raises CorpusError: a source does not exist, or the package that reads a kind of document is missing.
     """
     with closing(Documents(config.document_seconds, config.html, cache)) as documents:
         new = _new(config, documents)

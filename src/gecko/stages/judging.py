@@ -32,13 +32,9 @@ class Judging:
 
 @dataclass(frozen=True)
 class Judge:
-    """What is done with a shard; it can be sent to another process, if ``teacher`` can.
+    """What is done with a shard; it can be sent to another process, if ``teacher``, which loads one, can.
 
-    Attributes:
-        teacher: loads it.
-        form: how it judges.
-        prompts: by role.
-        window: candidates that are put in order in one request.
+    ``prompts`` are by role; ``window`` candidates are put in order in one request.
     """
 
     teacher: TeacherLoader
@@ -68,13 +64,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to judge.
-
-    Attributes:
-        queries: by id.
-        passages: by id, in the order in which they are judged.
-        candidates: of the queries that are judged.
-    """
+    """What there is to judge: queries and passages by id, in the order in which these are judged, and the candidates."""
 
     queries: Mapping[str, Query]
     passages: Mapping[str, Passage]

@@ -102,10 +102,8 @@ def mixture_rows(context: Context) -> list[Example]:
 class _Relabelled:
     """One set, labelled anew.
 
-    Args:
-        context: gives the start model, the teacher, the prompts and the settings of FRet's own steps.
-        name: the set's.
-        human: its rows as people labelled them; their positives and negatives are the passages.
+    The positives and negatives of ``human``, its rows as people labelled them, are the passages. ``context`` gives the
+    start model, the teacher, the prompts and the settings of FRet's own steps.
     """
 
     def __init__(self, context: Context, name: str, human: Sequence[Example]) -> None:

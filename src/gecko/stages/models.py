@@ -68,15 +68,10 @@ class RemoteTeacher:
 
 
 class Models:
-    """The start model and the teachers of a run.
+    """The start model and the teachers of a run; where ``engine`` does the work elsewhere, models are loaded there.
 
-    Args:
-        config: of the run.
-        ui: where sentences go.
-        engine: who does the work; where it is done elsewhere, models are loaded there.
-        may_ask: called before a teacher is loaded; an error where none may be.
-        can_judge: called with the teacher when it is loaded; an error where it cannot do what the run needs.
-        needs_likelihood: whether it must return the log-probabilities of a given text.
+    ``may_ask`` is called before a teacher is loaded, and raises where none may be; ``can_judge`` when it is, and raises
+    where it cannot do what the run needs. ``needs_likelihood``: it must return the log-probabilities of a given text.
     """
 
     def __init__(

@@ -142,14 +142,9 @@ def _purse(context: Context) -> _Purse:
 
 
 def new_plan(context: Context, people: Sequence[Query]) -> Plan:
-    """A plan that is made now, whatever the run has.
+    """A plan that is made now, whatever the run has; ``people`` are the queries that people asked.
 
-    Args:
-        context: of the run, whose corpus is read.
-        people: the queries that people asked.
-
-    Raises:
-        ConfigError: the budget is too small for anything.
+    Raises ConfigError: the budget is too small for anything.
     """
     config, purse = context.config, _purse(context)
     count = config.generate.queries

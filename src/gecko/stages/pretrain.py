@@ -20,17 +20,10 @@ VERSION = 2  # raised by hand when the same pairs and settings give other weight
 
 
 def pretrain(run: Run, ui: Ui | None = None) -> Path:
-    """Train the run's backbone on its pairs by Eq. 2, each batch from one source.
+    """Train the run's backbone on its pairs by Eq. 2, each batch from one source, as ``run.config.pretrain`` says.
 
-    Args:
-        run: the run folder, held; ``run.config.pretrain`` says what to do.
-        ui: where sentences go.
-
-    Returns:
-        the folder of the model, ``RUN/model``. A killed call is continued by the same call.
-
-    Raises:
-        GeckoError: a source, a setting or the training is not usable, or the folder holds a run with other settings.
+    Returns the folder of the model, ``RUN/model``. A killed call is continued by the same call. Raises GeckoError: a
+    source, a setting or the training is not usable, or the folder holds a run with other settings.
     """
     from gecko.corpus.tables import source_identity
     from gecko.encoder import model_identity, resolve_model

@@ -29,11 +29,7 @@ from gecko.stages.user_queries import USER_QUERIES
 
 
 def make(context: Context) -> Manifest:
-    """Have every pair judged by the teacher, and then by each further one.
-
-    Returns:
-        what the first teacher said.
-    """
+    """Have every pair judged by the teacher, and then by each further one; returns what the first teacher said."""
     queries = {query.id: query for query in own_queries(context.run)}
     candidates = context.run.read(MINE.name, Candidate)
     kept = _affordable(context, queries, candidates)
@@ -59,17 +55,8 @@ def judge_pairs(
 ) -> Manifest:
     """Have pairs judged into a folder of the run; what was paid for before is used again.
 
-    Args:
-        context: of the run.
-        folder: of the judgements.
-        parts: what they depend on, by the names of ``RELABEL``, the teacher among them.
-        form: how the teacher judges.
-        work: the pairs.
-        teacher: gives what loads the teacher.
-
-    Raises:
-        RunError: a shard on disk is damaged.
-        TeacherError: a judgement cannot be used.
+    ``parts`` are what they depend on, by the names of ``RELABEL``, the teacher among them; ``teacher`` gives what loads
+    it. Raises RunError: a shard on disk is damaged. TeacherError: a judgement cannot be used.
     """
     config = context.config.relabel
     shards = work.shards(form, config.shard_passages)

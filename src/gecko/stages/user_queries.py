@@ -15,13 +15,8 @@ from gecko.stages.stage import Stage, section, value
 def make(context: Context, *, again: bool = False) -> Manifest | None:
     """Read the queries that people asked, where ``asked.sources`` names some.
 
-    Args:
-        context: of the run.
-        again: look at the sources even where they were read before, as at the corpus, by the commands that do.
-
-    Raises:
-        CorpusError: there is none, or a source is missing.
-        TrainingError: a source cannot be read.
+    With ``again`` the sources are looked at even where they were read before, as at the corpus, by the commands that do.
+    Raises CorpusError: there is none, or a source is missing. TrainingError: a source cannot be read.
     """
     run, config = context.run, context.config
     if not USER_QUERIES.applies(config):

@@ -70,18 +70,10 @@ _FEVER_MARKS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-COLON-
 
 
 def convert(config: MixtureSet, seed: int, drops: Drops) -> list[Example]:
-    """All training rows of a set.
+    """All training rows of a set, at least one; what became no row is counted in ``drops`` by reason.
 
-    Args:
-        config: the set: its kind, where it is, and the options of the kind.
-        seed: of the choice of negatives, of partners in a class, and of the rows that ``config.limit`` leaves.
-        drops: counts what became no row, by reason.
-
-    Returns:
-        rows with ``dataset`` and ``query_id`` of the set, at least one.
-
-    Raises:
-        TrainingError: the source cannot be read, a row does not fit the kind, or no row is left. It names set and row.
+    The seed is that of the choice of negatives, of partners in a class, and of the rows that ``config.limit`` leaves.
+    Raises TrainingError: the source cannot be read, a row does not fit the kind, or no row is left. It names set and row.
     """
     rng = np.random.default_rng([seed, *config.name.encode()])
     rows = read_rows(config.name, config.source, config.config, config.split)

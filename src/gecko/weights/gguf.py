@@ -20,14 +20,7 @@ def to_safetensors(gguf: Path, identity: str, ui: Ui) -> Path:
     """The same model as bfloat16 safetensors with its tokenizer, in the cache; made on the first call, in minutes.
 
     Dequantised weights load in a second, and bfloat16 is several times as fast as packed blocks on a CPU that has it.
-
-    Args:
-        gguf: the file.
-        identity: its hash.
-        ui: where a sentence for the user goes.
-
-    Raises:
-        TeacherError: the file is no GGUF model that transformers can read.
+    ``identity`` is the file's hash. Raises TeacherError: the file is no GGUF model that transformers can read.
     """
     folder = cache_folder() / "converted" / f"{identity}-{CONVERTED}"
     if (folder / "config.json").exists():
