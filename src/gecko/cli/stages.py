@@ -10,6 +10,7 @@ import typer
 
 from gecko.cli.options import HERE, AsJson, EngineOptions, Evals, Recipe, Restart, RunOptions, Sets, Start, named
 from gecko.cli.output import print_closing
+from gecko.core.counts import drop_words
 from gecko.core.progress import Terminal
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _make(stage: str, options: RunOptions, engine: EngineOptions) -> None:
 
 
 def _say_rows(manifest: "Manifest") -> None:
-    drops = ", ".join(f"{count} {reason}" for reason, count in manifest.drops.items())
+    drops = drop_words(manifest.drops)
     print(f"{manifest.stage}: {manifest.rows:,} rows" + (f"; dropped: {drops}" if drops else ""))
 
 

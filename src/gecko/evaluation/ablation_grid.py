@@ -11,7 +11,7 @@ import numpy as np
 from gecko.config.run import RunConfig
 from gecko.core.errors import ConfigError
 from gecko.core.formats import InputFormat
-from gecko.core.records import Candidate, Example, Query
+from gecko.core.records import Candidate, Example, Query, by_query
 
 Draw = Literal["at random", "even over tasks", "even over passages", "few passages"]
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1)
@@ -127,11 +127,8 @@ def chosen_cells(cells: Sequence[Cell], names: Sequence[str] | None) -> list[Cel
 def first_candidates(candidates: Sequence[Candidate], n: int, queries: Sequence[Query]) -> list[Candidate]:
     """The candidates that mining with a smaller N would have found: the nearest n, the seed at place n if not among them."""
     seeds = {query.id: query.seed_id for query in queries}
-    by_query: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        by_query.setdefault(candidate.query_id, []).append(candidate)
     kept = []
-    for key, row in by_query.items():
+    for key, row in by_query(candidates).items():
         row.sort(key=lambda candidate: candidate.rank)
         first = row[:n]
         if seeds[key] and seeds[key] not in [candidate.passage_id for candidate in first]:

@@ -9,7 +9,7 @@ from gecko.encoder.nearest import top_k
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.bm25 import bm25_run
 from gecko.evaluation.cache import SupportsEmbedding
-from gecko.evaluation.metrics import METRICS, Array, macro_ci, per_query
+from gecko.evaluation.metrics import METRICS, Array, paired, per_query
 
 if TYPE_CHECKING:
     from gecko.evaluation.rerank import Reranker
@@ -166,6 +166,5 @@ def _row(scores: Sequence[SetScores], model: str, baseline: str | None, resample
     }
     if baseline is not None:
         differences = [score.per_query[model][HEADLINE] - score.per_query[baseline][HEADLINE] for score in scores]
-        delta, low, high = macro_ci(differences, resamples, seed)
-        row |= {"baseline": mean(baseline), "delta": delta, "ci95": [low, high]}
+        row |= {"baseline": mean(baseline), **paired(differences, resamples, seed)}
     return row | {metric: mean(model, metric) for metric in METRICS if metric != HEADLINE}

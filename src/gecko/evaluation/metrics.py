@@ -5,6 +5,7 @@ number does not hang on how ids are spelled.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +81,12 @@ def macro_ci(differences: Sequence[Array], resamples: int = 10_000, seed: int = 
     means = np.mean([resampled_means(values, resamples, generator) for values in differences], axis=0)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(np.mean([values.mean() for values in differences])), float(low), float(high)
+
+
+def paired(differences: Sequence[Array], resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """:func:`macro_ci` as results hold it: ``delta``, and ``ci95``, its two ends."""
+    delta, *ends = macro_ci(differences, resamples, seed)
+    return {"delta": delta, "ci95": ends}
 
 
 def share_ci(

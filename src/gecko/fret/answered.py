@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from gecko.core.counts import Counts
-from gecko.core.records import Grade, Passage, Place, Query
+from gecko.core.records import Grade, Passage, Place, Query, by_query
 from gecko.fret.judging import answers_hash
 from gecko.fret.relabel import REFUSED
 from gecko.llm.answers import Answer, Question
@@ -208,12 +208,9 @@ def order_agreement(places: Sequence[Place]) -> tuple[float, int]:
     """Kendall's rank correlation of the two orders of a query, the mean over queries, and how many these are."""
     from scipy.stats import kendalltau
 
-    by_query: dict[str, list[Place]] = {}
-    for place in places:
-        by_query.setdefault(place.query_id, []).append(place)
     found = [
         float(kendalltau([one.first for one in some], [one.second for one in some]).statistic)
-        for some in by_query.values()
+        for some in by_query(places).values()
         if len(some) > 1
     ]
     return (sum(found) / len(found) if found else math.nan), len(found)

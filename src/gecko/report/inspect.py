@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gecko.core.counts import drop_words
 from gecko.core.errors import CorpusError
 from gecko.core.records import Candidate, Example, Query
 from gecko.core.text import words
@@ -152,11 +153,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
             for label, values in spreads(found)
         ),
         *shares(found),
-        *(
-            (f"{stage} dropped", ", ".join(f"{count:,} {reason}" for reason, count in drops.items()))
-            for stage, drops in found["drops"].items()
-            if drops
-        ),
+        *((f"{stage} dropped", drop_words(drops)) for stage, drops in found["drops"].items() if drops),
         *found["made_by"].items(),
     ]
 

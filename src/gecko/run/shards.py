@@ -2,7 +2,7 @@
 
 A stage whose shards are known before its work begins is made by :func:`run_local` in this process, or by :func:`run_shards`
 with an executor, which may finish them out of turn. :func:`run_stream` is for a stage whose shards are only known while its
-input is read, and :func:`build_file` for one that makes a file or a folder.
+input is read, and :func:`build_file` for one that makes a file or a folder, or :func:`build_json` a file of JSON.
 """
 
 import contextlib
@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gecko.core.counts import Counts
 from gecko.core.disk import disk_errors
 from gecko.core.errors import RunError
-from gecko.core.files import made_aside, remove, tree_sha256, write_json, write_table
+from gecko.core.files import made_aside, read_json, remove, tree_sha256, write_json, write_table
 from gecko.core.progress import Advance, Silent
 from gecko.core.records import to_table
 from gecko.run.engine import LOCAL, Executor, Job, Task
@@ -138,6 +138,11 @@ def build_file(run: Run, stage: str, parts: dict[str, str], file: str, make: Cal
     manifest.done = True
     run.save(manifest)
     return final
+
+
+def build_json(run: Run, stage: str, parts: dict[str, str], file: str, make: Callable[[], Any]) -> Any:
+    """:func:`build_file` of what ``make`` gives, as JSON; returns what is in the file."""
+    return read_json(build_file(run, stage, parts, file, lambda path: write_json(path, make())))
 
 
 def _lost(run: Run, manifest: Manifest) -> list[int]:

@@ -16,7 +16,7 @@ from gecko.evaluation import builtin
 from gecko.evaluation.teacher import probe
 from gecko.llm.local import precision_here
 from gecko.run.folder import Run
-from gecko.run.shards import build_file
+from gecko.run.shards import build_json
 from gecko.stages.context import Context
 from gecko.stages.ingest import INGEST
 from gecko.stages.stage import Stage, value
@@ -33,7 +33,7 @@ def make(context: Context) -> dict[str, Any] | None:
     if not CHECK.applies(config):
         return None
 
-    def ask(path: Path) -> None:
+    def ask() -> dict[str, Any]:
         known = builtin.probe_results().get(_key(context)) if config.check.shipped else None
         if known is not None:
             delta, *ends = (f"{100 * known[name]:+.1f}" for name in ("delta", "low", "high"))
@@ -41,8 +41,7 @@ def make(context: Context) -> dict[str, Any] | None:
                 f"the check of this teacher ships with the package: {delta} [{', '.join(ends)}] nDCG@10 over the start; "
                 "--set check.shipped=false asks it"
             )
-            write_json(path, known)
-            return
+            return known
         roles = context.form.roles  # of one prompt or two
         result = probe.run_probe(
             models.teacher,
@@ -57,10 +56,9 @@ def make(context: Context) -> dict[str, Any] | None:
             judging=context.form.name,
             window=config.relabel.window,
         )
-        write_json(path, asdict(result))
+        return asdict(result)
 
-    file = build_file(context.run, CHECK.name, CHECK.parts(context), FILE, ask)
-    result = probe.ProbeResult(**read_json(file))
+    result = probe.ProbeResult(**build_json(context.run, CHECK.name, CHECK.parts(context), FILE, ask))
     context.refusing(lambda: probe.refuse_by_probe(result, config.llm))
     return asdict(result)
 

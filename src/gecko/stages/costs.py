@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from gecko.core.files import digest, read_json, write_json
+from gecko.core.files import digest
 from gecko.encoder.nearest import top_k
 from gecko.fret.judging import FormName
 from gecko.fret.seeds import Reading
 from gecko.llm import registry
-from gecko.run.shards import build_file
+from gecko.run.shards import build_json
 from gecko.stages.context import Context
 from gecko.stages.embed import vectors
 
@@ -76,11 +75,7 @@ def kept_token_counts(context: Context, folder: str, texts: Sequence[str], ids: 
         **context.teacher_parts(),
         "passage tokens": str(context.config.relabel.passage_tokens),
     }
-
-    def make(path: Path) -> None:
-        write_json(path, token_counts(context, texts))
-
-    counts = read_json(build_file(context.run, folder, parts, "tokens.json", make))
+    counts = build_json(context.run, folder, parts, "tokens.json", lambda: token_counts(context, texts))
     return dict(zip(ids, counts, strict=True))
 
 

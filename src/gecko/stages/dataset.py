@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gecko.core.files import CARD, digest, write_bytes
-from gecko.core.records import Candidate, Judged, Passage, Query
+from gecko.core.records import Candidate, Judged, Passage, Query, by_query
 from gecko.fret.release import FILE, content_hash, judged_fields, read_release, write_release
 from gecko.fret.view import ASKED, judged_form, judgements, own_queries
 from gecko.run.folder import Run
@@ -66,9 +66,7 @@ def released_rows(run: Run) -> list[dict[str, Any]]:
     """
     content = {passage.id: content_hash(passage) for passage in run.read("ingest", Passage)}
     scores = {(one.query_id, one.passage_id): one for one in judgements(run, "relabel", so_far=True)}
-    candidates: dict[str, list[Candidate]] = {}
-    for candidate in run.read("mine", Candidate):
-        candidates.setdefault(candidate.query_id, []).append(candidate)
+    candidates = by_query(run.read("mine", Candidate))
     return [
         _row(query, candidates[query.id], scores, content)
         for query in own_queries(run)

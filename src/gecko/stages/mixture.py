@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from gecko.config.mixture import FeverSet, MixtureSet, RetrievalSet
 from gecko.config.run import RunConfig
-from gecko.core.counts import Counts
+from gecko.core.counts import Counts, drop_words
 from gecko.core.errors import ConfigError, TrainingError
 from gecko.core.files import digest
 from gecko.core.records import Candidate, Example, Passage, Query
@@ -84,7 +84,7 @@ def mixture_rows(context: Context) -> list[Example]:
 
     def work(entry: MixtureSet, counts: Counts) -> list[Example]:
         rows = convert(entry, config.seed, counts.drops)
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items() if count)
+        dropped = drop_words(counts.drops)
         context.ui.say(f"{entry.name}: {len(rows):,} rows" + (f"; dropped: {dropped}" if dropped else ""))
         return rows
 
@@ -150,7 +150,7 @@ class _Relabelled:
             chosen = select(self.queries, labels, self.passages, settings, self.config.seed, counts)
             rows = [replace(row, dataset=self.name, candidates=(), fused=()) for row in chosen]
             changed = counts.notes["positive is not the seed"]
-            dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items())
+            dropped = drop_words(counts.drops)
             self.context.ui.say(
                 f"{self.name}: the teacher keeps {len(rows):,} of {len(self.queries):,} queries and gives {changed:,} "
                 "another positive" + (f"; dropped: {dropped}" if dropped else "")

@@ -4,17 +4,18 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from gecko.config.run import parse_budget
 from gecko.core.errors import ConfigError
-from gecko.core.files import digest, read_json, write_json
+from gecko.core.files import digest
 from gecko.core.records import Query
 from gecko.fret.release import heldout_seeds, release_identity
 from gecko.fret.seeds import Cost, Seed, draw_seeds, most_seeds, prefix_costs, within_count
 from gecko.fret.view import ASKED, asked_queries
-from gecko.run.shards import build_file
+from gecko.run.shards import build_json
 from gecko.stages import check
 from gecko.stages.context import Context
 from gecko.stages.costs import (
@@ -64,14 +65,10 @@ def make(context: Context) -> Plan:
 
 
 def _read(context: Context) -> Plan:
-    file = build_file(
-        context.run,
-        PLAN.name,
-        PLAN.parts(context),
-        PLAN_FILE,
-        lambda path: write_json(path, asdict(new_plan(context, asked_queries(context.run)))),
-    )
-    raw = read_json(file)
+    def make() -> dict[str, Any]:
+        return asdict(new_plan(context, asked_queries(context.run)))
+
+    raw = build_json(context.run, PLAN.name, PLAN.parts(context), PLAN_FILE, make)
     return Plan(
         blocks=[[Seed(**seed) for seed in block] for block in raw["blocks"]],
         relabel_tokens=raw["relabel_tokens"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gecko.config.training import WITHOUT_EFFECT
+from gecko.core.counts import drop_words
 from gecko.core.errors import RunError, TrainingError
 from gecko.core.files import digest, replace_folder, write_json
 from gecko.core.progress import Silent, Ui
@@ -72,7 +73,7 @@ def _read(sources: dict[str, str], run: Run, ui: Ui) -> "list[Example]":
     for name, source in sources.items():
         drops: Counter[str] = Counter()
         pairs = read_pairs(name, source, run.config.pretrain, run.config.seed, drops)
-        dropped = ", ".join(f"{count} {reason}" for reason, count in drops.items())
+        dropped = drop_words(drops)
         if len(pairs) < 2 and run.config.pretrain.weights.get(name, 1.0) > 0:
             raise TrainingError(
                 f"set {name!r}: {source} has 1 pair; give two or more, which are each other's negatives"

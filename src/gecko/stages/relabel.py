@@ -6,7 +6,7 @@ from functools import cache, partial
 
 from gecko.core.counts import Counts
 from gecko.core.files import digest
-from gecko.core.records import Candidate, Judged, Place, Query, Score
+from gecko.core.records import Candidate, Judged, Place, Query, Score, by_query
 from gecko.fret.answered import order_agreement
 from gecko.fret.judging import JudgeForm
 from gecko.fret.view import ASKED, own_queries, relabel_folders
@@ -102,9 +102,7 @@ def _affordable(context: Context, queries: Mapping[str, Query], candidates: Sequ
     if limit is None:
         return set(queries)
     asked = [query.id for query in queries.values() if query.asked][: planned.asked]
-    retrieved: dict[str, list[str]] = {}
-    for candidate in candidates:
-        retrieved.setdefault(candidate.query_id, []).append(candidate.passage_id)
+    retrieved = {key: [one.passage_id for one in row] for key, row in by_query(candidates).items()}
     used = sorted({candidate.passage_id for candidate in candidates})
     texts = [context.by_id[identifier].content for identifier in used]
     length = kept_token_counts(context, "passage-tokens", texts, used)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gecko.config.mixture import FRET, MixtureConfig
 from gecko.config.training import TRAINING_VERSION, WITHOUT_EFFECT
+from gecko.core.counts import drop_words
 from gecko.core.errors import TrainingError
 from gecko.core.files import digest, write_json
 from gecko.core.formats import InputFormat
@@ -25,7 +26,7 @@ def make(context: Context) -> dict[InputFormat, Path]:
     examples = training_rows(context)
     context.models.forget_teacher()
     if len(examples) < 2:
-        drops = ", ".join(f"{count} {reason}" for reason, count in context.run.finished(SELECT.name).drops.items())
+        drops = drop_words(context.run.finished(SELECT.name).drops)
         raise TrainingError(
             f"{len(examples)} training rows are left ({drops}); raise the budget, or lower select.min_rc"
         )

@@ -1,6 +1,6 @@
 """Stage ``asked``: the queries that people asked are read from a log."""
 
-from gecko.core.counts import Counts, left_out
+from gecko.core.counts import Counts, drop_words, left_out
 from gecko.core.errors import CorpusError
 from gecko.core.files import digest
 from gecko.core.records import Query
@@ -39,7 +39,7 @@ def read(context: Context, counts: Counts) -> list[Query]:
         return []
     queries = read_asked(config, generate.heldout, generate.heldout_max, context.config.seed, counts)
     if not queries:
-        drops = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items()) or "it is empty"
+        drops = drop_words(counts.drops) or "it is empty"
         raise CorpusError(
             f"{', '.join(config.sources)}: no query can be used ({drops}); mend or leave out asked.sources"
         )

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from gecko.config.mixture import ClassificationSet, FeverSet, MedMcqaSet, MixtureSet, StsSet
+from gecko.core.counts import drop_words
 from gecko.core.errors import TrainingError
 from gecko.core.records import SCHEMAS, Example, Text, from_table
 from gecko.core.text import half_of_pair
@@ -92,7 +93,7 @@ def convert(config: MixtureSet, seed: int, drops: Drops) -> list[Example]:
     }
     made = list(kinds[config.kind](config, rows, rng, drops))
     if not made:
-        why = ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "none was read"
+        why = drop_words(drops) or "none was read"
         raise TrainingError(f"set {config.name!r}: no training row can be made of {config.source} ({why})")
     for example in made:  # of lists and objects in a row, too, which text_of does not see
         for text in (

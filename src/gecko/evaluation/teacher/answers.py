@@ -21,8 +21,12 @@ from gecko.compute.device import GPU_TEXTS
 from gecko.core.errors import ConfigError, EvaluationError, RunError, TeacherError
 from gecko.core.files import digest, read_json, write_json
 from gecko.core.progress import Ui
-from gecko.core.records import Judged, Passage, Score
+from gecko.core.records import Candidate, Judged, Passage, Score
+from gecko.evaluation.beir import RetrievalSet
+from gecko.evaluation.evaluate import HEADLINE
+from gecko.evaluation.metrics import Array, descending, per_query
 from gecko.evaluation.teacher.in_words import as_grade, as_place, ask_grades, ask_orders, list_key, pair_key
+from gecko.fret.fuse import Fusion, fuse
 from gecko.fret.judging import FormName, answers_hash
 from gecko.fret.relabel import prompt_hash, read_both, read_labels, relevance_logit, shielded_groups
 from gecko.llm.base import Group, LanguageModel, Sampling
@@ -392,6 +396,27 @@ class Judge:
             write_json(path, {"tokens": tokens / len(texts), "seconds": seconds / len(texts)})
         found = read_json(path)
         return float(found["tokens"]), float(found["seconds"])
+
+
+def orders(data: RetrievalSet, run: Mapping[str, Mapping[str, float]], form: Form, judge: Judge) -> dict[str, Array]:
+    """nDCG@10 of each order of the retriever's ``run`` (cosines, best first), whose pairs are judged: (queries,) on 0–1.
+
+    The orders are ``retriever`` and the teacher's; one that gives no likelihood has RC alone.
+    """
+    scored = judge.known["can_score"] and form.judging == "logprobs"
+    fusions: tuple[Fusion, ...] = ("ql", "rc", "rrf", "rrf+retriever") if scored else ("rc",)
+    passages = {passage.id: passage for passage in data.passages}
+    ranked: dict[str, dict[str, dict[str, float]]] = {"retriever": {}, **{fusion: {} for fusion in fusions}}
+    for query_id, query in data.queries:
+        candidates = [
+            Candidate(query_id, passage_id, rank, cosine)
+            for rank, (passage_id, cosine) in enumerate(run[query_id].items(), start=1)
+        ]
+        scores = {c.passage_id: judge.score(form, query_id, query, passages[c.passage_id]) for c in candidates}
+        ranked["retriever"][query_id] = descending([candidate.passage_id for candidate in candidates])
+        for fusion in fusions:
+            ranked[fusion][query_id] = descending([label.passage_id for label in fuse(candidates, scores, fusion)])
+    return {order: per_query(rows, data.qrels, (HEADLINE,))[HEADLINE] for order, rows in ranked.items()}
 
 
 def _is_whole(answer: tuple[float, int, float]) -> bool:
