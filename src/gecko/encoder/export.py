@@ -119,7 +119,7 @@ def export_model(
         with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every shape that is compared
             _write_graph(encoder, aside, card)
-        (aside / "tokenizer.json").write_text(written_tokenizer(model, card.max_tokens, "right"), encoding="utf-8")
+        (aside / "tokenizer.json").write_text(written_tokenizer(model, card.max_tokens), encoding="utf-8")
         write_json(aside / CARD, asdict(card))
         _check(encoder, aside, card)
     return card

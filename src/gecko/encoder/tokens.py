@@ -22,13 +22,11 @@ def own_tokenizer(saved: str, max_tokens: int | None) -> "Tokenizer":
     return tokenizer
 
 
-def written_tokenizer(model: "SentenceTransformer", max_tokens: int | None, padding_side: str) -> str:
-    """The tokenizer of a model, which cuts to the window and pads texts to the longest of them, as JSON."""
+def written_tokenizer(model: "SentenceTransformer", max_tokens: int | None) -> str:
+    """The tokenizer of a model, which cuts to the window and pads texts to the longest, on the right, as JSON."""
     from tokenizers import Tokenizer
 
-    return _set(
-        Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str()), model, max_tokens, padding_side
-    ).to_str()
+    return _set(Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str()), model, max_tokens, "right").to_str()
 
 
 def mend_tokenizer(file: Path, model: "SentenceTransformer", max_tokens: int | None) -> None:
