@@ -17,7 +17,7 @@ import numpy as np
 
 from gecko.core.disk import disk_errors
 from gecko.core.errors import CorpusError, RunError
-from gecko.core.files import digest, remove, write_json
+from gecko.core.files import digest, made_aside, remove, write_json
 from gecko.core.progress import Ui
 from gecko.core.records import Passage
 from gecko.encoder.vectors import Vectors
@@ -253,7 +253,5 @@ def build_faiss(folder: Path, config: IndexConfig, manifest: IndexManifest) -> N
         while len(numbers := np.fromfile(file, np.float32, config.shard_rows * dim)):
             block = numbers.reshape(-1, dim)
             index.add(encode_output(block, "binary") if manifest.store == "binary" else block)
-    aside = folder / ".index.faiss"
-    with disk_errors(folder / "index.faiss", RuntimeError):
+    with disk_errors(folder / "index.faiss", RuntimeError), made_aside(folder / "index.faiss") as aside:
         (faiss.write_index_binary if manifest.store == "binary" else faiss.write_index)(index, str(aside))
-        aside.replace(folder / "index.faiss")

