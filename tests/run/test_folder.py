@@ -195,7 +195,7 @@ def test_an_interrupted_stage_continues_at_its_shard(
     said: list[str] = []
     with Run(tmp_path, CONFIG, say=said.append) as run:
         work = lambda item, counts: done.append(item) or passages(item, counts)  # noqa: E731
-        manifest = run_local(run, "ingest", Passage, PARTS, lambda: ITEMS, work)
+        manifest = run_local(run, "ingest", Passage, PARTS, ITEMS, work)
     assert done == list(ITEMS[place:])
     assert said == ([f"ingest: continues at part {place + 1} of 4"] if place else [])
     assert (shard_bytes(tmp_path), manifest.identity) == whole

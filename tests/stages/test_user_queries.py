@@ -142,7 +142,7 @@ def test_they_are_mined_judged_and_taught_without_a_seed(run_folder: Path) -> No
         scores, rows = run.read("relabel", Score), run.read("select", Example)
         mined, result = run.read("mine", Candidate), pipeline.evaluate()
         embedded = vectors(pipeline)
-        questions = pipeline.models.embed_queries([query.text for query in asked], [query.task for query in asked])
+        questions = pipeline.models.start.queries([query.text for query in asked], [query.task for query in asked])
         found = {query.id: vector for query, vector in zip(asked, questions @ embedded.T, strict=True)}
         notes = run.finished("select").notes
     assert len(asked) == QUERIES and len(written) > 15

@@ -82,11 +82,7 @@ class EngineOptions:
 
     @property
     def on_ray(self) -> bool:
-        """Whether it is Ray's.
-
-        Raises:
-            ConfigError: there is no such engine.
-        """
+        """Whether it is Ray's. Raises ConfigError: there is no such engine."""
         from gecko.core.arguments import one_of
 
         return bool(one_of("--engine", self.engine, get_args(EngineName)) == "ray")
@@ -95,8 +91,7 @@ class EngineOptions:
     def executor(self, ui: Terminal) -> Iterator["Executor"]:
         """The executor, up until the end.
 
-        Raises:
-            ConfigError: there is none of that name, or what is Ray's alone is given to another.
+        Raises ConfigError: there is none of that name, or what is Ray's alone is given to another.
         """
         if self.on_ray:
             from gecko.run.ray import Cluster

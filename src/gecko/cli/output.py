@@ -33,11 +33,8 @@ def print_rows(
 ) -> None:
     """Print a header and its rows as a table.
 
-    Args:
-        lines: the header first.
-        width: characters, where a pipe has no width of its own.
-        name_width: the least width of the first column, in characters; long cells are then folded, not cut.
-        ends: whether a line is drawn under a row.
+    ``width`` is for a pipe, which has none of its own. With ``name_width``, the least width of the first column, long
+    cells are folded and not cut. ``ends`` says whether a line is drawn under a row.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -61,14 +58,7 @@ def say_left_out(counts: Any, ui: Terminal) -> None:
 
 
 def print_closing(run: "Run", result: dict[str, Any], *, as_json: bool = False, pointers: bool = False) -> None:
-    """Print what a run showed.
-
-    Args:
-        run: whose rows are selected.
-        result: of ``evaluate``.
-        as_json: print the summary as one JSON object instead of the table of measures and the lines.
-        pointers: after a whole run, say where its results are and what to type next.
-    """
+    """Print what ``evaluate`` measured, as JSON or as a table and lines; after a whole run with pointers to what is next."""
     from gecko.report.closing import closing_lines, run_summary
     from gecko.report.table import closing_rows
 

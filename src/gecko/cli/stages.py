@@ -10,6 +10,7 @@ import typer
 
 from gecko.cli.options import HERE, AsJson, EngineOptions, Evals, Recipe, Restart, RunOptions, Sets, Start, named
 from gecko.cli.output import print_closing
+from gecko.core.counts import drop_words
 from gecko.core.progress import Terminal
 
 if TYPE_CHECKING:
@@ -28,12 +29,8 @@ def on_run(
 ) -> Iterator["Pipeline"]:
     """A pipeline on a run that exists; ``--set`` and a recipe change its settings for good.
 
-    Args:
-        options: the run, and what changes in it.
-        engine: where the work is done.
-        recipe: settings beside those of ``options``.
-        through: the stage up to which all is made that is missing or out of date; none: nothing is made.
-        asks: whether a teacher may be asked.
+    All is made up to the stage ``through`` that is missing or out of date; without it nothing is. ``asks`` says whether a
+    teacher may be asked.
     """
     from gecko.config.load import change_config
     from gecko.run.folder import Run
@@ -87,7 +84,7 @@ def _make(stage: str, options: RunOptions, engine: EngineOptions) -> None:
 
 
 def _say_rows(manifest: "Manifest") -> None:
-    drops = ", ".join(f"{count} {reason}" for reason, count in manifest.drops.items())
+    drops = drop_words(manifest.drops)
     print(f"{manifest.stage}: {manifest.rows:,} rows" + (f"; dropped: {drops}" if drops else ""))
 
 

@@ -14,25 +14,14 @@ _READ = 1 << 16
 
 
 def standard_input(instead: str) -> BinaryIO:
-    """The bytes of standard input.
-
-    Args:
-        instead: what to give where there is none.
-
-    Raises:
-        ConfigError: the process was started without one.
-    """
+    """The bytes of standard input. Raises ConfigError: the process has none; ``instead`` says what to give."""
     if sys.stdin is None:  # what Python makes of a closed one
         raise ConfigError(f"there is no standard input: it is closed; give {instead}")
     return sys.stdin.buffer
 
 
 class Lines:
-    """The lines of a stream, and whether more of them are waiting.
-
-    Args:
-        stream: the bytes.
-    """
+    """The lines of a stream of bytes, and whether more of them are waiting."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream: Any = stream  # of whose kinds not each is said to have read1

@@ -31,11 +31,7 @@ def padded(rows: int) -> int:
 def round_rows(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Round each row to ``scale * (byte - 128)``, bytes in 1 to 255; a row's bytes do not depend on the rows beside it.
 
-    Args:
-        source: (rows, width), any float type.
-
-    Returns:
-        Bytes (rows, width) and scales (rows, 1) in the type of ``source``.
+    Rows (rows, width) of any float type give bytes of that shape and scales (rows, 1) in their type.
     """
     rounded = torch.empty(source.shape, dtype=torch.int8)  # floats are cast to unsigned bytes far more slowly
     scale = source.new_empty((len(source), 1))
@@ -61,14 +57,9 @@ class PackedWeights:
         self._zero = torch.zeros(len(weight), dtype=torch.int8)
 
     def multiply(self, rounded: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-        """The product with ``byte - 128``, before the scale of a row.
+        """The product (rows, out) of type ``kind`` with ``byte - 128``, before the scale of a row.
 
-        Args:
-            rounded: bytes (rows, in), as :func:`round_rows` gives them.
-            kind: the float type of the result.
-
-        Returns:
-            (rows, out).
+        ``rounded`` are bytes (rows, in), as :func:`round_rows` gives them.
         """
         rows = len(rounded)
         if missing := padded(rows) - rows:

@@ -192,13 +192,7 @@ def round_floats(line: Any, into: Any, scales: Any, row: Any) -> None:
 
 @kernel
 def round_rows(values: Floats, into: Bytes, scales: Floats) -> None:
-    """Bytes and scales of float rows.
-
-    Args:
-        values: (N, D), contiguous.
-        into: (N or more, D).
-        scales: (N or more,).
-    """
+    """Bytes (N or more, D) and scales (N or more,) of float rows (N, D), which are contiguous."""
     wide_vectors()
     for row in range(values.shape[0]):
         round_floats(values[row], into, scales, row)
@@ -317,9 +311,7 @@ def split_heads(product: Product, scales: Floats, bias: Floats, states: Floats) 
 def powers(scores: Floats, shares: Floats) -> None:
     """Replace each row by 2 to it, less its largest; ``shares`` becomes what a row must be multiplied with to sum to 1.
 
-    Args:
-        scores: (N, T), contiguous.
-        shares: (N or more,).
+    Scores are (N, T), contiguous, and shares (N or more,).
     """
     wide_vectors()
     for row in range(scores.shape[0]):
@@ -337,13 +329,9 @@ def powers(scores: Floats, shares: Floats) -> None:
 
 @kernel
 def join_heads(mixed: Floats, shares: Floats, into: Bytes, found: Floats) -> None:
-    """Bytes and scales of what attention gives texts of one length.
+    """Bytes (B T or more, D) and scales (B T or more,) of what attention gives texts of one length.
 
-    Args:
-        mixed: (B, heads, T, D / heads), values summed by :func:`powers`.
-        shares: (B, heads, T).
-        into: (B T or more, D).
-        found: (B T or more,), scales of the bytes.
+    ``mixed`` (B, heads, T, D / heads) are values summed by :func:`powers`, with its shares (B, heads, T).
     """
     texts, heads, length, size = mixed.shape
     wide_vectors()

@@ -15,12 +15,9 @@ ERROR = "gone"  # the type of the error that pydantic collects; its context name
 
 @dataclass(frozen=True)
 class Gone:
-    """A setting that went.
+    """A setting that went: the default that it had, and what to do instead for whoever set it.
 
-    Attributes:
-        default: the value that it had where nobody set it.
-        instead: what to do for whoever set it.
-        behind: the key behind which it stands in a section's JSON; none: at its default it was never there.
+    ``behind`` is the key behind which it stands in a section's JSON; without one, at its default it was never there.
     """
 
     default: Any
@@ -54,8 +51,7 @@ GONE_KEYS: dict[str, dict[str, Gone]] = {
 def without_gone(values: Mapping[str, Any], gone: Mapping[str, Gone]) -> dict[str, Any]:
     """The given values of a section without those that ``gone`` names.
 
-    Raises:
-        PydanticCustomError: one of these has another value than its default.
+    Raises PydanticCustomError: one of these has another value than its default.
     """
     for key, value in values.items():
         if key in gone and value not in (gone[key].default, {}):

@@ -55,12 +55,9 @@ def load_config(
 
 
 def with_former_defaults(config: RunConfig, saved: RunConfig, *, amount: bool = True) -> RunConfig:
-    """The settings with the former defaults and the amount of work of a folder, where nobody names others.
+    """``config`` with the former defaults and the amount of work of the folder's ``saved`` one, where nobody names others.
 
-    Args:
-        config: what is asked for, as :func:`load_config` made it.
-        saved: the settings of the folder.
-        amount: whether the folder's amount of work is kept, too.
+    Without ``amount`` it has its own amount of work.
     """
     if config._named is None or config.preset != saved.preset:
         return config
@@ -76,15 +73,9 @@ def with_former_defaults(config: RunConfig, saved: RunConfig, *, amount: bool = 
 
 
 def change_config(config: RunConfig, path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The settings of a run with those of a recipe put over them; a preset that is named takes the place of the run's.
+    """The settings of a run with those of a TOML recipe and ``section.key=value`` texts put over them.
 
-    Args:
-        config: the run's settings.
-        path: a TOML recipe.
-        overrides: ``section.key=value`` strings, as for :func:`load_config`.
-
-    Raises:
-        ConfigError: as for :func:`load_config`.
+    A preset that is named takes the place of the run's. Raises ConfigError: as for :func:`load_config`.
     """
     recipe = _read_recipe(Path(path)) if path else {}
     values = config.model_dump()
@@ -129,11 +120,7 @@ def _preset(name: Any) -> dict[str, Any]:
 
 
 def override(values: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
-    """``values`` with ``section.key=value`` texts applied.
-
-    Raises:
-        ConfigError: a text is not of that form.
-    """
+    """``values`` with ``section.key=value`` texts applied. Raises ConfigError: a text is not of that form."""
     changed = deepcopy(dict(values))
     for text in texts:
         (*path, last), value = _parse_override(text)
@@ -154,11 +141,7 @@ def _section_at(path: Sequence[str]) -> type[BaseModel] | None:
 
 
 def make_config(values: Mapping[str, Any], place: str) -> RunConfig:
-    """Validate ``values``; errors name ``place`` and the key.
-
-    Raises:
-        ConfigError: as for :func:`load_config`.
-    """
+    """Validate ``values``; errors name ``place`` and the key. Raises ConfigError: as for :func:`load_config`."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

@@ -28,9 +28,8 @@ _NAMED = ("hf", "gguf", "vllm")  # what stands before the name or the path of a 
 def absolute_paths(config: RunConfig, saved: RunConfig | None = None) -> RunConfig:
     """The settings with absolute paths of files and folders that exist, and of prompts.
 
-    Args:
-        config: as they are given; relative paths are relative to the working folder.
-        saved: those of a run; where one names the same files, it is kept as it is written there.
+    Relative paths are relative to the working folder. Where a setting names the same files as in ``saved``, it is kept as
+    it is written there.
     """
 
     def settle(key: str, given: Any, old: Any) -> Any:

@@ -141,8 +141,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 def parse_budget(text: str) -> tuple[Literal["seconds", "tokens"], float]:
     """``"20m"`` as ``("seconds", 1200.0)``, ``"300000tok"`` as ``("tokens", 300000.0)``.
 
-    Raises:
-        ConfigError: the text is neither.
+    Raises ConfigError: the text is neither.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|tok)\s*", text)
     if match is None or float(match[1]) <= 0:

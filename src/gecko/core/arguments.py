@@ -42,8 +42,7 @@ def in_order(values: Any, what: str) -> list[Any]:
 def strings(values: object, what: str = "text") -> list[str]:
     """:func:`in_order` of strings.
 
-    Raises:
-        ConfigError: as there; or an element is no string, or cannot be written in UTF-8; the first is named, from 1.
+    Raises ConfigError: as there; or an element is no string, or cannot be written in UTF-8; the first is named, from 1.
     """
     found = in_order(values, what)
     for place, text in enumerate(found, 1):
@@ -57,8 +56,7 @@ def strings(values: object, what: str = "text") -> list[str]:
 def strings_for(values: object, count: int, what: str, of: str) -> list[str]:
     """``count`` strings: one for all, or one for each of what ``of`` names.
 
-    Raises:
-        ConfigError: as :func:`strings`; or there are more or fewer of them.
+    Raises ConfigError: as :func:`strings`; or there are more or fewer of them.
     """
     if isinstance(values, str):
         return strings([values], what) * count
@@ -71,8 +69,7 @@ def strings_for(values: object, count: int, what: str, of: str) -> list[str]:
 def passages_of(values: object) -> list[Passage | Text]:
     """:func:`in_order` of passages.
 
-    Raises:
-        ConfigError: as there; or an element is something else, or its text or title is no valid string.
+    Raises ConfigError: as there; or an element is something else, or its text or title is no valid string.
     """
     found = in_order(values, "passage")
     for place, item in enumerate(found, 1):
@@ -84,11 +81,7 @@ def passages_of(values: object) -> list[Passage | Text]:
 
 
 def one_of(what: str, value: object, accepted: Collection[str]) -> Any:
-    """The value, if it is an accepted one.
-
-    Raises:
-        ConfigError: it is another.
-    """
+    """The value, if it is an accepted one. Raises ConfigError: it is another."""
     if not isinstance(value, str) or value not in accepted:
         shown = value if isinstance(value, str) and value else repr(value)
         raise ConfigError(f"{what} {shown}: give one of {', '.join(accepted)}")
@@ -102,11 +95,7 @@ def form_of(value: object) -> InputFormat:
 
 
 def whole(what: str, value: object) -> int:
-    """The value as an int, if it is a whole number of any type.
-
-    Raises:
-        ConfigError: it is something else.
-    """
+    """The value as an int, if it is a whole number of any type. Raises ConfigError: it is something else."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise ConfigError(f"{what} = {value!r}: give a whole number")
     return operator.index(value)
@@ -115,8 +104,7 @@ def whole(what: str, value: object) -> int:
 def dim_of(value: object, full: int, spec: str) -> int:
     """How many dimensions of a model to keep; none: all that it has, ``full``.
 
-    Raises:
-        ConfigError: it is no whole number from 1 to ``full``.
+    Raises ConfigError: it is no whole number from 1 to ``full``.
     """
     dim = full if value is None else whole("dim", value)
     if not 1 <= dim <= full:
@@ -125,21 +113,13 @@ def dim_of(value: object, full: int, spec: str) -> int:
 
 
 def spec_of(value: "str | os.PathLike[str]", what: str = "model") -> str:
-    """A SPEC or a path as text.
-
-    Raises:
-        ConfigError: it is neither a string nor a path.
-    """
+    """A SPEC or a path as text. Raises ConfigError: it is neither a string nor a path."""
     text: object = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
         raise ConfigError(f"{what} {value!r} is a {type(value).__name__}; give a string or a path")
     return text
 
 
-def folder_of(value: "str | os.PathLike[str]", what: str = "folder") -> Path:
-    """A path, given as text or as a path.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    return Path(spec_of(value, what))
+def folder_of(value: "str | os.PathLike[str]") -> Path:
+    """A path, given as text or as a path. Raises ConfigError: it is neither."""
+    return Path(spec_of(value, "folder"))

@@ -57,11 +57,15 @@ class Counts:
         self.spent += other.spent
 
 
+def drop_words(drops: Mapping[str, int]) -> str:
+    """What was dropped, on one line: ``3 empty, 2 too short``; empty for nothing."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in drops.items() if count)
+
+
 def left_out(counted: Any) -> str:
     """What was dropped and noted, a reason a line with one example; begins with a line end, and is empty for nothing.
 
-    Args:
-        counted: has ``drops``, ``notes`` and ``examples``, like the counts of a stage or its manifest.
+    ``counted`` has ``drops``, ``notes`` and ``examples``, like the counts of a stage or its manifest.
     """
     told = ""
     for reason, count in (*counted.drops.items(), *counted.notes.items()):

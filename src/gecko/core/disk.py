@@ -22,12 +22,8 @@ _FULL = "the disk is full"
 def disk_errors(path: Path, *libraries: type[Exception]) -> Iterator[None]:
     """Turn what a disk refuses while ``path`` is written into an error that names the place and the mend.
 
-    Args:
-        path: what is written.
-        libraries: errors by which a library says anything: they are the disk's where that is full.
-
-    Raises:
-        StorageError: the disk is full or read-only, or the place is not to be written.
+    ``libraries`` are errors by which a library says anything: they are the disk's where that is full. Raises
+    StorageError: the disk is full or read-only, or the place is not to be written.
     """
     others: tuple[type[Exception], ...] = (sqlite3.OperationalError, *libraries)
     try:
@@ -82,8 +78,7 @@ def _no_temporary_room() -> StorageError:
 def temporary_file(ending: str) -> Iterator[IO[bytes]]:
     """A file that vanishes with the block.
 
-    Raises:
-        StorageError: the disk for temporary files is full, or there is no folder for them.
+    Raises StorageError: the disk for temporary files is full, or there is no folder for them.
     """
     try:
         tempfile.gettempdir()

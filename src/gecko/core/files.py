@@ -1,16 +1,20 @@
 """Files that exist whole or not at all, and hashes of strings, files and folders."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gecko.core.disk import disk_errors
 from gecko.core.errors import RunError
 from gecko.core.text import half_of_pair
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CARD = "README.md"
 
@@ -42,11 +46,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it exists whole or not at all.
-
-    Raises:
-        StorageError: the disk is full or read-only.
-    """
+    """Write a file so that it exists whole or not at all. Raises StorageError: the disk is full or read-only."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_errors(path):
         try:
@@ -68,12 +68,20 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, f"{text}\n".encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run folder.
+def write_table(path: Path, table: "pa.Table", level: int | None = None) -> bytes:
+    """Write a table as Parquet in zstd of a level, whole or not at all; the bytes that were written."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    Raises:
-        RunError: it is missing or damaged.
-    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=level)
+    data: bytes = sink.getvalue().to_pybytes()
+    write_bytes(path, data)
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder. Raises RunError: it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -92,6 +100,23 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def made_aside(target: Path) -> Iterator[Path]:
+    """A place beside ``target`` for a file or a folder, which is moved to ``target`` when the block ends without an error.
+
+    What a killed process left there is removed first, since it must not be mixed with what comes.
+    """
+    target = target.absolute()  # "." has no name
+    aside = target.with_name(f".{target.name}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        remove(aside)
+        yield aside
+        aside.replace(target)
+    finally:
+        remove(aside)
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Make ``target`` an equal copy of the folder ``source``, whole or not at all; nothing is done if it is one.
 
@@ -99,12 +124,9 @@ def replace_folder(source: Path, target: Path) -> None:
     """
     if target.exists() and tree_sha256(target, besides=CARD) == tree_sha256(source, besides=CARD):
         return
-    aside = target.with_name(f".{target.name}.partial")
-    with disk_errors(target):
-        shutil.rmtree(aside, ignore_errors=True)
+    with disk_errors(target), made_aside(target) as aside:
         shutil.copytree(source, aside)
         shutil.rmtree(target, ignore_errors=True)
-        aside.replace(target)
 
 
 def tree_sha256(path: Path, besides: str = "") -> str:

@@ -67,14 +67,10 @@ _TASK_TEXTS = {task.text: task for task in TASKS.values() if task.text}
 
 
 def find_task(name: str) -> Task:
-    """The task of a name, or of a description.
+    """The task of a name of Google's API, in any case, of one of the paper (``question answering``), or of a description.
 
-    Args:
-        name: a name of Google's API, in any case; a task of the paper (``question answering``); or a description of
-            two words or more, which a query in the unified format shows to the model as it stands.
-
-    Raises:
-        ConfigError: one word that is no task's name, or no string.
+    A description has two words or more, which a query in the unified format shows to the model as it stands. Raises
+    ConfigError: one word that is no task's name, or no string.
     """
     if not isinstance(name, str):
         raise ConfigError(f"task {name!r} is a {type(name).__name__}; give one of {', '.join(TASKS)}, or words")

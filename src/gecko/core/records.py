@@ -117,6 +117,15 @@ class Place:
 
 
 Judged = Score | Grade | Place  # one candidate of one query, judged in one of three forms
+Pair = TypeVar("Pair", bound="Candidate | Judged")
+
+
+def by_query(rows: Iterable[Pair]) -> dict[str, list[Pair]]:
+    """The rows of each query, in order."""
+    found: dict[str, list[Pair]] = {}
+    for row in rows:
+        found.setdefault(row.query_id, []).append(row)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,8 +135,7 @@ def _lines_by_cr(
 def decoded(line: bytes, *, first: bool) -> str:
     """A line of a text file; a byte order mark before the first line is no part of it.
 
-    Raises:
-        ValueError: it is not UTF-8; the message says what is wrong and what to do.
+    Raises ValueError: it is not UTF-8; the message says what is wrong and what to do.
     """
     if first and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         raise ValueError("this is UTF-16, as its byte order mark says; save the file as UTF-8")

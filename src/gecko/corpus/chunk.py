@@ -76,8 +76,7 @@ class Chunking:
 def load_tokenizer(model: str) -> "Tokenizer":
     """The tokenizer of a model (a folder or a hub name), to count a text's tokens in full.
 
-    Raises:
-        ConfigError: the model has none that can count outside of Python.
+    Raises ConfigError: the model has none that can count outside of Python.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer

@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 
 class Found(NamedTuple):
-    """A passage as it was read.
-
-    Attributes:
-        place: such as ``corpus.jsonl:12``.
-        passage: cleaned.
-        spec: of its source.
-        made: whether its id was made from its content.
-    """
+    """A passage as it was read, cleaned, at a place such as ``corpus.jsonl:12``; ``made``: its id is of its content."""
 
     place: str
     passage: Passage
@@ -37,14 +30,9 @@ class Found(NamedTuple):
 class Cutting:
     """How the settings have long passages cut.
 
-    Args:
-        config: the settings.
-        tokenizer: counts tokens; needed where ``config.chunk_tokens`` is set.
-        read: so many tokens of a passage's title and text are read; needed where ``config.chunk_tokens`` is ``read``.
-            None: not known, so nothing is found to be read in part.
-
-    Raises:
-        ConfigError: pieces would repeat more than they add.
+    The tokenizer is needed where ``config.chunk_tokens`` is set. ``read`` is how many tokens of a passage's title and
+    text are read, which ``config.chunk_tokens`` of ``read`` needs; unknown, nothing is found to be read in part. Raises
+    ConfigError: pieces would repeat more than they add.
     """
 
     def __init__(self, config: CorpusConfig, tokenizer: "Tokenizer | None", read: int | None) -> None:

@@ -32,12 +32,7 @@ _RULE = 'a field that begins with " must end with one, and a " inside it is writ
 
 
 class BadRow(Exception):
-    """A row that cannot be read.
-
-    Attributes:
-        line: its first line.
-        what: is wrong, and what to do.
-    """
+    """A row that cannot be read: its first ``line``, and ``what`` is wrong with the mend."""
 
     def __init__(self, line: int, what: str) -> None:
         super().__init__(f"line {line}: {what}")
@@ -45,11 +40,7 @@ class BadRow(Exception):
 
 
 class Skipped:
-    """Follows the quotation marks of lines that are too long to be held.
-
-    Args:
-        separator: of the file.
-    """
+    """Follows the quotation marks of lines that are too long to be held."""
 
     def __init__(self, separator: str) -> None:
         self._separator = separator.encode()
@@ -105,11 +96,7 @@ class _Row:
     _open: list[str] | None = None
 
     def take(self, line: str) -> bool:
-        """Whether the row is complete with this line.
-
-        Raises:
-            ValueError: something follows the end of a quoted cell.
-        """
+        """Whether the row is complete with this line. Raises ValueError: something follows the end of a quoted cell."""
         self.lines += 1
         body, place = _body(line), 0
         while True:
@@ -148,17 +135,10 @@ class _Row:
 def read_delimited(
     numbered: Numbered, separator: str, again: Callable[[], Numbered]
 ) -> Iterator[tuple[int, list[str]]]:
-    """(number of the first line, cells) of each row, the header too; blank lines are none.
+    """(number of the first line, cells) of each row of a file, the header too; blank lines are none.
 
-    A row of which a line was left out is left out, up to its end.
-
-    Args:
-        numbered: the lines of a file.
-        separator: a comma, or a tab for TSV.
-        again: the same lines from the start, for a TSV that has to be looked through.
-
-    Raises:
-        BadRow: quotation marks are not in order, or a TSV can be read in two ways.
+    A row of which a line was left out is left out, up to its end. ``again`` gives the same lines from the start, for a
+    TSV that has to be looked through. Raises BadRow: quotation marks are not in order, or a TSV can be read in two ways.
     """
     kind = "TSV" if separator == "\t" else "CSV"
     quoted = None if kind == "TSV" else True

@@ -28,10 +28,8 @@ VERSION = "2"  # raised by hand when a document's text comes out differently
 class Documents:
     """HTML, PDF and Word files as title and text.
 
-    Args:
-        seconds: that one document may take.
-        html: the main text of a page, or all of it.
-        cache: a file for what was read before; none: nothing is kept.
+    A document may take ``seconds``; of HTML ``main`` or ``all`` of the text is read. What was read is kept in the file
+    ``cache``, if there is one.
     """
 
     def __init__(self, seconds: float = 60.0, html: Literal["main", "all"] = "main", cache: Path | None = None) -> None:
@@ -43,9 +41,7 @@ class Documents:
     def read(self, path: Path, ending: str) -> tuple[str, str]:
         """Title (it may be empty) and text of the document at ``path``.
 
-        Raises:
-            Dropped: it cannot be read, or not in time.
-            CorpusError: the package that reads this kind is missing.
+        Raises Dropped: it cannot be read, or not in time. CorpusError: the package that reads this kind is missing.
         """
         key = self.key(path, ending)
         if (known := self.known(key)) is not None:
@@ -114,8 +110,7 @@ class Extractor:
     def __call__(self, path: Path, ending: str) -> dict[str, str]:
         """``title`` and ``text`` of a document, or the ``reason`` why not with its ``detail``.
 
-        Raises:
-            CorpusError: the package that reads this kind is missing.
+        Raises CorpusError: the package that reads this kind is missing.
         """
         child = self._started()
         assert child.stdin is not None

@@ -33,11 +33,8 @@ CREATE TABLE band (key BLOB, number INTEGER, PRIMARY KEY (key, number)) WITHOUT 
 class Seen:
     """An index of the passages so far.
 
-    Args:
-        threshold: estimated Jaccard similarity from which two texts are near duplicates; none: they are not looked for.
-
-    Raises:
-        CorpusError: the package for MinHash is missing.
+    Near duplicates are texts whose estimated Jaccard similarity is ``threshold`` or more; none: they are not looked for.
+    Raises CorpusError: the package for MinHash is missing.
     """
 
     def __init__(self, threshold: float | None = None) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from gecko.config.stages import CorpusConfig
-from gecko.core.counts import Counts, left_out
+from gecko.core.counts import Counts, drop_words, left_out
 from gecko.core.errors import CorpusError
 from gecko.core.records import Passage
 from gecko.corpus.cutting import Cutting, Found
@@ -79,7 +79,7 @@ def ingest(
             kept += 1
             yield piece
     if not kept:
-        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.drops.items()))
+        dropped = drop_words(dict(sorted(counts.drops.items())))
         raise CorpusError(
             f"no passage in {', '.join(config.sources) or 'an empty list of sources'}"
             f"{f' (dropped: {dropped})' if dropped else ''}; give files with text, or lower corpus.min_chars "

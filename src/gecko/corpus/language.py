@@ -11,12 +11,7 @@ LANGUAGE_CHARS = 2000
 def language_of(text: str, setting: str) -> str:
     """The language of a text as two or three letters (ISO 639); only its beginning is looked at.
 
-    Args:
-        text: of any length; a few words, or code, are told badly.
-        setting: what asks for it, for the error.
-
-    Raises:
-        CorpusError: the package that tells is missing.
+    A few words, or code, are told badly. Raises CorpusError: the package that tells is missing, which ``setting`` needs.
     """
     return str(_langid(setting).classify(text[:LANGUAGE_CHARS])[0])
 
@@ -24,8 +19,7 @@ def language_of(text: str, setting: str) -> str:
 def likeliest_of(languages: Collection[str], text: str, setting: str) -> str:
     """The likeliest of a few languages that a text may be in, which is told far better; empty: none of them is known.
 
-    Raises:
-        CorpusError: as for :func:`language_of`.
+    Raises CorpusError: as for :func:`language_of`.
     """
     ranked = _langid(setting).rank(text[:LANGUAGE_CHARS])
     return next((str(name) for name, _ in ranked if name in languages), "")

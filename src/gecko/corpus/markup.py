@@ -65,10 +65,7 @@ def letters_of(text: str) -> str:
 class _Open:
     """An element that is being read and says what the text in it is.
 
-    Attributes:
-        element: the one.
-        begun: whether a block of it is there already.
-        number: of the items so far, in a list.
+    ``begun``: a block of it is there already. ``number``: of the items so far, in a list.
     """
 
     element: Any
@@ -78,11 +75,7 @@ class _Open:
 
 @dataclass
 class Renderer:
-    """Reads the blocks of an element, in order.
-
-    Attributes:
-        everything: whether buttons and forms are text, too.
-    """
+    """Reads the blocks of an element, in order; with ``everything`` buttons and forms are text, too."""
 
     everything: bool = False
     _blocks: list[Block] = field(default_factory=list)

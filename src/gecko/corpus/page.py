@@ -38,8 +38,7 @@ CHANCE = 20  # letters: so few may be found in any text
 def read_page(data: bytes, mode: Literal["main", "all"]) -> tuple[str, str]:
     """Title (empty where the page names none) and text of an HTML page.
 
-    Raises:
-        Unreadable: it has no such text, or is no page.
+    Raises Unreadable: it has no such text, or is no page.
     """
     import trafilatura
 

@@ -84,13 +84,7 @@ class _NoText(CorpusError):
 
 @dataclass
 class Reader:
-    """How sources are read, and what is counted on the way.
-
-    Attributes:
-        config: names of the fields, and limits.
-        documents: reads HTML, PDF and Word files.
-        counts: gets drops and notes.
-    """
+    """How sources are read, and what is counted on the way: drops and notes."""
 
     config: CorpusConfig = field(default_factory=CorpusConfig)
     documents: Documents = field(default_factory=Documents)
@@ -105,9 +99,8 @@ class Reader:
 def read_source(spec: str, reader: Reader | None = None) -> Iterator[Passage]:
     """Yield the passages of one source, in its order; see the module's table for what a source may be.
 
-    Raises:
-        CorpusError: the source is missing, empty or of another kind, or a line of it cannot be read. The message
-            names the file and the line.
+    Raises CorpusError: the source is missing, empty or of another kind, or a line of it cannot be read. The message names
+    the file and the line.
     """
     for _, passage in read_placed(spec, reader or Reader()):
         yield passage
@@ -116,8 +109,7 @@ def read_source(spec: str, reader: Reader | None = None) -> Iterator[Passage]:
 def read_placed(spec: str, reader: Reader) -> Iterator[Placed]:
     """Yield the passages of one source, each with its place, such as ``corpus.jsonl:12``.
 
-    Raises:
-        CorpusError: as :func:`read_source`.
+    Raises CorpusError: as :func:`read_source`.
     """
     if spec == "stdlib":
         from gecko.corpus.stdlib import read_stdlib
@@ -157,8 +149,7 @@ def read_placed(spec: str, reader: Reader) -> Iterator[Placed]:
 def source_identity(spec: str) -> str:
     """A hash of what the passages of a source depend on: the content of its files.
 
-    Raises:
-        CorpusError: as :func:`read_source`, where it does not exist.
+    Raises CorpusError: as :func:`read_source`, where it does not exist.
     """
     if spec == "stdlib":
         import platform

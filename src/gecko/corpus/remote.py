@@ -25,8 +25,7 @@ INSTALL = "install it with: pip install 'gecko-embed[corpus]'"
 def read_rows(spec: str) -> Iterator[Row]:
     """(place, row, source) for each row of ``hf:…`` or of a SQL query.
 
-    Raises:
-        CorpusError: the spec is not of that form, a package is missing, or the other side refuses.
+    Raises CorpusError: the spec is not of that form, a package is missing, or the other side refuses.
     """
     yield from _dataset(spec) if spec.startswith("hf:") else _query(spec)
 
@@ -49,8 +48,7 @@ def _parsed(spec: str) -> dict[str, str | None]:
 def hub_commit(name: str) -> str:
     """The commit of a data set on the hub, or the last that was seen where it does not answer; empty for a local folder.
 
-    Raises:
-        CorpusError: it cannot be found, and was never seen.
+    Raises CorpusError: it cannot be found, and was never seen.
     """
     from huggingface_hub import HfApi
 
@@ -77,11 +75,7 @@ _revision = cache(hub_commit)  # a run reads the revision by which it knows the 
 
 
 def hub_rows(name: str, config: str | None, split: str, revision: str | None = None) -> Iterator[Any]:
-    """The rows of a data set on the hub, streamed.
-
-    Raises:
-        CorpusError: it cannot be loaded, or a row of it cannot.
-    """
+    """The rows of a data set on the hub, streamed. Raises CorpusError: it cannot be loaded, or a row of it cannot."""
     from datasets import load_dataset
 
     wanted = f"{name}{f' ({config})' if config else ''}, split {split}"

@@ -84,11 +84,7 @@ def is_remote(spec: str) -> bool:
 
 
 def source_files(spec: str) -> list[Path]:
-    """The files that a source is read from, in order.
-
-    Raises:
-        CorpusError: it does not exist, or is of another kind.
-    """
+    """The files that a source is read from, in order. Raises CorpusError: it does not exist, or is of another kind."""
     return [file.path for file in files_of(spec, Counts(), for_identity=True)]
 
 
@@ -163,17 +159,10 @@ def _links(folder: Path, seen: Counts) -> str:
 def _without_queries(
     names: Sequence[str], root: str, counts: Counts, between: str = "/", beside: Iterable[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """Of a BEIR set its ``corpus.jsonl`` alone: queries and judgements are no passages.
+    """Of a BEIR set its ``corpus.jsonl`` alone: queries and judgements are no passages; what is left out is counted.
 
-    Args:
-        names: files of a source.
-        root: what they are below.
-        counts: gets those that are left out.
-        between: the root and a name.
-        beside: files that tell of a set, too, and are none of the source's.
-
-    Returns:
-        the names that are read, and of each that is a set's corpus the set's folder.
+    ``names`` are files below ``root``, and ``beside`` files that tell of a set, too, and are none of the source's.
+    Returns the names that are read, and of each that is a set's corpus the set's folder.
     """
     plain = {name: PurePosixPath(plain_name(_slashed(name))) for name in names}
     corpora = {path.parent for path in plain.values() if path.name == BEIR_FILE}

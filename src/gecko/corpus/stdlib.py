@@ -152,8 +152,7 @@ def _records() -> Iterator[dict[str, str]]:
 def read_stdlib() -> Iterator[Passage]:
     """Yield the standard library's documentation as passages, in a fixed order for one Python version.
 
-    Raises:
-        CorpusError: the child process failed; its last line of error output is in the message.
+    Raises CorpusError: the child process failed; its last line of error output is in the message.
     """
     # -P: a queue.py in the working folder must not be taken for the standard library's.
     command = [sys.executable, "-P", "-W", "ignore", "-m", "gecko.corpus.stdlib"]

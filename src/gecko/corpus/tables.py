@@ -50,11 +50,7 @@ class _UnevenRow(BadRow):
 
 
 def json_rows(numbered: Numbered) -> Iterator[tuple[int, Any]]:
-    """(number of its line, value) of each line of JSON; blank lines are none.
-
-    Raises:
-        BadRow: a line is no JSON.
-    """
+    """(number of its line, value) of each line of JSON; blank lines are none. Raises BadRow: a line is no JSON."""
     for number, line in numbered:
         if not isinstance(line, str) or not line.strip():
             continue
@@ -76,14 +72,8 @@ def cell_rows(
 ) -> Iterator[tuple[int, Row]]:
     """(number of its first line, cells by column) of each row below the header. Each cell is a text: nothing guesses.
 
-    Args:
-        numbered: the lines of a file.
-        separator: a comma, or a tab for TSV.
-        again: the same lines from the start.
-        check: gets the columns and the number of their line, before any row.
-
-    Raises:
-        BadRow: quotation marks are not in order, or a row has another number of fields than the header.
+    ``again`` gives the same lines from the start; ``check`` gets the columns and the number of their line, before any
+    row. Raises BadRow: quotation marks are not in order, or a row has another number of fields than the header.
     """
     columns: list[str] = []
     for number, cells in read_delimited(numbered, separator, again):
@@ -103,13 +93,8 @@ def cell_rows(
 def parquet_rows(path: Path, wanted: Callable[[list[str]], list[str]] | None = None) -> Iterator[tuple[int, Row]]:
     """(number from 1, row) of each row of a Parquet file.
 
-    Args:
-        path: the file.
-        wanted: gets the names of the columns, and says which are read; none: all.
-
-    Raises:
-        ValueError: it is no Parquet, or not whole; the message says after which row, and what to do.
-        OSError: it cannot be read.
+    ``wanted`` gets the names of the columns, and says which are read; none: all. Raises ValueError: it is no Parquet, or
+    not whole; the message says after which row, and what to do. OSError: it cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -141,9 +126,8 @@ def _batch_rows(batch: "pa.RecordBatch") -> Iterator[Row]:
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, line) of a text file, perhaps in gzip.
 
-    Raises:
-        ValueError: it is not UTF-8, or a line has more than 2 GB.
-        OSError, EOFError, zlib.error: it cannot be read or unpacked.
+    Raises ValueError: it is not UTF-8, or a line has more than 2 GB. OSError, EOFError, zlib.error: it cannot be read or
+    unpacked.
     """
     with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as handle:
         for number, line in enumerate(lines(handle, LINE_BYTES), start=1):
@@ -159,16 +143,10 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_rows(name: str, source: str, config: str | None = None, split: str = "train") -> Iterator[tuple[str, Row]]:
-    """(place, row) of each row of a source, in order; the place is for error messages.
+    """(place, row) of each row of a source (see the module's table), in order; the place names set, file and row.
 
-    Args:
-        name: the set's, for error messages.
-        source: see the module's table.
-        config: of a Hugging Face data set with several.
-        split: of a Hugging Face data set.
-
-    Raises:
-        TrainingError: the source is missing, empty, of another kind, or not readable at some row.
+    ``config`` and ``split`` are those of a Hugging Face data set. Raises TrainingError: the source is missing, empty, of
+    another kind, or not readable at some row.
     """
     rows: Iterable[tuple[str, Any]]
     if source.startswith(HUB):
@@ -186,11 +164,7 @@ def read_rows(name: str, source: str, config: str | None = None, split: str = "t
 
 
 def files_of(name: str, source: str) -> list[Path]:
-    """The files of a local source, by name.
-
-    Raises:
-        TrainingError: there are none.
-    """
+    """The files of a local source, by name. Raises TrainingError: there are none."""
     path = Path(source).expanduser()
     if path.is_file():
         if not ending_of(path):
@@ -278,11 +252,7 @@ def _read_hub(name: str, hub_name: str, config: str | None, split: str) -> Itera
 
 
 def require(row: Row, columns: Sequence[str], place: str, kind: str) -> None:
-    """Refuse a row that lacks a column.
-
-    Raises:
-        TrainingError: names the place, what is missing and what is there.
-    """
+    """Refuse a row that lacks a column. Raises TrainingError: names the place, what is missing and what is there."""
     if missing := [column for column in columns if column not in row]:
         raise TrainingError(
             f"{place}: no column {', '.join(missing)}; the kind {kind!r} needs {', '.join(columns)}, and there are "
@@ -293,10 +263,8 @@ def require(row: Row, columns: Sequence[str], place: str, kind: str) -> None:
 def text_of(row: Row, column: str, place: str, *, optional: bool = False, halves: bool = False) -> str:
     """A column that must be a string, without white space around it; a missing or null one is empty if ``optional``.
 
-    NaN, which data frames write for nothing, is null.
-
-    Raises:
-        TrainingError: it is of another type, or holds half a surrogate pair where ``halves`` are not let through.
+    NaN, which data frames write for nothing, is null. Raises TrainingError: it is of another type, or holds half a
+    surrogate pair where ``halves`` are not let through.
     """
     value = row.get(column)
     if optional and (value is None or (isinstance(value, float) and math.isnan(value))):

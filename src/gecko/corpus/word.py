@@ -47,8 +47,7 @@ Block = tuple[int, str]  # level of the heading, 0 for other text; text
 def read_word(path: Path) -> tuple[str, str]:
     """Title (empty where the document names none) and text of a Word file.
 
-    Raises:
-        Unreadable: it is locked, a bomb, or no Word file.
+    Raises Unreadable: it is locked, a bomb, or no Word file.
     """
     with path.open("rb") as handle:
         if handle.read(8) == _OLD_OFFICE:
@@ -168,12 +167,9 @@ def _outline(element: Any) -> int | None:
 
 @dataclass
 class _Paragraph:
-    """One that is being read.
+    """One that is being read, with the notes that it refers to.
 
-    Attributes:
-        into: where its text will stand, ``at`` which place: a text box in it comes after it.
-        parts: of its text.
-        notes: that it refers to.
+    Its text will stand in ``into`` at place ``at``: a text box in it comes after it.
     """
 
     into: list[Block]

@@ -70,12 +70,9 @@ def is_plain(model: "SentenceTransformer") -> bool:
 def torch_backend(model: "SentenceTransformer", precision: Precision) -> Backend:
     """The backend of a plain model on the device where it is.
 
-    ``auto`` is int8 for a BERT on a CPU that multiplies 8-bit integers, if that leaves the vectors of :data:`SAMPLE` where
-    they are, and, where bfloat16 is fast, is faster than that still, which is tried; else bfloat16 where it is fast; else
-    float32.
-
-    Raises:
-        ConfigError: the model or the device has no such precision.
+    ``auto`` is int8 for a BERT on a CPU that multiplies 8-bit integers, if that leaves the vectors of :data:`SAMPLE`
+    where they are, and, where bfloat16 is fast, is faster than that still, which is tried; else bfloat16 where it is
+    fast; else float32. Raises ConfigError: the model or the device has no such precision.
     """
     from gecko.encoder.packed import BertBackend, can_pack, int8_works
 

@@ -115,8 +115,7 @@ def _around(transformer: "Transformer") -> "SentenceTransformer":
 def _attend_both_ways(model: Any, target: str) -> None:
     """Switch a causal model to attention in both directions, in its configuration.
 
-    Raises:
-        ConfigError: its attention stays causal, or its saved configuration would forget the switch.
+    Raises ConfigError: its attention stays causal, or its saved configuration would forget the switch.
     """
     if attends_both_ways(model):
         return
@@ -193,8 +192,7 @@ def _project(model: "SentenceTransformer", config: BackboneConfig, target: str, 
 def add_lora(model: "SentenceTransformer", config: BackboneConfig, seed: int) -> "LoraModel":
     """Freeze the transformer's weights and put low-rank updates beside its linear layers; what is returned merges them.
 
-    Raises:
-        ConfigError: peft is not installed.
+    Raises ConfigError: peft is not installed.
     """
     import torch
 

@@ -334,7 +334,7 @@ class _Tower:
 
     @classmethod
     def of(cls, model: "SentenceTransformer", max_tokens: int | None, precision: Precision) -> "_Tower":
-        tokenizer = own_tokenizer(written_tokenizer(model, max_tokens, "right"), max_tokens)
+        tokenizer = own_tokenizer(written_tokenizer(model, max_tokens), max_tokens)
         return cls(torch_backend(model, precision), tokenizer)
 
 

@@ -11,13 +11,11 @@ The graph has the inputs ``input_ids`` and ``attention_mask``, int64 (B, T), pad
 reads the folder as a model.
 """
 
-import contextlib
 import logging
 import os
-import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never, get_args
@@ -26,7 +24,7 @@ import numpy as np
 
 from gecko.core.arguments import folder_of, one_of, spec_of
 from gecko.core.errors import ConfigError
-from gecko.core.files import digest, read_json, write_json
+from gecko.core.files import digest, made_aside, read_json, write_json
 from gecko.core.formats import InputFormat
 from gecko.core.progress import quiet_libraries
 from gecko.encoder.backend import CPU_BATCH_TOKENS, TorchBackend, is_plain, pad, saved_prompts
@@ -116,22 +114,19 @@ def export_model(
         max_tokens=window_of(model),
         padding=model.tokenizer.pad_token_id or 0,
     )
-    with whole_folder(folder) as aside:
+    with made_aside(folder) as aside:
+        aside.mkdir()
         with quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every shape that is compared
             _write_graph(encoder, aside, card)
-        (aside / "tokenizer.json").write_text(written_tokenizer(model, card.max_tokens, "right"), encoding="utf-8")
+        (aside / "tokenizer.json").write_text(written_tokenizer(model, card.max_tokens), encoding="utf-8")
         write_json(aside / CARD, asdict(card))
         _check(encoder, aside, card)
     return card
 
 
 def refuse_full(folder: Path) -> None:
-    """Refuse a folder that an export cannot become.
-
-    Raises:
-        ConfigError: it is a file, or not empty.
-    """
+    """Refuse a folder that an export cannot become. Raises ConfigError: it is a file, or not empty."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a new folder")
     if folder.exists() and any(folder.iterdir()):
@@ -139,14 +134,9 @@ def refuse_full(folder: Path) -> None:
 
 
 def load_plain(spec: str | os.PathLike[str], side: Side | None = None) -> Encoder:
-    """A model that can be exported, in float32 on the CPU.
+    """A model that can be exported, in float32 on the CPU; of one of two towers that of ``side``.
 
-    Args:
-        spec: the model.
-        side: of a model of two towers, the one that is exported.
-
-    Raises:
-        ConfigError: it is no plain transformer, or has two towers and none is named, or one and one is named.
+    Raises ConfigError: it is no plain transformer, or has two towers and none is named, or one and one is named.
     """
     encoder = load_encoder(spec_of(spec), bf16=False)
     encoder.model.cpu()
@@ -167,27 +157,10 @@ def load_plain(spec: str | os.PathLike[str], side: Side | None = None) -> Encode
     return encoder
 
 
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes ``folder`` at the end of the block, or nothing where the block fails."""
-    folder = folder.absolute()  # "." has no name
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if folder.exists():
-            folder.rmdir()
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def read_card(folder: Path) -> ExportCard:
     """What the folder of an exported model says of itself.
 
-    Raises:
-        ConfigError: it was written by another version, or is damaged.
+    Raises ConfigError: it was written by another version, or is damaged.
     """
     raw = read_json(folder / CARD)
     try:
@@ -202,15 +175,9 @@ def read_card(folder: Path) -> ExportCard:
 
 
 def require(target: Target, *, writes: bool = False, int8: bool = False) -> None:
-    """Refuse early, and say what to install.
+    """Refuse early, and say what to install, where a package that a graph needs is missing: a ConfigError.
 
-    Args:
-        target: which graph.
-        writes: whether it is to be written, and not only read.
-        int8: whether it is to be written in 8 bits.
-
-    Raises:
-        ConfigError: a package that the target needs is missing.
+    It is to be read, or written, perhaps in 8 bits.
     """
     from importlib.util import find_spec
 
@@ -223,11 +190,7 @@ def require(target: Target, *, writes: bool = False, int8: bool = False) -> None
 
 
 def graph_backend(folder: Path, card: ExportCard) -> "GraphBackend":
-    """The backend of an exported folder.
-
-    Raises:
-        ConfigError: a package that it needs is missing.
-    """
+    """The backend of an exported folder. Raises ConfigError: a package that it needs is missing."""
     match card.target:
         case "onnx":
             return OnnxBackend(folder, card)

@@ -41,11 +41,7 @@ _MAKING = Lock()  # for all backends: making workers changes the process's threa
 
 
 class FusedBackend(BertBackend):
-    """A BERT in 8 bits, with sentence-transformers' own pooling, on the CPU.
-
-    Args:
-        model: the model, for which :func:`gecko.encoder.packed.can_pack` holds; its weights are copied.
-    """
+    """A BERT in 8 bits on the CPU, with sentence-transformers' own pooling; :func:`gecko.encoder.packed.can_pack` holds."""
 
     def __init__(self, model: "SentenceTransformer") -> None:
         import torch

@@ -24,11 +24,11 @@ import numpy as np
 
 from gecko.core.arguments import folder_of, one_of
 from gecko.core.errors import ConfigError
-from gecko.core.files import CARD, write_bytes
+from gecko.core.files import CARD, made_aside, write_bytes
 from gecko.core.progress import quiet_libraries
 from gecko.encoder.backend import TorchBackend, saved_prompts
 from gecko.encoder.encoder import Encoder
-from gecko.encoder.export import CHECKED, load_plain, refuse_full, whole_folder
+from gecko.encoder.export import CHECKED, load_plain, refuse_full
 from gecko.encoder.save import window_of
 from gecko.encoder.towers import Side
 from gecko.encoder.vectors import Vectors
@@ -56,11 +56,7 @@ class GgufCard:
 
 
 def _require() -> None:
-    """Refuse early, and say what to install.
-
-    Raises:
-        ConfigError: a package is missing.
-    """
+    """Refuse early, and say what to install. Raises ConfigError: a package is missing."""
     from importlib.util import find_spec
 
     if missing := [name for name in ("gguf", "xllamacpp") if find_spec(name) is None]:
@@ -74,17 +70,10 @@ def export_gguf(
     *,
     side: Side | None = None,
 ) -> GgufCard:
-    """Write a model, and check that llama.cpp gives the model's vectors.
+    """Write a model (a SPEC) into a new folder, and check that llama.cpp gives the model's vectors.
 
-    Args:
-        spec: see :func:`gecko.encoder.resolve_model`.
-        folder: made; must not hold anything.
-        quantize: how matrices are kept.
-        side: of a model of two towers, the one that is written.
-
-    Raises:
-        ConfigError: the folder is not empty, the model is of another architecture, a package is missing, or the file does not
-            give the model's vectors.
+    Of a model of two towers it is that of ``side``. Raises ConfigError: the folder is not empty, the model is of another
+    architecture, a package is missing, or the file does not give the model's vectors.
     """
     folder = folder_of(folder)
     one_of("quantize", quantize, get_args(Quantize))
@@ -93,7 +82,8 @@ def export_gguf(
     encoder = load_plain(spec, side)
     pooling = _pooling_of(encoder)
     window = min(window_of(encoder.model) or 1 << 31, _bert(encoder.model).config.max_position_embeddings)
-    with whole_folder(folder) as aside:
+    with made_aside(folder) as aside:
+        aside.mkdir()
         _write_file(encoder, aside / FILE, quantize, pooling, window)
         with quiet_libraries():  # they warn of texts that are longer than the window
             cosine = _compare(encoder, aside / FILE, window)
@@ -114,11 +104,7 @@ def _bert(model: "SentenceTransformer") -> Any:
 
 
 def _pooling_of(encoder: Encoder) -> str:
-    """How the model makes one vector of many.
-
-    Raises:
-        ConfigError: it is nothing that llama.cpp runs as BERT.
-    """
+    """How the model makes one vector of many. Raises ConfigError: it is nothing that llama.cpp runs as BERT."""
     model, spec = encoder.model, encoder.spec
     kind = _bert(model).config.model_type
     if kind != "bert":
@@ -262,18 +248,9 @@ with open(asked["out"], "w") as file:
 
 
 def llama_vectors(file: Path, texts: Sequence[str], window: int) -> Vectors:
-    """The vectors of texts by llama.cpp, in a process of its own, since it ends its process where a file is wrong.
+    """Unit vectors, float32 (n, dim), of n texts of at most ``window`` tokens by llama.cpp, in a process of its own.
 
-    Args:
-        file: GGUF.
-        texts: n texts of at most ``window`` tokens.
-        window: tokens.
-
-    Returns:
-        float32 (n, dim), unit rows.
-
-    Raises:
-        ConfigError: it cannot read the file.
+    It ends its process where a file is wrong. Raises ConfigError: it cannot read the file.
     """
     import torch
 

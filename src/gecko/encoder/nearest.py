@@ -28,19 +28,10 @@ _LAST = np.uint64((1 << 32) - 1)
 
 
 def top_k(queries: Scores, passages: Scores, k: int) -> tuple[Places, Scores]:
-    """The best k passages of each query.
+    """The best k of m passages (all if there are fewer) for each of n queries, float32 (m, d) and (n, d), m below 2**32.
 
-    Args:
-        queries: float32 (n, d).
-        passages: float32 (m, d), m below 2**32.
-        k: how many; all m if there are fewer.
-
-    Returns:
-        int64 (n, min(k, m)) places in ``passages``, best first, equal scores in passage order; and float32 inner
-        products of the same shape.
-
-    Raises:
-        EvaluationError: shapes differ, k is below 1, or a number is not finite.
+    Returns int64 (n, min(k, m)) places in ``passages``, best first, equal scores in passage order, and float32 inner
+    products of the same shape. Raises EvaluationError: shapes differ, k is below 1, or a number is not finite.
     """
     if queries.ndim != 2 or passages.ndim != 2 or queries.shape[1] != passages.shape[1]:
         raise EvaluationError(f"vectors do not match: queries {queries.shape}, passages {passages.shape}")
@@ -73,19 +64,10 @@ def cuts(passages: int, part: int | None = None) -> list[slice]:
 
 
 def top_k_parts(queries: Scores, parts: Sequence[Callable[[], Scores]], k: int) -> tuple[Places, Scores]:
-    """:func:`top_k` over passages that lie in several parts, of which one at a time is needed.
+    """:func:`top_k` over passages that lie in several parts, of which one at a time is needed; a place counts through all.
 
-    Args:
-        queries: float32 (n, d).
-        parts: in order, how to come by each: float32 (m_i, d). Parts made by :func:`cuts` give the scores of one search to
-            the bit; with others a product may be rounded otherwise.
-        k: how many; all if there are fewer.
-
-    Returns:
-        as :func:`top_k`; a place counts through all parts.
-
-    Raises:
-        EvaluationError: as :func:`top_k`.
+    ``parts`` are, in order, how to come by each: float32 (m_i, d). Parts made by :func:`cuts` give the scores of one
+    search to the bit; with others a product may be rounded otherwise.
     """
     best, start = np.empty((len(queries), 0), dtype=np.uint64), 0
     for part in parts:

@@ -55,14 +55,10 @@ def int8_works() -> bool:
 
 
 class BertBackend:
-    """A BERT with sentence-transformers' own pooling, on the CPU.
+    """A BERT, for which :func:`can_pack` holds, with sentence-transformers' own pooling, on the CPU; its weights are copied.
 
-    In 8 bits this is the plain form of :class:`gecko.encoder.fused.FusedBackend`, for where numba is not.
-
-    Args:
-        model: the model, for which :func:`can_pack` holds; its weights are copied.
-        precision: ``float32``, ``bfloat16`` or ``int8`` (the linear layers).
-        rest: the float type of what is not in 8 bits; none: bfloat16 where that is fast.
+    In 8 bits (``int8``, of the linear layers) this is the plain form of :class:`gecko.encoder.fused.FusedBackend`, for
+    where numba is not. ``rest`` is the float type of what is not in 8 bits; none: bfloat16 where that is fast.
     """
 
     def __init__(self, model: "SentenceTransformer", precision: str, rest: "torch.dtype | None" = None) -> None:

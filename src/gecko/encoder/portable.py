@@ -27,9 +27,7 @@ _DENSE = {"module_input_name": "sentence_embedding", "module_output_name": "sent
 def write_older_names(folder: Path, max_tokens: int | None) -> None:
     """Rewrite the configuration of a folder that sentence-transformers has saved; what it means stays the same.
 
-    Args:
-        folder: the model's.
-        max_tokens: its window; none: it names no limit.
+    ``max_tokens`` is the model's window; none: it names no limit.
     """
     file = folder / "modules.json"
     modules: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))

@@ -48,19 +48,12 @@ def save_model(
 ) -> None:
     """Save a model so that sentence-transformers alone, of any age, loads it, and tells its form and its dimensions.
 
-    The prompts are those of ``form``; in the native form the model keeps its own. ``dims`` are written as
-    ``matryoshka_dimensions`` into ``config_sentence_transformers.json``, and into ``config.json``, where vLLM looks.
-    The model is not changed. No README is written.
+    The prompts are those of ``form``, in which it was trained; in the native form the model keeps its own. ``dims``, to
+    which it may be cut, are written as ``matryoshka_dimensions`` into ``config_sentence_transformers.json``, and into
+    ``config.json``, where vLLM looks. The model is not changed. No README is written.
 
-    Args:
-        model: the model.
-        folder: made if need be.
-        form: the text form it was trained in.
-        dims: dimensions it may be cut to.
-
-    Raises:
-        ConfigError: a dimension is not between 1 and the model's, or the form is none.
-        StorageError: the disk is full or read-only.
+    Raises ConfigError: a dimension is not between 1 and the model's, or the form is none. StorageError: the disk is full
+    or read-only.
     """
     folder, form = folder_of(folder), form_of(form)
     full = model.get_embedding_dimension()

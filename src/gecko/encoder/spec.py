@@ -16,15 +16,10 @@ _IDENTITY_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
 
 
 def resolve_model(spec: str | os.PathLike[str]) -> str:
-    """The folder or the hub name that a model SPEC stands for.
+    """The folder or the hub name that a model SPEC stands for: ``minilm``, ``smollm2``, a folder or ``hf:NAME``.
 
-    Args:
-        spec: ``minilm``; ``smollm2``, a raw language model, fetched on the first call; a folder holding
-            ``modules.json`` or ``config.json``, as text or as a path; or ``hf:NAME``.
-
-    Raises:
-        ConfigError: it is none of these.
-        TeacherError: ``smollm2`` cannot be fetched.
+    ``smollm2``, a raw language model, is fetched on the first call; a folder holds ``modules.json`` or ``config.json``.
+    Raises ConfigError: it is none of these. TeacherError: ``smollm2`` cannot be fetched.
     """
     spec = spec_of(spec)
     if spec == "minilm":
@@ -65,11 +60,9 @@ def resolve_model(spec: str | os.PathLike[str]) -> str:
 def model_identity(spec: str | os.PathLike[str]) -> str:
     """A short stable hash of a model, made without loading it; 16 hexadecimal digits.
 
-    A folder is known by its configuration, vocabulary and weights. A hub name is known by its name and commit: the one
-    in the local cache, else the one the hub names, so that downloading the model does not change its identity.
-
-    Raises:
-        ConfigError: the spec is not known.
+    A folder is known by its configuration, vocabulary and weights. A hub name is known by its name and commit: the one in
+    the local cache, else the one the hub names, so that downloading the model does not change its identity. Raises
+    ConfigError: the spec is not known.
     """
     spec = spec_of(spec)
     target = resolve_model(spec)
@@ -90,8 +83,7 @@ def model_identity(spec: str | os.PathLike[str]) -> str:
 def refuse_pickles(folder: Path, spec: str) -> None:
     """Refuse a folder whose weights are pickled only, since reading those may run any code.
 
-    Raises:
-        ConfigError: it holds such a file.
+    Raises ConfigError: it holds such a file.
     """
     for pickled in sorted((*folder.glob("pytorch_model*.bin"), *folder.glob("*/pytorch_model*.bin"))):
         if not any(pickled.parent.glob("*.safetensors")):

@@ -13,12 +13,7 @@ if TYPE_CHECKING:
 
 
 def own_tokenizer(saved: str, max_tokens: int | None) -> "Tokenizer":
-    """A tokenizer that cuts to the model's window and does not pad; nothing changes it afterwards.
-
-    Args:
-        saved: as :func:`written_tokenizer` writes it: it says at which end a text is cut.
-        max_tokens: the window; none: no limit.
-    """
+    """A tokenizer, of what :func:`written_tokenizer` gives, that cuts to the model's window and does not pad."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(saved)
@@ -27,13 +22,11 @@ def own_tokenizer(saved: str, max_tokens: int | None) -> "Tokenizer":
     return tokenizer
 
 
-def written_tokenizer(model: "SentenceTransformer", max_tokens: int | None, padding_side: str) -> str:
-    """The tokenizer of a model, which cuts to the window and pads texts to the longest of them, as JSON."""
+def written_tokenizer(model: "SentenceTransformer", max_tokens: int | None) -> str:
+    """The tokenizer of a model, which cuts to the window and pads texts to the longest, on the right, as JSON."""
     from tokenizers import Tokenizer
 
-    return _set(
-        Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str()), model, max_tokens, padding_side
-    ).to_str()
+    return _set(Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str()), model, max_tokens, "right").to_str()
 
 
 def mend_tokenizer(file: Path, model: "SentenceTransformer", max_tokens: int | None) -> None:

@@ -20,8 +20,7 @@ SIDES: tuple[Side, ...] = ("query", "document")
 def two_towers(queries: "SentenceTransformer", passages: "SentenceTransformer") -> "SentenceTransformer":
     """One model of two, with the saved prompts of that of the queries.
 
-    Raises:
-        ConfigError: one of them has two towers already.
+    Raises ConfigError: one of them has two towers already.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Router
@@ -45,8 +44,7 @@ def has_two_towers(model: "SentenceTransformer") -> bool:
 def tower(model: "SentenceTransformer", side: Side) -> "SentenceTransformer":
     """The model of one side, with the prompts of all; of a model of one tower, the model itself.
 
-    Raises:
-        ConfigError: the model is a router of other things than queries and passages.
+    Raises ConfigError: the model is a router of other things than queries and passages.
     """
     from sentence_transformers import SentenceTransformer
 

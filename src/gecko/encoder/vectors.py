@@ -25,19 +25,13 @@ def shorten(vectors: Vectors, dim: int) -> Vectors:
 
 
 def encode_output(vectors: Vectors, output: Output) -> Packed:
-    """Unit vectors in the form of ``output``.
+    """Unit vectors, float32 (n, dim), in the form of ``output``.
 
-    Args:
-        vectors: float32 (n, dim).
-        output: ``float32``: as they are. ``int8``: each row scaled so that its largest entry is 127, which keeps its
-            direction; compare by cosine. ``binary``: a bit a dimension, 1 where positive, the first dimension the
-            highest bit of the first byte, as numpy packs; compare by Hamming distance.
+    ``float32``: as they are. ``int8`` (n, dim): each row scaled so that its largest entry is 127, which keeps its
+    direction; compare by cosine. ``binary``, uint8 (n, dim / 8): a bit a dimension, 1 where positive, the first dimension
+    the highest bit of the first byte, as numpy packs; compare by Hamming distance.
 
-    Returns:
-        float32 or int8 (n, dim), or uint8 (n, dim / 8).
-
-    Raises:
-        ConfigError: ``output`` is none of these; or binary, and ``dim`` is no multiple of 8.
+    Raises ConfigError: ``output`` is none of these; or binary, and ``dim`` is no multiple of 8.
     """
     one_of("output", output, get_args(Output))
     match output:
@@ -55,16 +49,10 @@ def encode_output(vectors: Vectors, output: Output) -> Packed:
 
 
 def refuse_not_finite(vectors: Vectors, texts: Sequence[str], places: Sequence[int], spec: str) -> None:
-    """Refuse vectors that hold NaN or infinity, which compare as nothing and cannot be written as JSON.
+    """Refuse unit vectors (n, dim) that hold NaN or infinity, which compare as nothing and cannot be written as JSON.
 
-    Args:
-        vectors: unit vectors (n, dim).
-        texts: their texts.
-        places: those of the texts in the call, from 0.
-        spec: the model.
-
-    Raises:
-        NonFiniteError: a vector does; of several, the one whose place is first.
+    ``places`` are those of the ``texts`` in the call, from 0. Raises NonFiniteError: a vector does; of several, the one
+    whose place is first.
     """
     if np.isfinite(vectors.sum()):
         return

@@ -89,18 +89,11 @@ class Estimate:
 
 
 class Ablation:
-    """The ablations of one run.
+    """The ablations of a run whose stages up to ``relabel`` are finished.
 
-    Args:
-        run: the run folder, held; its stages up to ``relabel`` are finished.
-        options: what to do.
-        ui: where sentences and progress go.
-        released: rows that were labelled elsewhere and that the run trains on, too.
-
-    Raises:
-        RunError: a stage is not finished, or nothing is there to measure with.
-        ConfigError: a cell is not known, or there are no seeds.
-        EvaluationError: a test set cannot be read.
+    ``released`` are rows that were labelled elsewhere and that the run trains on, too. Raises RunError: a stage is not
+    finished, or nothing is there to measure with. ConfigError: a cell is not known, or there are no seeds.
+    EvaluationError: a test set cannot be read.
     """
 
     def __init__(self, run: Run, options: Options, ui: Ui | None = None, released: "Sequence[Released]" = ()) -> None:
@@ -234,8 +227,7 @@ class Ablation:
     def plan(self) -> "list[Training]":
         """Every training, those of one cell together; a cell that the run is too small for is told and left out.
 
-        Raises:
-            TrainingError: the run is too small for all of them.
+        Raises TrainingError: the run is too small for all of them.
         """
         found = []
         for cell in self.cells:
@@ -320,11 +312,7 @@ class Ablation:
         return Estimate(len(left), kept, len(left) * (fixed + measured * text) + worked * row)
 
     def work(self) -> dict[str, Any]:
-        """Train and measure what is not there yet, and put everything together.
-
-        Returns:
-            see :meth:`result`.
-        """
+        """Train and measure what is not there yet, and put everything together: see :meth:`result`."""
         self.train_left()
         return self.result()
 

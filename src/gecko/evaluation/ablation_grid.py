@@ -11,7 +11,7 @@ import numpy as np
 from gecko.config.run import RunConfig
 from gecko.core.errors import ConfigError
 from gecko.core.formats import InputFormat
-from gecko.core.records import Candidate, Example, Query
+from gecko.core.records import Candidate, Example, Query, by_query
 
 Draw = Literal["at random", "even over tasks", "even over passages", "few passages"]
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1)
@@ -63,12 +63,7 @@ class Cell:
 
 
 def all_cells(config: RunConfig, with_likelihood: bool = True) -> list[Cell]:
-    """Every cell there is, for a run with these settings.
-
-    Args:
-        config: of the run.
-        with_likelihood: whether its scores hold query likelihoods.
-    """
+    """Every cell there is, for a run with these settings, whose scores hold query likelihoods or do not."""
     fusion, n = config.select.fusion, config.mine.n
     temperature, rate = config.train.loss.temperature, config.train.learning_rate
     cells = []
@@ -116,8 +111,7 @@ def _filter(least: float | None) -> str:
 def chosen_cells(cells: Sequence[Cell], names: Sequence[str] | None) -> list[Cell]:
     """The cells of the groups, or the cells, that ``names`` names; all for none.
 
-    Raises:
-        ConfigError: a name is neither.
+    Raises ConfigError: a name is neither.
     """
     if not names:
         return list(cells)
@@ -133,11 +127,8 @@ def chosen_cells(cells: Sequence[Cell], names: Sequence[str] | None) -> list[Cel
 def first_candidates(candidates: Sequence[Candidate], n: int, queries: Sequence[Query]) -> list[Candidate]:
     """The candidates that mining with a smaller N would have found: the nearest n, the seed at place n if not among them."""
     seeds = {query.id: query.seed_id for query in queries}
-    by_query: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        by_query.setdefault(candidate.query_id, []).append(candidate)
     kept = []
-    for key, row in by_query.items():
+    for key, row in by_query(candidates).items():
         row.sort(key=lambda candidate: candidate.rank)
         first = row[:n]
         if seeds[key] and seeds[key] not in [candidate.passage_id for candidate in first]:
@@ -148,14 +139,10 @@ def first_candidates(candidates: Sequence[Candidate], n: int, queries: Sequence[
 
 
 def drawn(rows: Sequence[Example], wanted: int, generator: np.random.Generator, how: Draw) -> list[Example]:
-    """Some of the rows, drawn without replacement, in their order.
+    """So many of the rows, drawn without replacement, in their order.
 
-    Args:
-        rows: all.
-        wanted: how many.
-        generator: draws.
-        how: ``at random``; evenly over the task texts (but for case) or the seed passages: one row of each, then the next
-            of each; or of ``few passages``: all rows of one, then of the next.
+    They are drawn ``at random``; evenly over the task texts (but for case) or the seed passages: one row of each, then
+    the next of each; or of ``few passages``: all rows of one, then of the next.
     """
     order = generator.permutation(len(rows)).tolist()
     match how:

@@ -8,7 +8,7 @@ import numpy as np
 from gecko.core.records import Query
 from gecko.evaluation.ablation_grid import Cell
 from gecko.evaluation.evaluate import HEADLINE
-from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
+from gecko.evaluation.metrics import Array, descending, paired, per_query
 
 AGREEMENT = "agreement with the teacher"
 RESAMPLES = 10_000
@@ -41,9 +41,8 @@ def table(
             "agreement": None,
         }
         if agreed:
-            delta, low, high = macro_ci([np.array(found[AGREEMENT]) - np.array(base[AGREEMENT])], RESAMPLES)
             mean = float(np.mean(found[AGREEMENT]))
-            row["agreement"] = {"score": mean, "delta": delta, "ci95": [low, high]}
+            row["agreement"] = {"score": mean, **_difference(found, base, [AGREEMENT])}
         rows.append(row)
     start = {
         "score": macro(arrays(base, names)),
@@ -60,17 +59,15 @@ def arrays(values: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[
 def _against(
     name: str, found: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]], names: Sequence[str]
 ) -> dict[str, Any]:
-    delta, ends = _difference(found, base, names)
-    return {f"delta_{name}": delta, f"ci95_{name}": ends}
+    return {f"{key}_{name}": value for key, value in _difference(found, base, names).items()}
 
 
 def _difference(
     found: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]], names: Sequence[str]
-) -> tuple[float, list[float]]:
+) -> dict[str, Any]:
     """Of the macro means, with its paired 95 % interval."""
     pairs = zip(arrays(found, names), arrays(base, names), strict=True)
-    delta, low, high = macro_ci([ours - theirs for ours, theirs in pairs], RESAMPLES)
-    return delta, [low, high]
+    return paired([ours - theirs for ours, theirs in pairs], RESAMPLES)
 
 
 def _averaged(found: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
@@ -90,28 +87,23 @@ def merged(rows: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
 def order_rows(
     queries: Sequence[Query], orders: Mapping[str, Mapping[str, Sequence[str]]], qrels: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, Any]]:
-    """A row for each order of the candidates; the first one is what the others are held against.
+    """A row for each order (by name, passage ids by query id, best first); the first is what the others are held against.
 
-    Args:
-        queries: some of them were written for a passage.
-        orders: by name, passage ids by query id, best first.
-        qrels: judgements of some of the queries.
+    Some of the queries were written for a passage, and of some there are judgements.
     """
     rows: list[dict[str, Any]] = []
     base: Array | None = None
     for name, ranked in orders.items():
         ranks = np.array([ranked[query.id].index(query.seed_id) + 1 for query in queries if not query.asked])
-        first = base is None
+        ahead = {"delta": None, "ci95": None} if base is None else paired([1 / ranks - base], RESAMPLES)
         base = 1 / ranks if base is None else base
-        delta, low, high = macro_ci([1 / ranks - base], RESAMPLES)
         run = {key: descending(ranked[key]) for key in qrels}
         rows.append(
             {
                 "order": name,
                 "queries": len(ranks),
                 "seed_mrr": float((1 / ranks).mean()),
-                "delta": None if first else delta,
-                "ci95": None if first else [low, high],
+                **ahead,
                 "seed_first": float((ranks == 1).mean()),
                 "judged": len(qrels),
                 HEADLINE: float(per_query(run, qrels, (HEADLINE,))[HEADLINE].mean()) if qrels else None,
@@ -130,7 +122,6 @@ def width_rows(
     for width, found in models.items():
         row: dict[str, Any] = {"dim": width, "score": macro(arrays(found, names))}
         if width in starts:
-            delta, ends = _difference(found, starts[width], names)
-            row |= {"start": macro(arrays(starts[width], names)), "delta": delta, "ci95": ends}
+            row |= {"start": macro(arrays(starts[width], names)), **_difference(found, starts[width], names)}
         rows.append(row)
     return rows

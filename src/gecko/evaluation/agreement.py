@@ -23,14 +23,8 @@ def agreement(
 ) -> Array:
     """nDCG@10 of the model's order of each query's candidates, with the teacher's fused scores as gains.
 
-    Args:
-        queries: Q held-out queries, all in ``labels``.
-        labels: each query's candidates in fused order, best first.
-        passages: by id.
-        encoder: the model.
-
-    Returns:
-        (Q,) values on 0–1; 1 is the teacher's own order.
+    ``labels`` has each query's candidates in fused order, best first. Returns (Q,) values on 0–1 for Q held-out queries;
+    1 is the teacher's own order.
     """
     if not queries:
         return np.zeros(0)

@@ -196,8 +196,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(number, value) of each line of a JSON-lines file.
 
-    Raises:
-        EvaluationError: it cannot be read; the message names the line.
+    Raises EvaluationError: it cannot be read; the message names the line.
     """
     try:
         yield from json_rows(_lines(path))

@@ -15,15 +15,10 @@ _WORD = rf"[\w{MARKS}]{{2,}}|{CHARACTER}"  # of one character only where that ca
 
 
 def bm25_run(passages: Sequence[Passage], queries: Sequence[tuple[str, str]], k: int) -> dict[str, dict[str, float]]:
-    """Rank passages, title and text as one string.
+    """Rank passages, title and text as one string, for queries of (id, text): at most ``k`` a query.
 
-    Args:
-        passages: the corpus.
-        queries: (id, text).
-        k: how many a query, at most; a passage that shares no word with the query is never listed.
-
-    Returns:
-        score by query id and passage id, best first, ties in passage order.
+    Returns score by query id and passage id, best first, ties in passage order; a passage that shares no word with the
+    query is never listed.
     """
     import bm25s
     import snowballstemmer

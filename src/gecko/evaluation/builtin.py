@@ -6,7 +6,6 @@ the teacher check) reads them.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -52,24 +51,16 @@ def stdlib_questions() -> RetrievalSet:
     )
 
 
-@dataclass(frozen=True)
-class ProbeTopic:
-    """Twenty passages on one subject and six queries, with a grade for every pair (0 unless listed)."""
-
-    topic: str
-    passages: list[Passage]
-    queries: list[tuple[str, str]]
-    qrels: dict[str, dict[str, int]]
-
-
-def probe() -> list[ProbeTopic]:
-    """The reranking probe: 60 queries, each with the 20 passages of its topic to put in order."""
+def probe() -> list[RetrievalSet]:
+    """The reranking probe: ten subjects, each with 20 passages, six queries and a grade for every pair (0 unless listed)."""
     return [
-        ProbeTopic(
-            row["topic"],
-            [Passage(source="probe", **passage) for passage in row["passages"]],
-            [(query["id"], query["text"]) for query in row["queries"]],
-            {query["id"]: query["qrels"] for query in row["queries"]},
+        RetrievalSet(
+            name=row["topic"],
+            split="test",
+            passages=[Passage(source="probe", **passage) for passage in row["passages"]],
+            queries=[(query["id"], query["text"]) for query in row["queries"]],
+            qrels={query["id"]: query["qrels"] for query in row["queries"]},
+            task="",
         )
         for row in _rows("probe.jsonl")
     ]

@@ -44,12 +44,9 @@ class SupportsEmbedding(Protocol):
 
 
 class KeptEmbeddings:
-    """An encoder whose vectors are kept in a folder.
+    """An encoder whose vectors are kept in a folder that may hold ``limit`` bytes; none: nothing is kept.
 
-    Args:
-        encoder: the model; one without an identity is never kept.
-        folder: where the files lie; none: nothing is kept, and the numbers are the same.
-        limit: bytes that the folder may hold.
+    A model without an identity is never kept. The numbers are the same.
     """
 
     def __init__(self, encoder: "Encoder", folder: Path | None, limit: int = LIMIT) -> None:

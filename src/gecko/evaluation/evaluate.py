@@ -9,7 +9,7 @@ from gecko.encoder.nearest import top_k
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.bm25 import bm25_run
 from gecko.evaluation.cache import SupportsEmbedding
-from gecko.evaluation.metrics import METRICS, Array, macro_ci, per_query
+from gecko.evaluation.metrics import METRICS, Array, paired, per_query
 from gecko.search.index import reciprocal_rank_fusion
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ BEHIND = {"rerank": RERANKED, "hybrid": HYBRID}  # what the JSON calls each
 class SetScores:
     """What was measured on one set, with the evidence.
 
-    Attributes:
-        data: the set.
-        per_query: for each label (a model's, or ``bm25``) and measure, (queries,) on 0–1 in the set's query order.
+    ``per_query`` has for each label (a model's, or ``bm25``) and measure (queries,) on 0–1 in the set's query order.
     """
 
     data: RetrievalSet
@@ -41,11 +39,7 @@ class SetScores:
 
 
 def refuse_equal_names(names: Sequence[str]) -> None:
-    """Results are known by their set's name.
-
-    Raises:
-        EvaluationError: two sets have one name.
-    """
+    """Results are known by their set's name. Raises EvaluationError: two sets have one name."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError(f"several test sets are named {', '.join(twice)}; rename a folder, or measure them apart")
 
@@ -135,22 +129,13 @@ def _without_own(data: RetrievalSet, run: dict[str, dict[str, float]], k: int) -
 def eval_json(
     scores: Mapping[str, SetScores], model: str, baseline: str | None = None, *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
-    """The result as ``gecko eval --json`` prints it; numbers on 0–1.
+    """The result of :func:`evaluate_retrieval` as ``gecko eval --json`` prints it; numbers on 0–1.
 
-    ``delta`` is model minus baseline in nDCG@10 and ``ci95`` its paired interval; both are null without a baseline, as
-    is ``bm25`` where it was not run. With several sets, ``macro`` is their unweighted mean. Where the rankings were reranked,
-    ``rerank`` has the same numbers of both behind the reranker, and in ``gain`` what it changes of each with its interval;
-    where they were fused with BM25's, ``hybrid`` has them likewise.
-
-    Args:
-        scores: what :func:`evaluate_retrieval` returned.
-        model: label of the model.
-        baseline: label of the model it is held against.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Raises:
-        EvaluationError: a label was not measured.
+    ``delta`` is model minus baseline (their labels) in nDCG@10 and ``ci95`` its paired interval; both are null without a
+    baseline, as is ``bm25`` where it was not run. With several sets, ``macro`` is their unweighted mean. Where the
+    rankings were reranked, ``rerank`` has the same numbers of both behind the reranker, and in ``gain`` what it changes
+    of each with its interval; where they were fused with BM25's, ``hybrid`` has them likewise. Raises EvaluationError: a
+    label was not measured.
     """
     for name, score in scores.items():
         for label in (model, baseline):
@@ -199,6 +184,5 @@ def _row(scores: Sequence[SetScores], model: str, baseline: str | None, resample
     }
     if baseline is not None:
         differences = [score.per_query[model][HEADLINE] - score.per_query[baseline][HEADLINE] for score in scores]
-        delta, low, high = macro_ci(differences, resamples, seed)
-        row |= {"baseline": mean(baseline), "delta": delta, "ci95": [low, high]}
+        row |= {"baseline": mean(baseline), **paired(differences, resamples, seed)}
     return row | {metric: mean(model, metric) for metric in METRICS if metric != HEADLINE}

@@ -5,6 +5,7 @@ number does not hang on how ids are spelled.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,18 +23,10 @@ _BLOCK = 1 << 21  # resampled values held at once: 16 MiB of indices
 
 
 def per_query(run: Run, qrels: Qrels, names: Sequence[str] = METRICS) -> dict[str, Array]:
-    """Measures of each judged query.
+    """Measures (``ndcg@K``, ``recall@K``, ``mrr@K`` or ``map@K``) of each judged query.
 
-    Args:
-        run: score by query id and passage id, higher is better; ties rank in the order listed.
-        qrels: grade by query id and passage id.
-        names: ``ndcg@K``, ``recall@K``, ``mrr@K`` or ``map@K``.
-
-    Returns:
-        for each name, (queries,) on 0–1 in the order of ``qrels``; a query the run lacks counts 0.
-
-    Raises:
-        EvaluationError: a name is not known.
+    In a run a higher score is better, and ties rank in the order listed. Returns for each name (queries,) on 0–1 in the
+    order of ``qrels``; a query that the run lacks counts 0. Raises EvaluationError: a name is not known.
     """
     ranked = {query: _order(run.get(query, {})) for query in qrels}
     return {name: _measure(ranked, qrels, name) for name in names}
@@ -69,18 +62,10 @@ def descending(order: Sequence[str]) -> dict[str, float]:
 
 
 def bootstrap_ci(differences: Array, resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and 95 % percentile interval of paired differences, by resampling queries.
+    """Mean and 95 % percentile interval (lower and upper end) of paired differences, by resampling queries.
 
-    Args:
-        differences: (queries,) model minus baseline, one query each.
-        resamples: how many resamples.
-        seed: of the generator.
-
-    Returns:
-        mean, lower and upper end, in the unit of ``differences``.
-
-    Raises:
-        EvaluationError: there are no differences.
+    ``differences`` are (queries,) model minus baseline, in whose unit the result is. Raises EvaluationError: there are
+    none.
     """
     return macro_ci([differences], resamples, seed)
 
@@ -88,16 +73,7 @@ def bootstrap_ci(differences: Array, resamples: int = 10_000, seed: int = 0) -> 
 def macro_ci(differences: Sequence[Array], resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """The same for the mean over several sets, each weighing the same; queries are resampled within their set.
 
-    Args:
-        differences: for each set, (queries,).
-        resamples: how many resamples.
-        seed: of the generator.
-
-    Returns:
-        mean, lower and upper end, in the unit of ``differences``.
-
-    Raises:
-        EvaluationError: there is no set, or one is empty.
+    ``differences`` has (queries,) of each set. Raises EvaluationError: there is no set, or one is empty.
     """
     if not differences or any(len(values) == 0 for values in differences):
         raise EvaluationError("an interval needs at least one judged query in every set")
@@ -107,22 +83,21 @@ def macro_ci(differences: Sequence[Array], resamples: int = 10_000, seed: int = 
     return float(np.mean([values.mean() for values in differences])), float(low), float(high)
 
 
+def paired(differences: Sequence[Array], resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """:func:`macro_ci` as results hold it: ``delta``, and ``ci95``, its two ends."""
+    delta, *ends = macro_ci(differences, resamples, seed)
+    return {"delta": delta, "ci95": ends}
+
+
 def share_ci(
     parts: Sequence[Array], wholes: Sequence[Array], resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float] | None:
     """The share that one difference is of another, both macro means over several sets, with its 95 % percentile interval.
 
-    Args:
-        parts: for each set, (queries,): say what a student gained on each query.
-        wholes: the same of the same queries: say what its teacher gained. A resample draws the same queries for both.
-        resamples: how many resamples.
-        seed: of the generator.
-
-    Returns:
-        share, lower and upper end; none where the whole is not clearly above 0, since a share of it says nothing.
-
-    Raises:
-        EvaluationError: there is no set, one is empty, or the two are not of the same queries.
+    ``parts`` has (queries,) of each set, say what a student gained on each query, ``wholes`` the same of the same
+    queries, say what its teacher gained. A resample draws the same queries for both. None where the whole is not clearly
+    above 0, since a share of it says nothing. Raises EvaluationError: there is no set, one is empty, or the two are not
+    of the same queries.
     """
     if [len(values) for values in parts] != [len(values) for values in wholes]:
         raise EvaluationError("a share needs both differences of the same queries")

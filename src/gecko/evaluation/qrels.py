@@ -41,17 +41,10 @@ _USUAL = {3: (0, 1, 2), 4: (0, 2, 3)}  # places of query, document and grade
 def read_qrels(
     path: Path, lines: Iterable[tuple[str, str]], queries: Collection[str], documents: Collection[str]
 ) -> Qrels:
-    """The grades of a file by query and document.
+    """The grades of a file by query and document, from its lines that are not blank, each with its place.
 
-    Args:
-        path: the file, for errors.
-        lines: its lines that are not blank, each with its place.
-        queries: ids of the set's queries.
-        documents: ids of its documents.
-
-    Raises:
-        EvaluationError: a line has another number of columns than the first, a grade is no whole number, a document has two
-            grades for one query, or there is no judgement.
+    ``queries`` and ``documents`` are the ids of the set's. Raises EvaluationError: a line has another number of columns
+    than the first, a grade is no whole number, a document has two grades for one query, or there is no judgement.
     """
     judged: Qrels = {}
     first: dict[tuple[str, str], str] = {}

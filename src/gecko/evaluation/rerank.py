@@ -21,15 +21,10 @@ _HEADS = ("ForSequenceClassification", "ForCausalLM")  # what gives a pair of te
 
 
 class Reranker:
-    """A sentence-transformers CrossEncoder; a pair that two retrievers find is scored once.
+    """A sentence-transformers CrossEncoder, a folder or ``hf:NAME``; a pair that two retrievers find is scored once.
 
-    Args:
-        spec: a folder or ``hf:NAME``.
-        top: passages of each query that are put in order; what follows them stays behind them.
-        ui: where progress goes.
-
-    Raises:
-        ConfigError: ``top`` is below 2, or the model is no cross-encoder with one score.
+    The first ``top`` passages of each query are put in order, and what follows them stays behind them. Raises
+    ConfigError: ``top`` is below 2, or the model is no cross-encoder with one score.
     """
 
     def __init__(self, spec: str, top: int = 20, ui: Ui | None = None) -> None:
@@ -42,17 +37,10 @@ class Reranker:
         self._known: dict[tuple[str, str, str], float] = {}
 
     def __call__(self, data: RetrievalSet, run: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """A ranking of a set in the new order.
+        """A ranking of a set (score by query id and passage id, best first) in the new order.
 
-        Args:
-            data: the set.
-            run: score by query id and passage id, best first.
-
-        Returns:
-            scores that fall with the place, by query id and passage id; equal scores of the cross-encoder keep the order.
-
-        Raises:
-            NonFiniteError: a score is no number.
+        Returns scores that fall with the place; equal scores of the cross-encoder keep the order. Raises NonFiniteError:
+        a score is no number.
         """
         texts, by_id = dict(data.queries), {passage.id: passage for passage in data.passages}
         pairs = [(data.name, query, passage) for query, row in run.items() for passage in list(row)[: self.top]]
@@ -79,11 +67,7 @@ class Reranker:
 
 
 def _load(spec: str) -> Any:
-    """A CrossEncoder with one output.
-
-    Raises:
-        ConfigError: it is another kind of model, or cannot be read.
-    """
+    """A CrossEncoder with one output. Raises ConfigError: it is another kind of model, or cannot be read."""
     from sentence_transformers.cross_encoder import CrossEncoder
     from transformers import AutoConfig
 

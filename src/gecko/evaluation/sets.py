@@ -31,15 +31,10 @@ class Sets:
 
 
 def load_sets(specs: Sequence[str | os.PathLike[str]], split: str | None = None, prompts: Sequence[str] = ()) -> Sets:
-    """Load sets.
+    """Load BEIR folders and folders of task sets (``DIR`` or ``DIR@SPLIT``), ``mteb:NAME`` and ``stdlib-questions``.
 
-    Args:
-        specs: BEIR folders and folders of task sets (``DIR`` or ``DIR@SPLIT``), ``mteb:NAME``, ``stdlib-questions``.
-        split: the split where a spec names none.
-        prompts: ``SET=TASK``: what the unified form tells the model instead of the default.
-
-    Raises:
-        EvaluationError: a set cannot be read, two have one name, or a prompt is for no set.
+    ``split`` is for specs that name none. ``prompts`` are texts ``SET=TASK``: what the unified form tells the model
+    instead of the default. Raises EvaluationError: a set cannot be read, two have one name, or a prompt is for no set.
     """
     found: list[RetrievalSet | TaskSet | Skipped] = []
     for given in in_order(specs, "test set"):
@@ -81,13 +76,10 @@ def evaluate_sets(
 ) -> dict[str, Any]:
     """Measure ``model`` and, if there is one, ``baseline`` on all sets; retrieval sets behind a reranker or BM25, too.
 
-    Returns:
-        what ``gecko eval --json`` prints: ``sets`` and ``macro`` as :func:`gecko.evaluation.eval_json` has them for the
-        retrieval sets; ``tasks``, if there are any, as :func:`gecko.evaluation.task_scores.task_json`; ``skipped``, if any
-        are: the reason by name. A task set that mteb cannot run is among them, so that what was measured is not lost.
-
-    Raises:
-        EvaluationError: mteb cannot run the only set.
+    Returns what ``gecko eval --json`` prints: ``sets`` and ``macro`` as :func:`gecko.evaluation.eval_json` has them for
+    the retrieval sets; ``tasks``, if there are any, as :func:`gecko.evaluation.task_scores.task_json`; ``skipped``, if
+    any are: the reason by name. A task set that mteb cannot run is among them, so that what was measured is not lost.
+    Raises EvaluationError: mteb cannot run the only set.
     """
     ui = ui or Silent()
     baseline = BASELINE if BASELINE in models else None
@@ -181,8 +173,7 @@ def _against(row: Mapping[str, Any]) -> tuple[str, str]:
 def load_set(spec: str | os.PathLike[str], split: str | None = None) -> RetrievalSet:
     """A test set: ``stdlib-questions``, or a BEIR folder as ``DIR`` or ``DIR@SPLIT``.
 
-    Raises:
-        EvaluationError: it cannot be read, or has no such split.
+    Raises EvaluationError: it cannot be read, or has no such split.
     """
     spec = spec_of(spec, "test set")
     return stdlib_questions() if spec == STDLIB_QUESTIONS else load_beir(spec, split)

@@ -11,16 +11,12 @@ from gecko.evaluation.ablation_table import merged, table
 
 
 def study(ablations: Sequence[Ablation]) -> dict[str, Any]:
-    """The cells of one run, or of several as one table: the macro mean is then over the test sets of all.
+    """The cells of one run, or of several as one table (see :meth:`Ablation.result`), its macro mean over all sets.
 
     A cell's difference is then one that held on several corpora, each student against the start model on its own corpus.
     Cells that one of the runs was too small for are left out.
 
-    Returns:
-        see :meth:`Ablation.result`.
-
-    Raises:
-        RunError: of several runs, one has no test set, two have one of the same name, or no cell is the same in all.
+    Raises RunError: of several runs, one has no test set, two have one of the same name, or no cell is the same in all.
     """
     first, *others = ablations
     if not others:

@@ -41,11 +41,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model got on one set.
+    """What one model got on one set: mteb's score, the mean over splits and subsets, and the evidence for each of them.
 
-    Attributes:
-        score: mteb's, the mean over splits and subsets.
-        evidence: for each split and subset; none where mteb leaves nothing from which the score can be made again.
+    There is no evidence where mteb leaves nothing from which the score can be made again.
     """
 
     score: float
@@ -55,8 +53,7 @@ class Measured:
 def measure(data: TaskSet, embeddings: KeptEmbeddings) -> Measured:
     """Run a set's task on a model, as mteb does, with the same random draws for every model.
 
-    Raises:
-        EvaluationError: mteb cannot run the task.
+    Raises EvaluationError: mteb cannot run the task.
     """
     task = data.task
     scores: dict[str, Mapping[str, Mapping[str, Any]]] = {}
@@ -147,12 +144,9 @@ def items(measured: Measured) -> int | None:
 
 
 def interval(model: Measured, baseline: Measured, resamples: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
-    """95 % percentile interval of model minus baseline, both resampled in the same items.
+    """95 % percentile interval (ends on 0–1) of model minus baseline, both resampled in the same items; none: no evidence.
 
     Splits and subsets weigh the same. A mean is resampled ``resamples`` times, a statistic of pairs at most 1,000 times.
-
-    Returns:
-        lower and upper end, on 0–1; none where there is no evidence.
     """
     if model.evidence is None or baseline.evidence is None:
         return None
@@ -201,11 +195,7 @@ def task_json(
 ) -> dict[str, Any]:
     """The result as ``gecko eval --json`` prints it below ``tasks``; numbers on 0–1.
 
-    Args:
-        sets: what was measured.
-        measured: by set name, then ``model`` and, if there is one, ``baseline``.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+    ``measured`` is by set name, then ``model`` and, if there is one, ``baseline``.
     """
     result = {}
     for data in sets:

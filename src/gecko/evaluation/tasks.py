@@ -44,14 +44,7 @@ _TYPES: dict[Kind, tuple[str, str]] = {  # mteb's type, and the score that it is
 
 @dataclass(frozen=True)
 class TaskSet:
-    """An mteb task with its data.
-
-    Attributes:
-        name: the folder's name, or the task's.
-        splits: those that are measured.
-        task: the mteb task, loaded.
-        prompt: what the unified form tells the model.
-    """
+    """An mteb task with its data, loaded; ``prompt`` is what the unified form tells the model."""
 
     name: str
     splits: tuple[str, ...]
@@ -87,7 +80,7 @@ def is_task_folder(spec: str, split: str | None) -> bool:
 
 
 def load_folder(spec: str | os.PathLike[str], split: str | None = None) -> TaskSet:
-    """Read ``DIR/SPLIT.jsonl``; the fields of its rows say which kind of set it is.
+    """Read ``DIR/SPLIT.jsonl``, from ``DIR`` or ``DIR@SPLIT``; the fields of its rows say which kind of set it is.
 
     =====================================  =====================================================
     ``sentence1``, ``sentence2``, ``score``  similarity (a ``label`` beside the score is not read)
@@ -96,12 +89,8 @@ def load_folder(spec: str | os.PathLike[str], split: str | None = None) -> TaskS
     ``text``, ``label``                      classification where there is a ``train.jsonl``, else clustering
     =====================================  =====================================================
 
-    Args:
-        spec: ``DIR`` or ``DIR@SPLIT``.
-        split: the split where ``spec`` names none; none: ``test``.
-
-    Raises:
-        EvaluationError: the split or mteb is missing, or a row cannot be used (its file and line are given).
+    Raises EvaluationError: the split (none: ``test``) or mteb is missing, or a row cannot be used (file and line are
+    given).
     """
     folder, split = parse_spec(spec_of(spec, "test set"), split)
     file = folder / f"{split}.jsonl"
@@ -251,10 +240,8 @@ def _reranking(columns: dict[str, list[Any]]) -> dict[str, Any]:
 def load_named(spec: str, split: str | None = None) -> "list[RetrievalSet | TaskSet | Skipped]":
     """The mteb task, or all tasks of the mteb benchmark, of a spec ``mteb:NAME`` or ``mteb:NAME@SPLIT``.
 
-    A plain retrieval task becomes a set as a BEIR folder does, so that BM25 and the intervals stand beside it.
-
-    Raises:
-        EvaluationError: mteb is not installed, or knows no such task or benchmark.
+    A plain retrieval task becomes a set as a BEIR folder does, so that BM25 and the intervals stand beside it. Raises
+    EvaluationError: mteb is not installed, or knows no such task or benchmark.
     """
     name, _, named = spec.removeprefix(PREFIX).partition("@")
     split = named or split

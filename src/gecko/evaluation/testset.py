@@ -12,18 +12,14 @@ Pooling is TREC's (Sparck Jones and van Rijsbergen 1975): the union of the first
 
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from gecko.core.disk import disk_errors
 from gecko.core.errors import ConfigError, EvaluationError
-from gecko.core.files import CARD, write_bytes
+from gecko.core.files import CARD, made_aside, write_bytes, write_table
 from gecko.core.records import Grade, Passage, Query, Score, to_table
 from gecko.evaluation.beir import CORPUS, DEFAULT_SPLIT, QRELS, QUERIES
 
@@ -34,14 +30,10 @@ Rankings = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 @dataclass(frozen=True)
 class Judged:
-    """Queries with the teacher's grades of their pool.
+    """Queries with the teacher's grades of their pool: those that a passage answers, and those that none of it does.
 
-    Attributes:
-        queries: those that a passage answers, in order.
-        unanswered: those of whose pool no passage is relevant.
-        grades: grade by passage id, for each query of ``queries``, by its id.
-        refused: pooled pairs that the teacher did not judge.
-        systems: what was pooled, each with the number of relevant pairs that it alone found.
+    ``grades`` has the grade by query and passage id. ``refused`` pairs were pooled and not judged. ``systems`` are what
+    was pooled, each with the number of relevant pairs that it alone found.
     """
 
     queries: list[Query]
@@ -57,14 +49,10 @@ class Judged:
 
 
 def pool(rankings: Rankings, depth: int) -> dict[str, list[str]]:
-    """The first passages of every ranking, by query id; each passage once, in the order of the rankings.
+    """The first ``depth`` passages of every ranking, by query id; each passage once, in the order of the rankings.
 
-    Args:
-        rankings: by system and query id, score by passage id, best first.
-        depth: passages of a ranking.
-
-    Raises:
-        ConfigError: no query has more than one candidate.
+    Rankings are by system and query id: score by passage id, best first. Raises ConfigError: no query has more than one
+    candidate.
     """
     pooled: dict[str, dict[str, None]] = {}
     for by_query in rankings.values():
@@ -92,17 +80,9 @@ def judged(
     rankings: Rankings,
     depth: int,
 ) -> Judged:
-    """Grades of the pooled pairs.
+    """Grades of the pairs of :func:`pool`, from what the teacher said of them.
 
-    Args:
-        queries: all that were asked.
-        pooled: their candidates, from :func:`pool`.
-        scores: what the teacher said of them.
-        rankings: the pool's systems.
-        depth: of the pool.
-
-    Raises:
-        EvaluationError: no query has a relevant passage.
+    Raises EvaluationError: no query has a relevant passage.
     """
     said: dict[str, dict[str, int]] = {query.id: {} for query in queries}
     for score in scores:
@@ -133,28 +113,17 @@ def judged(
 def write_testset(
     folder: Path, passages: Sequence[Passage], found: Judged, scores: Sequence[Score | Grade], about: Sequence[str]
 ) -> None:
-    """Write the folder, whole or not at all.
+    """Write the folder, which is not there yet, whole or not at all.
 
-    Args:
-        folder: not there yet.
-        passages: the corpus.
-        found: the graded queries.
-        scores: what the teacher said.
-        about: lines of the card on where queries, teacher and rankings come from.
-
-    Raises:
-        EvaluationError: an id cannot stand in a file of judgements.
-        StorageError: the disk refuses it.
+    ``about`` has the lines of the card on where queries, teacher and rankings come from. Raises EvaluationError: an id
+    cannot stand in a file of judgements. StorageError: the disk refuses it.
     """
     for identifier in {key for row in found.grades.values() for key in row} | found.grades.keys():
         if identifier != identifier.strip() or any(mark in identifier for mark in "\t\n\r") or not identifier:
             raise EvaluationError(
                 f"the id {identifier!r} has white space that a file of judgements cannot hold; give the passage another id"
             )
-    folder = folder.absolute()
-    aside = folder.with_name(f".{folder.name}.partial")
-    with disk_errors(folder):
-        shutil.rmtree(aside, ignore_errors=True)
+    with disk_errors(folder), made_aside(folder) as aside:
         rows = ({"_id": one.id, "title": one.title, "text": one.text} for one in passages)
         _write_lines(aside / CORPUS, [json.dumps(row, ensure_ascii=False) for row in rows])
         for name, queries in ((QUERIES, found.queries), (UNANSWERED, found.unanswered)):
@@ -162,11 +131,8 @@ def write_testset(
             _write_lines(aside / name, lines)
         pairs = [f"{query}\t{key}\t{value}" for query, row in found.grades.items() for key, value in row.items()]
         _write_lines(aside / QRELS / f"{DEFAULT_SPLIT}.tsv", ["query-id\tcorpus-id\tscore", *pairs])
-        sink = pa.BufferOutputStream()
-        pq.write_table(to_table(type(scores[0]), scores), sink, compression="zstd")
-        write_bytes(aside / JUDGEMENTS, sink.getvalue().to_pybytes())
-        write_bytes(aside / CARD, _card(folder.name, len(passages), found, about).encode())
-        aside.replace(folder)
+        write_table(aside / JUDGEMENTS, to_table(type(scores[0]), scores))
+        write_bytes(aside / CARD, _card(folder.absolute().name, len(passages), found, about).encode())
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

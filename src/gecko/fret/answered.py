@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from gecko.core.counts import Counts
-from gecko.core.records import Grade, Passage, Place, Query
+from gecko.core.records import Grade, Passage, Place, Query, by_query
 from gecko.fret.judging import answers_hash
 from gecko.fret.relabel import REFUSED
 from gecko.llm.answers import Answer, Question
@@ -43,8 +43,7 @@ def grade_pairs(
 ) -> Iterator[Grade]:
     """Grade one shard; the arguments are those of :func:`gecko.fret.relabel.relabel`.
 
-    Yields:
-        one grade a pair, but for those that have no answer, which are counted by reason.
+    Yields one grade a pair, but for those that have no answer, which are counted by reason.
     """
     known = known or {}
     fresh = [(passage, [one for one in queries if (one.id, passage.id) not in known]) for passage, queries in pairs]
@@ -146,19 +145,11 @@ def order_lists(
     counts: Counts,
     known: Mapping[tuple[str, str], Place] | None = None,
 ) -> Iterator[Place]:
-    """Put the candidates of each query of one shard in order.
+    """Put the candidates of each query of one shard, the retriever's first one first, in order.
 
-    Args:
-        lists: queries, each with its candidates, the retriever's first one first.
-        teacher: is asked.
-        prompt: asks for an order.
-        relevance: asks whether one passage is relevant; its first label, or one of a value above the middle, is yes.
-        width: of a window.
-        counts: tokens, and queries without an answer by reason.
-        known: places by query id and passage id that were paid for before; a query is asked anew if one is missing.
-
-    Yields:
-        one place a candidate, query by query, but for queries that have no answer.
+    ``relevance`` asks whether one passage is relevant; its first label, or one of a value above the middle, is yes.
+    ``known`` has places by query id and passage id that were paid for before; a query is asked anew if one is missing.
+    Yields one place a candidate, query by query, but for queries that have no answer, which are counted by reason.
     """
     known = known or {}
 
@@ -217,12 +208,9 @@ def order_agreement(places: Sequence[Place]) -> tuple[float, int]:
     """Kendall's rank correlation of the two orders of a query, the mean over queries, and how many these are."""
     from scipy.stats import kendalltau
 
-    by_query: dict[str, list[Place]] = {}
-    for place in places:
-        by_query.setdefault(place.query_id, []).append(place)
     found = [
         float(kendalltau([one.first for one in some], [one.second for one in some]).statistic)
-        for some in by_query.values()
+        for some in by_query(places).values()
         if len(some) > 1
     ]
     return (sum(found) / len(found) if found else math.nan), len(found)

@@ -42,25 +42,12 @@ Task:\"\"\"
 def write_prompt(
     rows: Sequence[Example], labels: Mapping[str, Sequence[Label]], path: Path, count: int, seed: int
 ) -> list[Example]:
-    """Write a generation prompt whose examples are rows of queries that people asked.
+    """Write a generation prompt whose ``count`` examples are rows of queries that people asked; those rows, in their order.
 
-    They are drawn by ``seed`` from the half of those rows whose positive the teacher is surest of, those with a passage of
-    at most 600 characters first; no passage comes twice. A longer passage is cut behind a word.
-
-    Args:
-        rows: training rows, all with their positives; rows with a seed are passed over, as are those with a
-            prompt's slot such as ``{query}`` in their text.
-        labels: by query id the candidates in fused order.
-        path: of the TOML file; what is there is replaced.
-        count: examples.
-        seed: of the draw.
-
-    Returns:
-        the rows that became examples, in their order.
-
-    Raises:
-        RunError: there are too few.
-        StorageError: the disk refuses the file.
+    They are drawn by ``seed`` from the half of those rows whose positive the teacher is surest of (by the ``labels``),
+    those with a passage of at most 600 characters first; no passage comes twice. A longer passage is cut behind a word.
+    Rows with a seed are passed over, as are those with a prompt's slot such as ``{query}`` in their text. Raises
+    RunError: there are too few. StorageError: the disk refuses the file.
     """
     asked = [row for row in rows if not row.seed_id and not _SLOT.search(f"{row.query}{_content(row)}")]
     sure = {

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gecko.core.arguments import one_of
 from gecko.core.disk import disk_errors
 from gecko.core.errors import ConfigError, RunError
-from gecko.core.files import CARD, write_bytes
+from gecko.core.files import CARD, write_bytes, write_table
 from gecko.core.records import Example, Passage, Query
 from gecko.fret.view import RunView
 
@@ -33,20 +32,10 @@ rows = load_dataset("parquet", data_dir="{folder}", data_files="train.parquet", 
 
 
 def export_rows(view: RunView, folder: Path, library: str) -> dict[str, int]:
-    """Write the rows of a run for the trainer of another library.
+    """Write the selected rows of a run for the trainer of a library (see above) into a new folder; their number by file.
 
-    Args:
-        view: of a run whose rows are selected.
-        folder: to be made.
-        library: whose trainer reads it, see above.
-
-    Returns:
-        the number of rows by file.
-
-    Raises:
-        ConfigError: there is no such library, or the folder is there already.
-        RunError: the run has no rows.
-        StorageError: the disk refuses it.
+    Raises ConfigError: there is no such library, or the folder is there already. RunError: the run has no rows.
+    StorageError: the disk refuses it.
     """
     make = _FORMS[one_of("--for", library, get_args(Library))]
     if folder.exists():
@@ -63,9 +52,7 @@ def export_rows(view: RunView, folder: Path, library: str) -> dict[str, int]:
     with disk_errors(folder):
         folder.mkdir(parents=True)
     for name, table in tables.items():
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(table), sink, compression="zstd")
-        write_bytes(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+        write_table(folder / f"{name}.parquet", pa.Table.from_pylist(table))
     counts = {name: len(table) for name, table in tables.items()}
     write_bytes(folder / CARD, _card(view, folder, library, counts).encode())
     return counts

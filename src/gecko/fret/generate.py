@@ -88,17 +88,11 @@ def generate(
     counts: Counts,
     written: Sequence[Query] = (),
 ) -> Iterator[Query]:
-    """Write a query for each seed of one shard.
+    """Write a query for each seed of one shard, in batches of ``config.batch`` if it is set.
 
-    Args:
-        seeds: the shard's seeds; they are decoded together, in batches of ``config.batch`` if it is set.
-        passages: the corpus by id.
-        teacher: writes.
-        prompt: P_QG, with the weights of its variables.
-        config: how texts are drawn.
-        seed: of the run; each text is drawn from its own generator.
-        counts: drops by reason and tokens.
-        written: what there is already of this shard and of these seeds; none of it is repeated.
+    ``prompt`` is P_QG with the weights of its variables. Each text is drawn from its own generator, by the run's
+    ``seed``. ``counts`` gets drops by reason and tokens. What is ``written`` already of this shard and of these seeds is
+    not repeated.
     """
     before = teacher.usage.tokens
     seen = {_plain(query.text) for query in written}

@@ -22,13 +22,7 @@ PART = "judge"  # of a fingerprint; one that lacks it is of log-probabilities
 
 @dataclass(frozen=True)
 class JudgeForm:
-    """A form of judging.
-
-    Attributes:
-        name: as ``relabel.judge`` has it.
-        record: what it makes of a pair.
-        roles: of the prompts that it asks with.
-    """
+    """A form of judging, named as ``relabel.judge`` has it: the record it makes of a pair, and the roles of its prompts."""
 
     name: FormName
     record: type[Judged]

@@ -15,17 +15,11 @@ def mine(
     parts: Sequence[Callable[[], np.ndarray]],
     n: int,
 ) -> Iterator[Candidate]:
-    """The candidates of each query, first to last.
+    """The candidates of each of Q queries, first to last: ``n`` of P passages.
 
-    A seed that is not among the N nearest takes place N, with its own score, and is marked as not natural. A query that
-    somebody asked has none.
-
-    Args:
-        queries: Q queries.
-        query_vectors: (Q, d) unit rows.
-        ids: those of P passages.
-        parts: how to come by each part of the passages' vectors, (P, d) unit rows in all.
-        n: candidates a query.
+    ``query_vectors`` are (Q, d) unit rows, and ``parts`` how to come by each part of the passages' vectors, (P, d) unit
+    rows in all. A seed that is not among the N nearest takes place N, with its own score, and is marked as not natural. A
+    query that somebody asked has none.
     """
     place = {identifier: index for index, identifier in enumerate(ids)}
     found, scores = top_k_parts(query_vectors, parts, min(n, len(ids)))

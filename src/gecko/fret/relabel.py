@@ -36,21 +36,11 @@ def relabel(
     counts: Counts,
     known: Mapping[tuple[str, str], Score] | None = None,
 ) -> Iterator[Score]:
-    """Score one shard.
+    """Score one shard: passages, each with the queries that retrieved it, by P_QL and P_RC.
 
-    Args:
-        pairs: passages, each with the queries that retrieved it.
-        teacher: scores.
-        likelihood: P_QL.
-        relevance: P_RC.
-        counts: tokens, and the passages that were cut.
-        known: scores by query id and passage id that were paid for before; the teacher is not asked for them.
-
-    Yields:
-        One score a pair, but for those that the teacher refused, which are counted by reason.
-
-    Raises:
-        TeacherError: a score is no number, though nothing was refused.
+    ``known`` has scores by query id and passage id that were paid for before; the teacher is not asked for them.
+    ``counts`` gets tokens, and the passages that were cut. Yields one score a pair, but for those that the teacher
+    refused, which are counted by reason. Raises TeacherError: a score is no number, though nothing was refused.
     """
     known = known or {}
     tokens, cut, refused = teacher.usage.tokens, teacher.usage.truncated, teacher.usage.refused

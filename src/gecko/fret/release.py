@@ -25,7 +25,7 @@ from gecko.config.stages import CorpusConfig, SelectConfig
 from gecko.core.arguments import spec_of
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, RunError
-from gecko.core.files import digest, file_sha256, write_bytes
+from gecko.core.files import digest, file_sha256, write_table
 from gecko.core.records import Candidate, Example, Grade, Judged, Passage, Place, Query, Score
 from gecko.corpus import ingest
 from gecko.fret.fuse import Label, fuse
@@ -117,8 +117,7 @@ def shipped() -> list[str]:
 def release_path(spec: str | os.PathLike[str]) -> Path:
     """The parquet file of a release: a shipped one by name, or a folder or file by path.
 
-    Raises:
-        ConfigError: there is none.
+    Raises ConfigError: there is none.
     """
     spec = spec_of(spec, "released rows")
     path = Path(str(files("gecko"))) / "data" / spec if spec in shipped() else Path(spec).expanduser()
@@ -137,9 +136,7 @@ def release_identity(spec: str | os.PathLike[str]) -> str:
 def read_release(spec: str | os.PathLike[str], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a release as they are in the file, of :data:`SCHEMA`.
 
-    Raises:
-        ConfigError: there is no such release.
-        RunError: the file is none.
+    Raises ConfigError: there is no such release. RunError: the file is none.
     """
     path = release_path(spec)
     try:
@@ -230,15 +227,10 @@ def judged_fields(judged: Judged) -> dict[str, Any]:
 def write_release(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows of :data:`SCHEMA` as one parquet file; equal rows give equal bytes.
 
-    Where a candidate was judged by answers, the candidates have the fields of that form, too.
-
-    Raises:
-        StorageError: the disk refuses it.
+    Where a candidate was judged by answers, the candidates have the fields of that form, too. Raises StorageError: the
+    disk refuses it.
     """
-    sink = pa.BufferOutputStream()
     there = {name for row in rows for entry in row["candidates"] for name, value in entry.items() if value is not None}
     more = {"grade"} & there | ({"first", "second", "relevant"} if "first" in there else set())
     schema = _schema([entry for entry in _ANSWERED if entry[0] in more])
-    table = pa.Table.from_pylist(list(rows), schema=schema)
-    pq.write_table(table, sink, compression="zstd", compression_level=19)
-    write_bytes(path, sink.getvalue().to_pybytes())
+    write_table(path, pa.Table.from_pylist(list(rows), schema=schema), level=19)

@@ -40,13 +40,9 @@ class Seed:
 
 @dataclass(frozen=True)
 class Cost:
-    """What seeds cost a teacher, in tokens.
+    """What seeds cost a teacher: tokens that it reads, ``generate_read`` of them for writing queries, and that it writes.
 
-    Attributes:
-        read: all that it reads.
-        generate_read: the part of it that is read for writing queries.
-        written: what it writes.
-        requests: about how many judge, where the queries of a passage share one; else 0.
+    ``requests`` is about how many judge, where the queries of a passage share one; else 0.
     """
 
     read: int
@@ -59,11 +55,8 @@ class Cost:
 class Reading:
     """Tokens that a teacher reads to judge queries, group by group; a passage is read once for all of them.
 
-    Attributes:
-        passes: 1 if one prompt gives both scores, else 2.
-        alone: tokens of all prompts that judge, for a teacher that reads each call in full; none: it reads them once.
-        shared: whether such a teacher gets the queries of a passage in one call.
-        tokens: so far.
+    ``passes`` is 1 if one prompt gives both scores, else 2. A teacher that reads each call in full reads all prompts,
+    ``alone`` tokens, and may get the queries of a passage in one call (``shared``); any other reads them once.
     """
 
     passes: int
@@ -96,17 +89,9 @@ def draw_seeds(
 ) -> list[list[Seed]]:
     """Passages that can be a seed, in random neighbourhoods, in the order in which they are to be used.
 
-    Args:
-        passages: the corpus.
-        vectors: (passages, d) unit rows of the start model.
-        config: the size of a neighbourhood and what is held out.
-        rng: drives every choice.
-        limit: stop once there are so many seeds; none: every passage that can be one, ``config.rounds`` times.
-        taken: ids of passages that must be no seed.
-        first: neighbourhoods to begin with; what can be no seed (any more) is left out of them.
-
-    Raises:
-        CorpusError: no passage is long enough.
+    ``vectors`` are the start model's, (passages, d) unit rows. The drawing stops at ``limit`` seeds; none: every passage
+    that can be one, ``config.rounds`` times. Passages whose ids are ``taken`` are no seed. The ``first`` neighbourhoods
+    begin; what can be no seed (any more) is left out of them. Raises CorpusError: no passage is long enough.
     """
     free = np.array([len(passage.text) >= config.min_seed_chars and passage.id not in taken for passage in passages])
     if not free.any():
@@ -189,12 +174,7 @@ def within_count(blocks: Sequence[Sequence[Seed]], count: int) -> list[list[Seed
 def most_seeds(budget: float, read: float, written: float, mine: MineConfig, config: GenerateConfig) -> int:
     """More seeds than a budget buys: two neighbourhoods, or what it would buy if passages and prompts cost nothing.
 
-    Args:
-        budget: what is to be spent.
-        read: price of a token that is read, in the budget's unit.
-        written: of one that is written.
-        mine: N.
-        config: the size of a neighbourhood.
+    ``read`` and ``written`` are the prices of a token in the budget's unit.
     """
     least = WRITTEN_TOKENS * written + mine.n * (QUERY_TOKENS + CONTROL_TOKENS) * read
     return max(2 * config.neighbourhood, math.ceil(max(0.0, budget) / least))
@@ -212,16 +192,10 @@ def prefix_costs(
 ) -> list[Cost]:
     """What the first 1, 2, 3 … neighbourhoods cost together, each seed's nearest passages standing in for its candidates.
 
-    Args:
-        blocks: neighbourhoods in order.
-        neighbours: for each seed's id the indices of its N nearest passages.
-        passage_tokens: (passages,) tokens of each passage.
-        relabel: where long passages are cut.
-        mine: N.
-        passes: 1 if one prompt gives both scores, else 2.
-        alone: tokens of the prompt that writes, and of all prompts that judge, for a teacher that reads each call in full;
-            none: it reads its prompts once, and a passage once for all its queries.
-        shared: whether such a teacher gets the queries of a passage in one call.
+    ``neighbours`` has for each seed's id the indices of its N nearest passages, and ``passage_tokens`` is (passages,).
+    ``passes`` is 1 if one prompt gives both scores, else 2. ``alone`` are the tokens of the prompt that writes, and of
+    all prompts that judge, for a teacher that reads each call in full, where ``shared`` says whether it gets the queries
+    of a passage in one; none: it reads its prompts once, and a passage once for all its queries.
     """
     writing, judged = alone or (0, 0)
     each = alone is not None and not shared

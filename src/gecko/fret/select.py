@@ -14,7 +14,7 @@ import numpy as np
 from gecko.config.stages import SelectConfig
 from gecko.core.counts import Counts
 from gecko.core.files import digest
-from gecko.core.records import Candidate, Example, Judged, Passage, Query, Text
+from gecko.core.records import Candidate, Example, Judged, Passage, Query, Text, by_query
 from gecko.fret.fuse import Label, fuse, standardized
 from gecko.fret.quality import OF_ITSELF, kind, leaked, speaks_of_itself
 
@@ -27,19 +27,17 @@ def group_labels(
     queries: Sequence[Query], candidates: Sequence[Candidate], scores: Sequence[Judged], config: SelectConfig
 ) -> dict[str, list[Label]]:
     """For each query that is scored in full, by every teacher that there is: its candidates in fused order."""
-    by_query: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        by_query.setdefault(candidate.query_id, []).append(candidate)
+    retrieved = by_query(candidates)
     scored: dict[str, dict[str, dict[str, Judged]]] = {}  # by teacher, query and passage
     for score in scores:
         scored.setdefault(score.teacher, {}).setdefault(score.query_id, {})[score.passage_id] = score
     tables = list(scored.values())
     labels = {}
     for query in queries:
-        wanted = {candidate.passage_id for candidate in by_query.get(query.id, ())}
+        wanted = {candidate.passage_id for candidate in retrieved.get(query.id, ())}
         if tables and wanted and all(wanted <= table.get(query.id, {}).keys() for table in tables):
             first, *others = (table[query.id] for table in tables)
-            labels[query.id] = fuse(by_query[query.id], first, config.fusion, config.rrf_constant, others)
+            labels[query.id] = fuse(retrieved[query.id], first, config.fusion, config.rrf_constant, others)
     return labels
 
 
@@ -53,17 +51,9 @@ def select(
 ) -> Iterator[Example]:
     """One training row a query, in the order of ``queries``.
 
-    A row whose positive the teacher does not find relevant (``config.min_rc``) is dropped and counted, as is a held-out
-    query, one without labels, and one that fails the settings on quality; then those of a kind of task of which there are
-    too many.
-
-    Args:
-        queries: all that were generated or asked.
-        labels: their candidates in fused order.
-        passages: the corpus by id.
-        config: what is selected.
-        seed: of the run.
-        counts: gets drops and notes.
+    ``labels`` has their candidates in fused order. A row whose positive the teacher does not find relevant
+    (``config.min_rc``) is dropped and counted, as is a held-out query, one without labels, and one that fails the
+    settings on quality; then those of a kind of task of which there are too many.
     """
     rows = list(_rows(queries, labels, passages, config, seed, counts))
     for row in _evened(rows, seed, counts) if config.task_rows == "uniform" else rows:

@@ -53,30 +53,18 @@ def asked_id(query: str) -> str:
 
 
 def asked_identity(config: AskedConfig) -> str:
-    """A hash of what the sources hold.
-
-    Raises:
-        CorpusError: one is missing, or of another kind.
-    """
+    """A hash of what the sources hold. Raises CorpusError: one is missing, or of another kind."""
     return digest(*(rows_identity(spec) if is_remote(spec) else file_sha256(_file(spec)) for spec in config.sources))
 
 
 def read_asked(config: AskedConfig, heldout: float, heldout_max: int, seed: int, counts: Counts) -> list[Query]:
     """The queries of all sources, each once, in the order in which they are to be judged.
 
-    White space within a query counts as one space; null is an empty one. What has no letter or digit, is longer than 1,000
-    characters or is like another one (:func:`likeness`) is dropped and counted.
-
-    Args:
-        config: where they are.
-        heldout: share that is kept for the agreement test; which ones is decided by their text.
-        heldout_max: at most so many of them, the first in the order.
-        seed: of the run.
-        counts: gets the drops.
-
-    Raises:
-        CorpusError: a source is missing, of another kind, or cannot be read.
-        TrainingError: a table is empty, or not readable at some row.
+    White space within a query counts as one space; null is an empty one. What has no letter or digit, is longer than
+    1,000 characters or is like another one (:func:`likeness`) is dropped and counted. The share ``heldout``, at most
+    ``heldout_max`` and the first in the order, is kept for the agreement test; which ones is decided by their text.
+    Raises CorpusError: a source is missing, of another kind, or cannot be read. TrainingError: a table is empty, or not
+    readable at some row.
     """
     found: dict[str, str] = {}
     for text in _texts(config):

@@ -26,15 +26,10 @@ VARIED, BY_KIND = "generate_varied", "generate_kinds"
 
 
 def varied(prompt: Prompt, settings: Mapping[str, Mapping[str, float]], languages: Sequence[str] = ()) -> Prompt:
-    """The prompt with the weights of ``generate.variables``, which become a part of its hash; without any, as it is.
+    """P_QG with the weights of ``generate.variables``, which become a part of its hash; without any, as it is.
 
-    Args:
-        prompt: P_QG.
-        settings: for each variable the values and their weights.
-        languages: those of the corpus, where they are known: a passage's own is then named for the value ``same``.
-
-    Raises:
-        ConfigError: the prompt has no such variable, or no such kind.
+    ``languages`` are those of the corpus, where they are known: a passage's own is then named for the value ``same``.
+    Raises ConfigError: the prompt has no such variable, or no such kind.
     """
     if not settings:
         return prompt
@@ -75,8 +70,7 @@ def _value(variable: Variable, query_id: str) -> str:
 def worded(prompt: Prompt, drawn: Mapping[str, str], passage: Passage) -> str:
     """What the prompt says of the drawn values: the text for its slot.
 
-    Raises:
-        CorpusError: the passage's own language is to be named, and the package that tells it is missing.
+    Raises CorpusError: the passage's own language is to be named, and the package that tells it is missing.
     """
     said = []
     for variable in prompt.variables:

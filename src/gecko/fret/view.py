@@ -34,8 +34,7 @@ def relabel_folders(config: RunConfig) -> list[str]:
 def judgements(run: Run, folder: str, *, so_far: bool = False) -> list[Judged]:
     """What is in a folder of judgements, whatever their form; with ``so_far`` also of one that has not come to its end.
 
-    Raises:
-        RunError: it is not finished, or has nothing yet, or a shard is damaged.
+    Raises RunError: it is not finished, or has nothing yet, or a shard is damaged.
     """
     return (run.read_so_far if so_far else run.read)(folder, judged_form(run, folder).record)
 
@@ -52,11 +51,7 @@ def all_scores(run: Run) -> list[Judged]:
 
 
 class RunView:
-    """What a run holds; each part is read when it is first asked for.
-
-    Args:
-        run: the run folder, held.
-    """
+    """What a run (its folder, held) holds; each part is read when it is first asked for."""
 
     def __init__(self, run: Run) -> None:
         self.run = run

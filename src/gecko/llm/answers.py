@@ -75,13 +75,7 @@ def _flat(text: str) -> str:
 
 
 def instruction(question: Question, labels: Sequence[str], structured: bool) -> str:
-    """The sentence behind the prompt that says how to write the answer.
-
-    Args:
-        question: what is asked.
-        labels: of the prompt.
-        structured: as JSON; else in plain lines.
-    """
+    """The sentence behind the prompt that says how to write the answer: as JSON, or in plain lines."""
     size = question.size
     if question.kind == "grades":
         if structured:
@@ -121,8 +115,7 @@ def most_tokens(question: Question) -> int:
 def without_thinking(text: str) -> str:
     """What stands behind the thinking of a reasoning model, where the server leaves that in the text.
 
-    Raises:
-        UnreadableError: the thinking has no end.
+    Raises UnreadableError: the thinking has no end.
     """
     begin, end = THINKING
     if end in text:
@@ -135,8 +128,7 @@ def without_thinking(text: str) -> str:
 def read_answer(question: Question, labels: Sequence[str], text: str) -> tuple[int, ...]:
     """The numbers of an answer: grades in the order of the queries, places from 0 of the passages, or a label's place.
 
-    Raises:
-        UnreadableError: it is none.
+    Raises UnreadableError: it is none.
     """
     said = without_thinking(text)
     if not said:

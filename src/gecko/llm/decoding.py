@@ -33,11 +33,7 @@ class Growing(Protocol):
 class Padded:
     """Bodies padded to one length, with a mask; keys and values grow and shrink with the batch.
 
-    Args:
-        body: the model below its output layer.
-        preamble: keys and values of what stands before all bodies.
-        bodies: token ids.
-        pad: the token that fills up.
+    ``body`` is the model below its output layer; ``preamble`` has keys and values of what stands before all bodies.
     """
 
     def __init__(self, body: Any, preamble: KeysAndValues, bodies: list[list[int]], pad: int) -> None:
@@ -130,12 +126,7 @@ class Slotted:
 
 
 class Writer:
-    """Draws texts and ends them.
-
-    Args:
-        model: that says which tokens end a text.
-        tokenizer: its tokenizer.
-    """
+    """Draws texts and ends them; the model says which tokens end one."""
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model, self._tokenizer = model, tokenizer
@@ -149,14 +140,9 @@ class Writer:
         sampling: Sampling,
         usage: Usage,
     ) -> list[str]:
-        """The texts, each up to its first stop string; a finished one leaves the batch.
+        """The texts of ``state``, each up to its first stop string; a finished one leaves the batch. None is read yet.
 
-        Args:
-            state: the texts, of which nothing is read yet.
-            logits: (B, width) states to (B, vocabulary) logits.
-            stops: where texts end.
-            sampling: how they are drawn.
-            usage: where what is written is counted.
+        ``logits`` makes (B, vocabulary) of (B, width) states. What is written is counted in ``usage``.
         """
         hidden = state.begin()  # (B, width)
         generators = [torch.Generator().manual_seed(seed) for seed in sampling.seeds]

@@ -49,12 +49,9 @@ def pieces(width: int) -> list[slice]:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights and inputs are rounded to 8 bits.
+    """A linear layer whose weights and inputs are rounded to 8 bits; what goes in and comes out is of type ``dtype``.
 
-    Args:
-        linear: the layer to take the weights of.
-        rounder: shared by layers that read the same input.
-        dtype: the float type of what goes in and comes out.
+    The ``rounder`` is shared by layers that read the same input.
     """
 
     def __init__(self, linear: nn.Linear, rounder: _Rounder, dtype: torch.dtype) -> None:
@@ -81,12 +78,7 @@ class Int8Linear(nn.Module):
 def to_int8(model: PreTrainedModel, dtype: torch.dtype) -> Int8Linear:
     """Replace every linear layer of a causal LM but its output layer by its 8-bit form, one by one, in place.
 
-    Args:
-        model: the language model.
-        dtype: the float type in which the rest of it will work.
-
-    Returns:
-        The output layer in 8 bits; the model keeps its own.
+    The rest of it will work in ``dtype``. Returns the output layer in 8 bits; the model keeps its own.
     """
     rounder = _Rounder()
     for parent in list(model.base_model.modules()):

@@ -58,8 +58,7 @@ SAME = 0.05  # nats a token by which two readings of one text may differ
 class OpenAILM(Answering, LanguageModel):
     """A model behind an OpenAI-compatible server. Call :meth:`probe` before anything else.
 
-    Args:
-        rest: see :class:`gecko.llm.openai_answers.Answering`.
+    ``rest``: see :class:`gecko.llm.openai_answers.Answering`.
     """
 
     def __init__(self, address: Address, **rest: Any) -> None:
@@ -141,8 +140,7 @@ class OpenAILM(Answering, LanguageModel):
     def probe(self) -> None:
         """Find out what the server can do, with a known string.
 
-        Raises:
-            TeacherError: it does not answer at all, or it knows neither chat nor completions.
+        Raises TeacherError: it does not answer at all, or it knows neither chat nor completions.
         """
         refusals = []
         paths: dict[Form, str] = {"chat": "/chat/completions", "completion": "/completions"}

@@ -18,8 +18,7 @@ class Address:
 def parse_address(spec: str) -> Address:
     """``openai:URL#MODEL``, the URL up to and including ``/v1``.
 
-    Raises:
-        ConfigError: a part is missing, or the URL carries a password or a key. The message never repeats those.
+    Raises ConfigError: a part is missing, or the URL carries a password or a key. The message never repeats those.
     """
     url, _, model = spec.removeprefix("openai:").partition("#")
     parts = urlsplit(url)
@@ -38,8 +37,7 @@ def parse_address(spec: str) -> Address:
 def key_for(address: Address) -> str | None:
     """The key to send: ``GECKO_API_KEY``; ``OPENAI_API_KEY`` goes to its own host and to no other.
 
-    Raises:
-        ConfigError: it has a character that no header can hold. The message never repeats it.
+    Raises ConfigError: it has a character that no header can hold. The message never repeats it.
     """
     name = "GECKO_API_KEY"
     key = os.environ.get(name)

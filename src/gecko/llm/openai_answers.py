@@ -62,12 +62,10 @@ def defused(text: str) -> str:
 
 
 class Answering(Requests):
-    """What asks questions, and puts texts into requests.
+    """What asks questions, and puts texts into requests; for ``rest`` see :class:`gecko.llm.openai_http.Requests`.
 
-    Args:
-        passage_tokens: longer passages are cut to about so many tokens, and counted in ``usage.truncated``.
-        thinking_tokens: that a model may write before its answer.
-        rest: see :class:`gecko.llm.openai_http.Requests`.
+    Longer passages are cut to about ``passage_tokens``, and counted in ``usage.truncated``. A model may write
+    ``thinking_tokens`` before its answer.
     """
 
     def __init__(self, address: Address, *, passage_tokens: int = 256, thinking_tokens: int = 0, **rest: Any) -> None:
@@ -132,8 +130,7 @@ class Answering(Requests):
     ) -> tuple[int, ...]:
         """An answer that can be read, after as many attempts as there are temperatures.
 
-        Raises:
-            RefusedError: there is none.
+        Raises RefusedError: there is none.
         """
         structured = self._structured[question.kind]
         for attempt in range(len(TEMPERATURES)):

@@ -159,11 +159,9 @@ class Requests(Sentences):
     ) -> list[T | None]:
         """``ask`` for each item, several at a time; the results stand where their items do. None: it was refused.
 
-        Args:
-            ask: makes the requests of one item; it gives up when the event is set.
-            items: of each its passage and the query, or how a text is written.
-            places: which of the caller's passages each item belongs to.
-            calls: of this method, that one shard of the caller takes at most.
+        ``ask`` makes the requests of one item, and gives up when the event is set. An item is a passage and the query, or
+        how a text is written; ``places`` says which of the caller's passages each belongs to. One shard of the caller
+        takes at most so many ``calls`` of this method.
         """
         stop, left = threading.Event(), iter(range(len(items)))
         done: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
@@ -240,9 +238,7 @@ class Requests(Sentences):
     def _ask(self, path: str, body: dict[str, Any], read: Read[T], stop: threading.Event) -> T:
         """One answer, after as many attempts as it takes; ``read`` refuses a reply that cannot be right.
 
-        Raises:
-            RefusedError: the server will not answer this.
-            TeacherError: it cannot answer anything.
+        Raises RefusedError: the server will not answer this. TeacherError: it cannot answer anything.
         """
         key = self._replies.key(path, body)
         with self._lock:
@@ -268,9 +264,7 @@ class Requests(Sentences):
     ) -> None:
         """Find out whether the text or the server is at fault; returns where it is the text, which is then tried again.
 
-        Raises:
-            RefusedError: the text is, and need not be tried again.
-            TeacherError: the server is.
+        Raises RefusedError: the text is, and need not be tried again. TeacherError: the server is.
         """
         if failed.status in GIVEN_UP:
             raise RefusedError(failed.kind, str(failed)) from failed
@@ -337,11 +331,8 @@ class Requests(Sentences):
     def _read(self, path: str, response: httpx2.Response, read: Read[T], *, probing: bool) -> T:
         """What a response holds.
 
-        Raises:
-            FailedError: no answer.
-            DamagedError: none that can be right, when ``probing``.
-            RefusedError: it is held back.
-            TeacherError: the server will answer nothing more.
+        Raises FailedError: no answer. DamagedError: none that can be right, when ``probing``. RefusedError: it is held
+        back. TeacherError: the server will answer nothing more.
         """
         status, said = response.status_code, ""
         try:
@@ -408,11 +399,7 @@ class Requests(Sentences):
             self._clock.wait(stop, left + self._random.uniform(0, self._patience.first))
 
     def _pause_all(self, response: httpx2.Response) -> None:
-        """Hold all requests back for as long as the server asks.
-
-        Raises:
-            TeacherError: that is too long.
-        """
+        """Hold all requests back for as long as the server asks. Raises TeacherError: that is too long."""
         seconds = asked_pause(response.headers.get("Retry-After", ""))
         if seconds is None:
             return

@@ -25,11 +25,7 @@ Entry = tuple[float, str]  # when the reply arrived, and what it is
 
 
 class KeptReplies:
-    """The replies of the latest calls, and those that an earlier run left behind.
-
-    Args:
-        path: the file; none: nothing is kept.
-    """
+    """The replies of the latest calls, and those that an earlier run left behind, in a file if there is one."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -68,11 +64,7 @@ class KeptReplies:
             self._calls[-1][key] = time.time(), base64.b64encode(zlib.compress(content)).decode()
 
     def save(self) -> int:
-        """Put what is held into the file.
-
-        Returns:
-            how many replies that are.
-        """
+        """Put what is held into the file; returns how many replies that are."""
         held = {key: reply for call in list(self._calls) for key, reply in call.copy().items()}
         if self._path is None or not (held or self._used):
             return 0

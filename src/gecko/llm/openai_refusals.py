@@ -12,13 +12,7 @@ LEAST_REFUSED = 3  # texts after whose refusal a server that has answered nothin
 
 
 class Refusals:
-    """Counts what is answered and what is refused, from several threads.
-
-    Args:
-        usage: where it is counted for the caller.
-        where: model and address, for messages.
-        say: where a sentence for the user goes.
-    """
+    """Counts what is answered and what is refused, from several threads; ``where`` names model and address in messages."""
 
     def __init__(self, usage: Usage, where: str, say: Callable[[str], None]) -> None:
         self._usage, self._where, self._say = usage, where, say
@@ -32,16 +26,10 @@ class Refusals:
             self._answered += 1
 
     def refused(self, kind: str, said: str, item: tuple[Any, ...], place: int) -> None:
-        """A text was not.
+        """A text was not: the passage and the query of ``item``, or how a text was to be written.
 
-        Args:
-            kind: of the refusal.
-            said: by the server.
-            item: its passage and the query, or how a text was to be written.
-            place: which of the caller's passages it belongs to.
-
-        Raises:
-            TeacherError: more was refused than answered, of several texts, so it is not the text that is at fault.
+        ``said`` is the server's sentence, and ``place`` which of the caller's passages it belongs to. Raises
+        TeacherError: more was refused than answered, of several texts, so it is not the text that is at fault.
         """
         with self._lock:
             self._usage.refused += 1
@@ -55,11 +43,7 @@ class Refusals:
             raise TeacherError(self._refuses(refused, asked, said))
 
     def check(self) -> None:
-        """At the end of a call.
-
-        Raises:
-            TeacherError: several texts were refused, and nothing was ever answered.
-        """
+        """At the end of a call. Raises TeacherError: several texts were refused, and nothing was ever answered."""
         if not self._answered and self._texts() >= LEAST_REFUSED:
             refused = self._usage.refused
             raise TeacherError(self._refuses(refused, refused, self._usage.refusals[-1].said))

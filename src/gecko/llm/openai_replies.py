@@ -117,11 +117,7 @@ def asked_pause(header: str) -> float | None:
 
 
 def number(value: object) -> int:
-    """A count of tokens.
-
-    Raises:
-        DamagedError: it is none.
-    """
+    """A count of tokens. Raises DamagedError: it is none."""
     if not isinstance(value, int) or value < 0:
         raise DamagedError(f"{value!r} is no number of tokens")
     return value
@@ -136,8 +132,7 @@ def _logprob(value: object) -> float:
 def given(tokens: list[str], values: list[Any]) -> Given:
     """Tokens and log-probabilities of a given text.
 
-    Raises:
-        DamagedError: there are too few, or a value is no log-probability.
+    Raises DamagedError: there are too few, or a value is no log-probability.
     """
     if len(tokens) < 2:
         raise DamagedError(f"{len(tokens)} tokens of the given text")

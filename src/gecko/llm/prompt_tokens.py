@@ -43,13 +43,9 @@ class Branches:
 
 
 class PromptTokens:
-    """A tokenizer that knows of prompts.
+    """A tokenizer that knows of prompts; ``name`` is the model's in messages.
 
-    Args:
-        tokenizer: of the model.
-        name: of the model, for messages.
-        passage_tokens: longer passages are cut to so many tokens.
-        usage: where passages that are cut are counted.
+    Longer passages are cut to ``passage_tokens``, and counted in ``usage``.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, passage_tokens: int, usage: Usage) -> None:
@@ -130,11 +126,7 @@ class PromptTokens:
         return [body + ids + cut.end for body, ids in zip(bodies, asked, strict=True)]
 
     def labels(self, prompt: Prompt) -> list[int]:
-        """The first token of each label.
-
-        Raises:
-            TeacherError: two of them are the same, or there are fewer than two.
-        """
+        """The first token of each label. Raises TeacherError: two of them are the same, or there are fewer than two."""
         ids = [self.control(label)[0] for label in prompt.labels]
         if len(set(ids)) != len(ids) or len(ids) < 2:
             raise TeacherError(

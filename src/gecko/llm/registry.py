@@ -50,11 +50,7 @@ RETIRED = {"vllm": Row("vllm:NAME", "gecko.llm.vllm", reads_once=False)}  # runs
 
 
 def row(spec: str) -> Row:
-    """What is known of the backend of an LLM SPEC.
-
-    Raises:
-        ConfigError: the SPEC is of no known form.
-    """
+    """What is known of the backend of an LLM SPEC. Raises ConfigError: the SPEC is of no known form."""
     kind, colon, name = spec.partition(":")
     found = (BACKENDS | RETIRED).get(kind)
     if found is None or not (":" in found.form) == bool(colon) == bool(name):
@@ -63,23 +59,9 @@ def row(spec: str) -> Row:
     return found
 
 
-def _known(spec: str) -> Row:
+def known(spec: str) -> Row:
+    """:func:`row`, and for a SPEC of no known form the defaults of one: of runs whose backend is gone."""
     return (BACKENDS | RETIRED).get(spec.partition(":")[0], Row("", ""))
-
-
-def reads_once(spec: str) -> bool:
-    """See :class:`Row`; what has no row is taken to."""
-    return _known(spec).reads_once
-
-
-def answers(spec: str) -> bool:
-    """See :class:`Row`; what has no row is taken not to."""
-    return _known(spec).answers
-
-
-def must_be_asked(spec: str) -> bool:
-    """See ``asked`` of :class:`Row`."""
-    return _known(spec).asked
 
 
 def _backend(spec: str) -> Backend:
@@ -89,33 +71,21 @@ def _backend(spec: str) -> Backend:
 def teacher_identity(spec: str) -> str:
     """What a teacher's answers depend on, as a hash, without loading it.
 
-    Raises:
-        ConfigError: the SPEC is of no known form, or its file does not exist.
+    Raises ConfigError: the SPEC is of no known form, or its file does not exist.
     """
     return _backend(spec).identity(spec)
 
 
 def load_teacher(spec: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
-    """Fetch, convert and load a teacher.
+    """Fetch, convert and load a teacher; ``config`` says how many tokens of a passage it reads and packs together.
 
-    Args:
-        spec: an LLM SPEC.
-        config: how many tokens of a passage it reads, and how many it packs together.
-        ui: where the progress goes.
-
-    Raises:
-        ConfigError: the SPEC is of no known form.
-        TeacherError: it cannot be fetched or loaded.
+    Raises ConfigError: the SPEC is of no known form. TeacherError: it cannot be fetched or loaded.
     """
     return _backend(spec).load(spec, teacher_identity(spec), config, ui)
 
 
 def check_scores(teacher: LanguageModel) -> None:
-    """Refuse a teacher that cannot give query likelihoods.
-
-    Raises:
-        TeacherError: it cannot.
-    """
+    """Refuse a teacher that cannot give query likelihoods. Raises TeacherError: it cannot."""
     if not teacher.can_score:
         raise TeacherError(
             f"{teacher.name} cannot return the log-probabilities of a given text, and judging needs them; "
@@ -127,8 +97,7 @@ def check_scores(teacher: LanguageModel) -> None:
 def check_labels(teacher: LanguageModel, relevance: Prompt) -> None:
     """Refuse a teacher whose log-probabilities do not tell the labels of the prompt, before anything is paid for.
 
-    Raises:
-        TeacherError: they do not.
+    Raises TeacherError: they do not.
     """
     if wrong := teacher.no_labels(relevance):
         raise TeacherError(
@@ -140,8 +109,7 @@ def check_labels(teacher: LanguageModel, relevance: Prompt) -> None:
 def check_answers(teacher: LanguageModel, prompts: Sequence[Prompt], form: str) -> None:
     """Refuse a teacher whose answers to the prompts of a form, ``graded`` or ``listwise``, cannot be read.
 
-    Raises:
-        TeacherError: they cannot.
+    Raises TeacherError: they cannot.
     """
     kinds: tuple[Kind, ...] = ("grades",) if form == "graded" else ("order", "label")
     for prompt, kind in zip(prompts, kinds, strict=True):
@@ -157,14 +125,8 @@ def judging_form(
 ) -> tuple[Literal["logprobs", "graded"], str]:
     """How a teacher can judge, and a sentence that says so: by log-probabilities if it has them, else by grades.
 
-    Args:
-        teacher: that is asked.
-        relevance: the prompt of RC.
-        graded: the prompt of grades.
-        likelihood: whether QL is needed, too; a teacher that has RC alone then judges by grades.
-
-    Raises:
-        TeacherError: in neither way.
+    ``relevance`` is the prompt of RC, ``graded`` that of grades. With ``likelihood`` QL is needed, too; a teacher that
+    has RC alone then judges by grades. Raises TeacherError: in neither way.
     """
     no_labels = teacher.no_labels(relevance)
     if not no_labels and likelihood and not teacher.can_score and not teacher.no_answers(graded, "grades"):

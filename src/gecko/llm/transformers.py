@@ -390,12 +390,7 @@ class TransformersLM(LanguageModel):
 
 
 class OutputLayer:
-    """A model's output layer, and what its family makes of the logits.
-
-    Args:
-        model: a causal LM.
-        head: the layer in another precision; none: the model's own.
-    """
+    """A model's output layer, perhaps in another precision (``head``), and what its family makes of the logits."""
 
     def __init__(self, model: Any, head: nn.Module | None) -> None:
         self._own = model.get_output_embeddings()
@@ -406,15 +401,10 @@ class OutputLayer:
         self.cap: float | None = getattr(config, "final_logit_softcapping", None)
 
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of tokens, float32.
+        """Log-probabilities of ``targets`` (R,) or (R, L), float32 of that shape, by the states (R, width) that predict.
 
-        Args:
-            hidden: (R, width) states that predict.
-            targets: (R,) or (R, L) token ids.
-
-        Returns:
-            The same shape as ``targets``. The targets' own logits are exact, in float32, and part of the normaliser; the
-            others' are as precise as the head, and their errors cancel in a sum over the vocabulary.
+        The targets' own logits are exact, in float32, and part of the normaliser; the others' are as precise as the head,
+        and their errors cancel in a sum over the vocabulary.
         """
         output = self._own
         wanted = targets if targets.ndim == 2 else targets[:, None]
@@ -445,8 +435,7 @@ class OutputLayer:
 def _window(config: Any, name: str) -> int | None:
     """How many tokens the most short-sighted layer looks back; none: all of them.
 
-    Raises:
-        TeacherError: a layer has no attention, so that it cannot be told who sees whom.
+    Raises TeacherError: a layer has no attention, so that it cannot be told who sees whom.
     """
     kinds = getattr(config, "layer_types", None)
     if kinds is None:

@@ -29,10 +29,8 @@ NAME = "gecko_tree"  # of the attention among those of transformers
 class Segments:
     """Stretches of tokens that lie one after the other.
 
-    Attributes:
-        starts: (S + 1,) int32, where each begins, and the end of the last.
-        longest: tokens of the longest.
-        used: (S,) int32, how many tokens of each are read, from its start; none: all.
+    ``starts`` (S + 1,) int32: where each begins, and the end of the last. ``used`` (S,) int32: how many tokens of each
+    are read, from its start; none: all.
     """
 
     starts: torch.Tensor
@@ -181,12 +179,7 @@ class Pack:
 class Slots:
     """Texts that grow by a token at a time below one preamble, the keys and values of each in a slot of its own.
 
-    Args:
-        preamble: its keys and values.
-        lengths: tokens that each text begins with.
-        room: tokens that each may have in the end.
-        device: where they are read.
-        kernel: attention of segments.
+    Text i begins with ``lengths[i]`` tokens and may have ``room[i]`` in the end.
     """
 
     def __init__(

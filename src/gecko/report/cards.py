@@ -14,6 +14,7 @@ from gecko.core.files import read_json
 from gecko.corpus.sources import SQL_SCHEMES
 from gecko.fret.release import COLUMNS
 from gecko.fret.view import RunView, judged_form
+from gecko.report.render import templates
 from gecko.report.table import asked_rows, closing_rows, origins
 from gecko.report.text import shown
 
@@ -65,13 +66,7 @@ def _license_fields(name: str) -> dict[str, Any]:
 
 
 def model_card(view: RunView, form: str, result: Mapping[str, Any] | None) -> str:
-    """The card of ``RUN/model``.
-
-    Args:
-        view: of a run whose model is trained.
-        form: the input format that was kept.
-        result: what ``evaluate`` measured; none: nothing yet.
-    """
+    """The card of ``RUN/model``: of ``form``, the input format that was kept, and what ``evaluate`` measured, if anything."""
     from huggingface_hub import EvalResult, ModelCardData
 
     from gecko.training.schedule import enough_steps
@@ -129,12 +124,9 @@ def model_card(view: RunView, form: str, result: Mapping[str, Any] | None) -> st
 
 
 def dataset_card(rows: Sequence[Mapping[str, Any]], config: RunConfig, prompts: Mapping[str, str]) -> str:
-    """The card of a release.
+    """The card of a release: rows of ``gecko.fret.release.SCHEMA``, by the run of ``config``, or the first of several.
 
-    Args:
-        rows: of ``gecko.fret.release.SCHEMA``.
-        config: of the run that made them, or the first of several.
-        prompts: hash by name of its prompts.
+    ``prompts`` has the hash of each of its prompts by name.
     """
     from huggingface_hub import DatasetCardData
 
@@ -189,15 +181,7 @@ def _example(row: Mapping[str, Any]) -> str:
 
 
 def _render(template: str, data: Any, **values: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(  # noqa: S701 - Markdown, and everything in it that is foreign goes through `plain`
-        loader=PackageLoader("gecko", "report"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates(keep_trailing_newline=True)
     environment.filters["plain"] = _plain
     return f"---\n{data.to_yaml()}\n---\n\n" + environment.get_template(template).render(**values)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gecko.core.counts import drop_words
 from gecko.core.errors import CorpusError
 from gecko.core.records import Candidate, Example, Query
 from gecko.core.text import words
@@ -47,19 +48,13 @@ SHARES = {
 def statistics(view: RunView) -> dict[str, Any]:
     """Numbers of a run whose rows are selected; shares are on 0 to 1, quantiles are the 5th, 25th, 50th, 75th and 95th.
 
-    Raises:
-        RunError: a stage up to ``select`` is not finished, or a shard is damaged.
+    Raises RunError: a stage up to ``select`` is not finished, or a shard is damaged.
     """
     run = view.run
     stages = [stage for stage in STAGES if stage != ASKED or run.config.asked.sources]
     queries, rows = view.queries, run.read("select", Example)
     mined = run.read("mine", Candidate)
-    places: list[int] = []
-    for query in queries:
-        order = [label.passage_id for label in view.labels.get(query.id, ())]
-        if query.seed_id in order:
-            places.append(order.index(query.seed_id) + 1)
-    first = [ranked[0].rc for ranked in view.labels.values() if ranked and math.isfinite(ranked[0].rc)]
+    places, first = relabelled(view)
     texts = [query.text for query in queries]
     written = [query for query in queries if not query.asked]
     seeds = [view.by_id[query.seed_id] for query in written]
@@ -94,6 +89,16 @@ def statistics(view: RunView) -> dict[str, Any]:
         "drops": {stage: dict(run.finished(stage).drops.most_common()) for stage in stages},
         "made_by": provenance(view),
     }
+
+
+def relabelled(view: RunView) -> tuple[list[int], list[float]]:
+    """The places (from 1) that the teacher gave the seeds of queries, and the RC of its first passages that have one."""
+    places: list[int] = []
+    for query in view.queries:
+        order = [label.passage_id for label in view.labels.get(query.id, ())]
+        if query.seed_id in order:
+            places.append(order.index(query.seed_id) + 1)
+    return places, [ranked[0].rc for ranked in view.labels.values() if ranked and math.isfinite(ranked[0].rc)]
 
 
 def _in_the_language(view: RunView) -> float | None:
@@ -153,11 +158,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
             for label, values in spreads(found)
         ),
         *shares(found),
-        *(
-            (f"{stage} dropped", ", ".join(f"{count:,} {reason}" for reason, count in drops.items()))
-            for stage, drops in found["drops"].items()
-            if drops
-        ),
+        *((f"{stage} dropped", drop_words(drops)) for stage, drops in found["drops"].items() if drops),
         *found["made_by"].items(),
     ]
 

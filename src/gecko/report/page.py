@@ -4,7 +4,6 @@ It is made from the run folder alone, so no model is loaded, and equal runs give
 forbids itself scripts and outside resources; ``render.py`` sees to it that foreign text on it is text.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from gecko.fret.variables import draw
 from gecko.fret.view import RunView, asked_queries
 from gecko.report import plots
 from gecko.report.closing import SIZES, closing_lines, summary
-from gecko.report.inspect import KINDS, QUANTILES, shares, spreads, statistics
+from gecko.report.inspect import KINDS, QUANTILES, relabelled, shares, spreads, statistics
 from gecko.report.render import render
 from gecko.report.table import (
     AGREEMENT,
@@ -73,15 +72,8 @@ class Shown:
 def write_report(view: RunView, history: History, path: Path, figures: Path | None = None) -> None:
     """Write the report of a run whose rows are selected; what is not measured yet is left out.
 
-    Args:
-        view: of the run.
-        history: what its stages have done.
-        path: of the HTML file.
-        figures: a folder for the report's plots, an SVG file each.
-
-    Raises:
-        RunError: a stage up to ``select`` is not finished, or a file is damaged.
-        StorageError: the disk refuses a file.
+    ``figures`` is a folder for the plots, an SVG file each. Raises RunError: a stage up to ``select`` is not finished, or
+    a file is damaged. StorageError: the disk refuses a file.
     """
     content = _content(view, history)
     write_bytes(path, render("report.html.j2", content).encode("utf-8"))
@@ -239,13 +231,7 @@ def _losses(run: Run, stages: dict[str, Manifest], forms: Sequence[str]) -> dict
 def _labels(view: RunView, rows: Sequence[Example]) -> dict[str, Any]:
     """Where the teacher differs from the seeds, over every query that it judged in full."""
     labels = view.labels
-    seeds = {query.id: query.seed_id for query in view.queries}
-    places: list[int] = []
-    for identifier, ranked in labels.items():
-        order = [label.passage_id for label in ranked]
-        if seeds.get(identifier) in order:
-            places.append(order.index(seeds[identifier]) + 1)
-    relevance = [ranked[0].rc for ranked in labels.values() if ranked and math.isfinite(ranked[0].rc)]
+    places, relevance = relabelled(view)
     pairs = sum(map(len, labels.values()))
     read = len({label.passage_id for ranked in labels.values() for label in ranked})
     return {

@@ -79,13 +79,7 @@ def growth(name: str, points: Sequence[tuple[int, float, float, float]]) -> Plot
 
 
 def widths(name: str, values: Sequence[Mapping[str, float]], student: str) -> Plot | None:
-    """nDCG@10 of the start model and of the student, cut to each trained width.
-
-    Args:
-        name: of the set.
-        values: ``dim`` and, on 0–1, ``start`` and the student's label.
-        student: its label.
-    """
+    """nDCG@10 (0–1) of the start model and of the student, by its label, cut to each trained width ``dim``."""
     if len(values) < 2:
         return None
     ordered = sorted(values, key=lambda entry: entry["dim"])

@@ -36,19 +36,11 @@ def is_release(spec: Path) -> bool:
 
 
 def write_page(spec: Path, path: Path, most: int) -> tuple[int, int]:
-    """Write the page of a release; rows that are too many are drawn by their ids.
+    """Write the page of a release; of rows that are more than ``most``, some are drawn by their ids.
 
-    Args:
-        spec: a shipped release by name, or a folder of rows: those of ``gecko push --dataset``, of ``recipes/fret-open``.
-        path: of the page.
-        most: rows.
-
-    Returns:
-        the rows on the page, and those of the release.
-
-    Raises:
-        RunError: the folder holds no row, or something else than rows.
-        StorageError: the disk refuses it.
+    ``spec`` is a shipped release by name, or a folder of rows: those of ``gecko push --dataset``, of
+    ``recipes/fret-open``. Returns the numbers of rows on the page and in the release. Raises RunError: the folder holds
+    no row, or something else than rows. StorageError: the disk refuses it.
     """
     rows = list(_rows(spec))
     if not rows:

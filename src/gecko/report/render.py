@@ -5,28 +5,30 @@ is not given is an error.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gecko.core.text import difference, duration, points
 from gecko.report.text import cut, known_words, shown
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 
 def render(template: str, content: Mapping[str, Any]) -> str:
     """A page of this package from its template; everything in it is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("gecko", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_seen,
-    )
+    environment = templates(autoescape=True, finalize=_seen)
     environment.filters.update(
         points=points, difference=difference, duration=duration, cut=cut, known_words=known_words
     )
     return environment.get_template(template).render(content)
+
+
+def templates(**options: Any) -> "Environment":
+    """The templates of this package; those of Markdown put foreign text through a filter of their own."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("gecko", "report")
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)  # noqa: S701
 
 
 def _seen(value: Any) -> Any:

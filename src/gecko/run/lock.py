@@ -14,13 +14,8 @@ _ASIDE = re.compile(r"\..+\.\d+")  # the names that write_bytes uses until a fil
 def lock_folder(path: Path, wait: float = 0) -> FileLock:
     """Make a folder if need be, and keep other processes out of it until the lock is released.
 
-    Args:
-        path: the folder.
-        wait: seconds in which another process may end.
-
-    Raises:
-        RunError: another process works there, or it is a file.
-        StorageError: it cannot be made or written.
+    Another process has ``wait`` seconds to end. Raises RunError: one works there, or it is a file. StorageError: it
+    cannot be made or written.
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; give the path of a folder")

@@ -110,11 +110,7 @@ def schema_digest(kind: type) -> str:
 
 
 def manifest_of(folder: Path) -> Manifest | None:
-    """The manifest in a stage's folder, if there is one.
-
-    Raises:
-        RunError: it is damaged or of another layout.
-    """
+    """The manifest in a stage's folder, if there is one. Raises RunError: it is damaged or of another layout."""
     file = folder / "manifest.json"
     return read_manifest(file) if file.exists() else None
 

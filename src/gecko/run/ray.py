@@ -22,13 +22,9 @@ TRIES = 3  # of a shard, before it is taken for the reason why its workers die
 class Cluster:
     """See :class:`gecko.run.engine.Executor`; a context manager, which connects and leaves again.
 
-    Args:
-        address: of a running cluster, or ``auto``; none: one of this machine's own, for as long as it is used.
-        workers: how many; none: one a GPU, and where there is none, one a machine.
-        say: where a sentence for the user goes.
-
-    Raises:
-        ConfigError: Ray is not installed, no cluster answers, or it has not so many CPUs or GPUs.
+    ``address`` is that of a running cluster, or ``auto``; without one, one of this machine's own is made for as long as
+    it is used. ``workers`` is how many; none: one a GPU, and where there is none, one a machine. Raises ConfigError: Ray
+    is not installed, no cluster answers, or it has not so many CPUs or GPUs.
     """
 
     remote = True
@@ -79,11 +75,7 @@ class Cluster:
         return _Kept(self._ray.put(value))
 
     def run(self, do: Do[Task, R], take: Take[Task]) -> Iterator[tuple[int, Done[R]]]:
-        """See :class:`gecko.run.engine.Executor`.
-
-        Raises:
-            RunError: a shard ends every worker that it is given to.
-        """
+        """See :class:`gecko.run.engine.Executor`. Raises RunError: a shard ends every worker that it is given to."""
         from ray.exceptions import RayActorError, RayTaskError
 
         self._stages += 1
@@ -168,8 +160,7 @@ class _Kept:
 def _division(nodes: list[dict[str, Any]], workers: int | None) -> tuple[int, dict[str, float]]:
     """How many workers, and what Ray is to reserve for each, so that all of them find a place.
 
-    Raises:
-        ConfigError: they would not.
+    Raises ConfigError: they would not.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = sum(int(resources.get("GPU", 0)) for resources in alive)

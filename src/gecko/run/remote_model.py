@@ -29,11 +29,7 @@ class RemoteModel(ABC, Generic[Model]):
         self.spec = anywhere(self.spec)
 
     def __call__(self) -> Model:
-        """The model.
-
-        Raises:
-            ConfigError: it cannot be loaded, or is another one here.
-        """
+        """The model. Raises ConfigError: it cannot be loaded, or is another one here."""
         if self._loaded is None:
             loaded = self._load()
             if loaded.identity != self.identity:

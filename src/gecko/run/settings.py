@@ -17,10 +17,8 @@ from gecko.run.prompts import keep_prompts, read_prompts
 class Settled:
     """What a run goes on with.
 
-    Attributes:
-        config: the settings.
-        changed: whether the folder's settings were replaced just now, by more than an amount.
-        prompt_files: the contents of the prompts whose files were read just now, by role.
+    ``changed``: the folder's settings were replaced just now, by more than an amount. ``prompt_files``: the contents, by
+    role, of the prompts whose files were read just now.
     """
 
     config: RunConfig
@@ -33,9 +31,8 @@ def settle(
 ) -> Settled:
     """The settings to go on with in a folder; see :class:`gecko.run.folder.Run` for the arguments.
 
-    Raises:
-        RunError: something was paid for with other settings, and ``force`` is not given.
-        ConfigError: the saved settings cannot be read.
+    Raises RunError: something was paid for with other settings, and ``force`` is not given. ConfigError: the saved
+    settings cannot be read.
     """
     file = path / "config.json"
     saved = _saved(file) if file.exists() else None

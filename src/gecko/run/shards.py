@@ -2,7 +2,7 @@
 
 A stage whose shards are known before its work begins is made by :func:`run_local` in this process, or by :func:`run_shards`
 with an executor, which may finish them out of turn. :func:`run_stream` is for a stage whose shards are only known while its
-input is read, and :func:`build_file` for one that makes a file or a folder.
+input is read, and :func:`build_file` for one that makes a file or a folder, or :func:`build_json` a file of JSON.
 """
 
 import contextlib
@@ -11,15 +11,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, TypeVar
 
 from gecko.core.counts import Counts
 from gecko.core.disk import disk_errors
 from gecko.core.errors import RunError
-from gecko.core.files import remove, tree_sha256, write_bytes, write_json
+from gecko.core.files import made_aside, read_json, remove, tree_sha256, write_json, write_table
 from gecko.core.progress import Advance, Silent
 from gecko.core.records import to_table
 from gecko.run.engine import LOCAL, Executor, Job, Task
@@ -36,36 +33,13 @@ def run_local(
     stage: str,
     kind: type[R],
     parts: dict[str, str],
-    shards: Sequence[Item] | Callable[[], Sequence[Item]],
+    shards: Sequence[Item],
     work: Callable[[Item, Counts], Iterable[R]],
     bar: Bar | None = None,
-    *,
-    growing: Collection[str] = (),
-    key: Callable[[Item], str] = lambda _: "",
 ) -> Manifest:
-    """Run one stage: reuse what is there, do what is not.
-
-    Args:
-        run: the run folder, held.
-        stage: its name, and its folder's.
-        kind: the record it makes.
-        parts: what the result depends on, by name; hashed into the fingerprint.
-        shards: one item a shard, always the same for the same ``parts``; a function is called only when needed.
-        work: makes the records of one shard.
-        bar: opens a progress bar over so many shards.
-        growing: the parts whose change leaves what was paid for of use.
-        key: what a shard is asked for; kept with it.
-
-    Raises:
-        RunError: a shard on disk is damaged.
-        StorageError: the disk is full.
-    """
-    manifest = _reopened(run, run.prepare(stage, parts, growing))
-    if manifest.done:
-        return manifest
-    items = shards() if callable(shards) else shards
-    job: Job[Item, R] = Job(work, lambda index, _: items[index])
-    return _fill(run, manifest, kind, items, lambda _: job, LOCAL, bar, key)
+    """:func:`run_shards` in this process and in order; ``work`` makes the records of one item."""
+    job: Job[Item, R] = Job(work, lambda index, _: shards[index])
+    return run_shards(run, stage, kind, parts, shards, lambda _: job, LOCAL, bar)
 
 
 def run_shards(
@@ -81,7 +55,7 @@ def run_shards(
     growing: Collection[str] = (),
     key: Callable[[Item], str] = lambda _: "",
 ) -> Manifest:
-    """Like :func:`run_local`, for work that an executor does, which may finish shards out of turn.
+    """Make a stage: what is there is used, what is not is made by an executor, which may finish shards out of turn.
 
     Args:
         run: the run folder, held.
@@ -108,20 +82,11 @@ def run_shards(
 def run_stream(
     run: Run, stage: str, kind: type[R], parts: dict[str, str], batches: Callable[[], Iterable[tuple[list[R], Counts]]]
 ) -> Manifest:
-    """Like :func:`run_local`, for a stage whose shards are only known while its input is read, in order.
+    """:func:`run_shards` of a stage whose shards are only known while its input is read, in order.
 
-    Args:
-        run: the run folder, held.
-        stage: its name, and its folder's.
-        kind: the record it makes.
-        parts: what the result depends on, by name; hashed into the fingerprint.
-        batches: makes the rows and the counts of each shard, always the same for the same ``parts``. A stage that
-            was killed makes them again from the first, and writes those that are missing; so does one of which a
-            shard was deleted.
-
-    Raises:
-        RunError: a shard on disk is damaged, or the input is not what it was when the stage began.
-        StorageError: the disk is full.
+    ``batches`` makes the rows and the counts of each shard, always the same for the same ``parts``. A stage that was killed
+    makes them again from the first, and writes those that are missing; so does one of which a shard was deleted. A RunError
+    is also raised where the input is not what it was when the stage began.
     """
     manifest = run.prepare(stage, parts)
     lost = _lost(run, manifest)
@@ -164,17 +129,20 @@ def build_file(run: Run, stage: str, parts: dict[str, str], file: str, make: Cal
                 f"delete the folder {final.parent} to do the stage again"
             )
         return final
-    aside = final.with_name(f".{final.name}.partial")
     start = time.perf_counter()
-    with disk_errors(final, Exception):  # the libraries that write models have errors of their own for a full disk
-        remove(aside)  # what a killed attempt left must not be mixed into this one
+    # The libraries that write models have errors of their own for a full disk.
+    with disk_errors(final, Exception), made_aside(final) as aside:
         make(aside)
         remove(final)
-        aside.replace(final)
     manifest.shards = [Shard(file, 1, tree_sha256(final), time.perf_counter() - start, 0, {}, {})]
     manifest.done = True
     run.save(manifest)
     return final
+
+
+def build_json(run: Run, stage: str, parts: dict[str, str], file: str, make: Callable[[], Any]) -> Any:
+    """:func:`build_file` of what ``make`` gives, as JSON; returns what is in the file."""
+    return read_json(build_file(run, stage, parts, file, lambda path: write_json(path, make())))
 
 
 def _lost(run: Run, manifest: Manifest) -> list[int]:
@@ -286,11 +254,8 @@ def _is_as_written(run: Run, stage: str, shard: Shard, kind: type[R], rows: list
 def _write_shard(
     run: Run, stage: str, index: int, kind: type[R], rows: list[R], counts: Counts, seconds: float
 ) -> Shard:
-    sink = pa.BufferOutputStream()
-    pq.write_table(to_table(kind, rows), sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
     path = run.path / stage / f"part-{index:05d}.parquet"
-    write_bytes(path, data)
+    data = write_table(path, to_table(kind, rows))
     return Shard(
         file=path.name,
         rows=len(rows),

@@ -17,7 +17,7 @@ import numpy as np
 
 from gecko.core.disk import disk_errors
 from gecko.core.errors import CorpusError, RunError
-from gecko.core.files import digest, remove, write_json
+from gecko.core.files import digest, made_aside, remove, write_json
 from gecko.core.progress import Ui
 from gecko.core.records import Passage
 from gecko.encoder.vectors import Vectors
@@ -42,16 +42,8 @@ def fill(
 ) -> None:
     """Stream the passages into the database and their vectors to disk, from where an earlier call stopped.
 
-    Args:
-        embed: gives the vectors of a shard: float32 (passages, dim), unit rows.
-        passages: the corpus.
-        folder: of the files and the manifest.
-        config: the size of a shard.
-        manifest: how far the index is; it is kept up to date, on disk too.
-        ui: where progress goes.
-
-    Raises:
-        RunError: what is there was made of other passages, or is damaged.
+    ``embed`` gives the vectors of a shard: float32 (passages, dim), unit rows. ``manifest`` says how far the index is; it
+    is kept up to date, on disk too. Raises RunError: what is there was made of other passages, or is damaged.
     """
     batches = in_batches(passages, config.shard_rows)
     file = folder / "passages.sqlite"
@@ -90,11 +82,7 @@ def fill(
 
 
 def finish(folder: Path, config: IndexConfig, manifest: IndexManifest, ui: Ui) -> None:
-    """What comes after :func:`fill`.
-
-    Raises:
-        CorpusError: there is no passage.
-    """
+    """What comes after :func:`fill`. Raises CorpusError: there is no passage."""
     if not manifest.rows:
         raise CorpusError("there is no passage to build an index of; give a corpus with text")
     ui.say(f"building the index of {manifest.rows:,} vectors")
@@ -114,19 +102,9 @@ def update(
     """Bring an index up to date with its passages; only those whose title or text is new are embedded.
 
     The files that are there stay as they are until the new ones are whole. What a killed update embedded is used again.
+    The index of the manifest ``old`` need not be finished; ``state`` is that of the sources.
 
-    Args:
-        embed: gives vectors.
-        passages: the corpus as it is now.
-        folder: the index's, held.
-        config: of the index.
-        old: its manifest; the index need not be finished.
-        state: of the sources, for the manifest.
-        ui: where sentences go.
-
-    Raises:
-        CorpusError: there is no passage any more.
-        RunError: what is there is damaged.
+    Raises CorpusError: there is no passage any more. RunError: what is there is damaged.
     """
     earlier = [path for path in sorted(folder.glob(f"{UPDATE}*")) if path.name != old.files]
     begun = [(path, found) for path in earlier if (found := read_manifest(path, old.parts)) is not None and found.rows]
@@ -165,11 +143,7 @@ def changed_rows(database: Passages, passages: Iterable[Passage]) -> Iterable[Pa
 
 
 class Known:
-    """Vectors by the content of their passages, from what is there of indices of one model. Use it as a context manager.
-
-    Args:
-        indices: folder and manifest of each.
-    """
+    """Vectors by the content of their passages, from what is there of indices of one model. Use it as a context manager."""
 
     def __init__(self, indices: Sequence[tuple[Path, IndexManifest]]) -> None:
         self.found = self.embedded = 0
@@ -279,7 +253,5 @@ def build_faiss(folder: Path, config: IndexConfig, manifest: IndexManifest) -> N
         while len(numbers := np.fromfile(file, np.float32, config.shard_rows * dim)):
             block = numbers.reshape(-1, dim)
             index.add(encode_output(block, "binary") if manifest.store == "binary" else block)
-    aside = folder / ".index.faiss"
-    with disk_errors(folder / "index.faiss", RuntimeError):
+    with disk_errors(folder / "index.faiss", RuntimeError), made_aside(folder / "index.faiss") as aside:
         (faiss.write_index_binary if manifest.store == "binary" else faiss.write_index)(index, str(aside))
-        aside.replace(folder / "index.faiss")

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,20 +28,16 @@ import pyarrow.parquet as pq
 from gecko.core.arguments import folder_of, one_of, whole
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, CorpusError, NonFiniteError, RunError
-from gecko.core.files import digest, read_json, write_bytes
+from gecko.core.files import digest, read_json, write_table
 from gecko.core.formats import find_task
 from gecko.core.progress import Silent, Ui
 from gecko.core.records import Passage
-from gecko.encoder import Embedder
+from gecko.encoder import Embedder, load
 from gecko.encoder.backend import Precision
 from gecko.encoder.spec import CARD
 from gecko.encoder.vectors import Output, Packed, not_finite
 from gecko.run.engine import LOCAL, Executor
 from gecko.run.lock import lock_folder
-
-if TYPE_CHECKING:
-    from gecko.encoder.backend import Precision
-    from gecko.encoder.embedder import Embedder
 from gecko.run.remote_model import RemoteModel
 
 LAYOUT = 1
@@ -119,8 +115,7 @@ class BulkManifest:
 def read_lines(stream: Iterable[bytes], name: str = "stdin") -> Iterator[Passage]:
     """One text a line, UTF-8; the id is the line's number, from 1. A blank line is a text, too.
 
-    Raises:
-        CorpusError: a line is not UTF-8.
+    Raises CorpusError: a line is not UTF-8.
     """
     for number, line in enumerate(stream, 1):
         try:
@@ -136,14 +131,8 @@ def embed_rows(
 ) -> Iterator[tuple[list[Passage], Packed]]:
     """Yield up to ``config.shard_rows`` rows at a time, with their vectors.
 
-    Args:
-        embedder: the model.
-        rows: the input.
-        config: task, form, and how many rows at a time.
-        pause: whether no further row has come yet; then those before it do not wait for it.
-
-    Raises:
-        ConfigError: the task, the dimension or the output does not fit the model.
+    ``pause`` tells whether no further row has come yet; then those before it do not wait for it. Raises ConfigError: the
+    task, the dimension or the output does not fit the model.
     """
     for batch in _as_they_come(rows, config.shard_rows, pause):
         yield batch, embed_batch(embedder, batch, config)
@@ -168,8 +157,7 @@ def _as_they_come(rows: Iterable[Passage], size: int, pause: Callable[[], bool])
 def embed_batch(embedder: Embedder, batch: list[Passage], config: BulkConfig) -> Packed:
     """The vectors of some rows.
 
-    Raises:
-        NonFiniteError: the model gives a row no finite vector; the row is named by its id.
+    Raises NonFiniteError: the model gives a row no finite vector; the row is named by its id.
     """
     has_titles = find_task(config.task).side == "document"
     try:
@@ -193,20 +181,11 @@ def embed_to_folder(
     ui: Ui | None = None,
     engine: Executor = LOCAL,
 ) -> BulkManifest:
-    """Embed rows into ``folder``, or go on where an earlier call was stopped.
+    """Embed rows into ``folder``, or go on where an earlier call was stopped, with the same rows in the same order.
 
-    Args:
-        embedder: the model.
-        rows: the input, which must be the same in the same order when a run is continued.
-        folder: made if need be.
-        config: task, form and shard size.
-        ui: where progress goes.
-        engine: embeds.
-
-    Raises:
-        RunError: the folder holds vectors of another model, other options or another input, or something else.
-        ConfigError: the task, the dimension or the output does not fit the model.
-        StorageError: the disk is full; what was finished is kept.
+    Raises RunError: the folder holds vectors of another model, other options or another input, or something else.
+    ConfigError: the task, the dimension or the output does not fit the model. StorageError: the disk is full; what was
+    finished is kept.
     """
     ui, folder = ui or Silent(), folder_of(folder)
     parts = {"model": embedder.identity, "form": embedder.form, "precision": embedder.precision, **asdict(config)}
@@ -327,33 +306,25 @@ def _save(folder: Path, manifest: BulkManifest) -> None:
     """Write the manifest as a parquet file with the shards' columns, no row, and itself as metadata."""
     shards = manifest.shards
     columns = pq.read_schema(folder / shards[0].file) if shards else pa.schema([("id", pa.string())])
-    sink = pa.BufferOutputStream()
     said = json.dumps(asdict(manifest), ensure_ascii=False)
-    pq.write_table(columns.with_metadata({"gecko": said}).empty_table(), sink)
-    write_bytes(folder / MANIFEST, sink.getvalue().to_pybytes())
+    write_table(folder / MANIFEST, columns.with_metadata({"gecko": said}).empty_table())
 
 
 def _write(folder: Path, manifest: BulkManifest, batch: list[Passage], vectors: Packed, config: BulkConfig) -> None:
     kind = {"float32": pa.float32(), "int8": pa.int8(), "uint8": pa.uint8()}[vectors.dtype.name]
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), kind), vectors.shape[1])
     fields = {name: pa.array([getattr(row, name) for row in batch], pa.string()) for name in config.fields}
-    table = pa.table({**fields, "embedding": column})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
     file = f"part-{len(manifest.shards):05d}.parquet"
-    write_bytes(folder / file, data)
+    data = write_table(folder / file, pa.table({**fields, "embedding": column}))
     manifest.shards.append(Shard(file, len(batch), hash_rows(batch), hashlib.sha256(data).hexdigest()))
     _save(folder, manifest)
 
 
 @dataclass
-class RemoteEmbedder(RemoteModel["Embedder"]):
+class RemoteEmbedder(RemoteModel[Embedder]):
     """An embedder; ``spec`` and ``precision`` as for :func:`gecko.encoder.load`."""
 
-    precision: "Precision" = "auto"
+    precision: Precision = "auto"
 
-    def _load(self) -> "Embedder":
-        from gecko.encoder import load
-
+    def _load(self) -> Embedder:
         return load(self.spec, precision=self.precision)

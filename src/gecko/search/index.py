@@ -131,9 +131,8 @@ def build_index(
 def open_index(embedder: Embedder, folder: str | os.PathLike[str]) -> "Index":
     """Open a finished index. One of an earlier version, which split texts into other words, is brought up to date.
 
-    Raises:
-        RunError: there is none, it is not finished or damaged, or another model made it.
-        StorageError: it is of an earlier version, and cannot be written.
+    Raises RunError: there is none, it is not finished or damaged, or another model made it. StorageError: it is of an
+    earlier version, and cannot be written.
     """
     folder = folder_of(folder)
     manifest = read_manifest(folder, None)
@@ -158,12 +157,9 @@ def open_index(embedder: Embedder, folder: str | os.PathLike[str]) -> "Index":
 
 
 class Index:
-    """A finished index, open for queries. Use it as a context manager, or :meth:`close` it.
+    """A finished index, open for queries, with the model it was built with.
 
-    Args:
-        embedder: the model it was built with.
-        folder: where it is.
-        manifest: its manifest.
+    Use it as a context manager, or :meth:`close` it.
     """
 
     def __init__(self, embedder: Embedder, folder: Path, manifest: IndexManifest) -> None:
@@ -241,11 +237,7 @@ class Index:
         ]
 
     def matching(self, where: Mapping[str, str]) -> int:
-        """How many passages a filter leaves.
-
-        Raises:
-            ConfigError: a field is not known.
-        """
+        """How many passages a filter leaves. Raises ConfigError: a field is not known."""
         return len(self._passages.places(where))
 
     def _dense(
@@ -285,8 +277,7 @@ class Index:
 def default_folder(embedder: Embedder, sources: str, config: IndexConfig) -> Path:
     """A folder in the user's cache for the index of sources, by :func:`sources_key`: a changed file has the same one.
 
-    Raises:
-        ConfigError: the index is not there, and the cache cannot be written.
+    Raises ConfigError: the index is not there, and the cache cannot be written.
     """
     from gecko.weights.cache import cache_folder, cache_room
 
@@ -351,11 +342,7 @@ def _brought_up(folder: Path) -> IndexManifest:
 
 
 def _open_faiss(folder: Path, manifest: IndexManifest, vectors: Vectors) -> Any:
-    """Read ``index.faiss``.
-
-    Raises:
-        RunError: it is missing or damaged, or not of these vectors.
-    """
+    """Read ``index.faiss``. Raises RunError: it is missing or damaged, or not of these vectors."""
     import faiss as library
 
     from gecko.encoder.vectors import encode_output

@@ -82,12 +82,7 @@ def damaged(file: Path, why: object) -> RunError:
 def reading(file: Path, *errors: type[Exception]) -> Iterator[None]:
     """Turn what goes wrong while a file of an index is read into an error that names the file and the mend.
 
-    Args:
-        file: the file.
-        errors: what its library raises on damage.
-
-    Raises:
-        RunError: it cannot be read, is missing or damaged.
+    ``errors`` are what its library raises on damage. Raises RunError: it cannot be read, is missing or damaged.
     """
     damage: tuple[type[Exception], ...] = (OSError, *errors)
     try:
@@ -103,12 +98,8 @@ def reading(file: Path, *errors: type[Exception]) -> Iterator[None]:
 def read_manifest(folder: Path, parts: dict[str, Any] | None) -> IndexManifest | None:
     """The manifest of an index; none: the folder is empty or not there.
 
-    Args:
-        folder: the index's.
-        parts: what the index must have been made from; none: anything.
-
-    Raises:
-        RunError: the folder holds something else, another layout, a damaged index, or one that was made otherwise.
+    ``parts`` are what it must have been made from; none: anything. Raises RunError: the folder holds something else,
+    another layout, a damaged index, or one that was made otherwise.
     """
     file = folder / "manifest.json"
     with reading(file, ValueError):

@@ -24,15 +24,9 @@ _WORDS = (
 
 
 class Passages:
-    """The database, open. A finished one is only read.
+    """The database of an index, open: ``ro`` to read, ``rw`` to write to one that is there, ``rwc`` to make one.
 
-    Args:
-        folder: the index's.
-        mode: ``ro``: to read. ``rw``: to write to one that is there. ``rwc``: to make one.
-
-    Raises:
-        RunError: it is missing or damaged.
-        StorageError: it cannot be written.
+    Raises RunError: it is missing or damaged. StorageError: it cannot be written.
     """
 
     def __init__(self, folder: Path, mode: Literal["ro", "rw", "rwc"] = "ro") -> None:
@@ -108,8 +102,7 @@ class Passages:
     def check(self, rows: int, texts: str | None = None) -> None:
         """Refuse a database that does not hold ``rows`` passages and their words, or others than ``texts`` is a hash of.
 
-        Raises:
-            RunError: it is damaged.
+        Raises RunError: it is damaged.
         """
         with self._using():
             (last,) = self._base.execute("SELECT coalesce(max(place), 0) FROM passages").fetchone()
@@ -129,8 +122,7 @@ class Passages:
     def places(self, where: Mapping[str, str]) -> np.ndarray:
         """The places, from 0, of the passages that a filter leaves, in order.
 
-        Raises:
-            ConfigError: a field is not known.
+        Raises ConfigError: a field is not known.
         """
         condition, values = filtering(where)
         with self._using():
@@ -166,8 +158,7 @@ class Passages:
 def filtering(where: Mapping[str, str]) -> tuple[str, list[str]]:
     """A filter as an SQL condition and its values; in a value, ``*`` stands for any characters.
 
-    Raises:
-        ConfigError: a field is not known.
+    Raises ConfigError: a field is not known.
     """
     if wrong := [field for field in where if field not in FIELDS]:
         raise ConfigError(f"passages have no field {wrong[0]!r} to filter by; give one of {', '.join(FIELDS)}")

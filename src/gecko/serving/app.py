@@ -148,13 +148,8 @@ class Service:
     ) -> "list[tuple[Vectors, int]]":
         """For each part of a request its vectors of all dimensions, and the tokens read.
 
-        Args:
-            name: the model's.
-            asked: the parts.
-            place: says where in the request a text of theirs stands.
-
-        Raises:
-            RequestError: the model refuses a text, the queue is full, or the time is over.
+        ``place`` says where in the request a text of theirs stands. Raises RequestError: the model refuses a text, the
+        queue is full, or the time is over.
         """
         try:
             async with asyncio.timeout(self.config.timeout):
@@ -225,15 +220,9 @@ class Service:
 
 
 async def unless_left(request: Request, size: int, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of ``work``; where it is large, it is given up as soon as the client closes its connection.
+    """The result of ``work``; with many texts (``size``), it is given up as soon as the client closes its connection.
 
-    Args:
-        request: whose body has been read.
-        size: texts of the request.
-        work: what to wait for.
-
-    Raises:
-        ClientDisconnect: the client has gone.
+    The request's body has been read. Raises ClientDisconnect: the client has gone.
     """
     if size <= TURN:
         return await work

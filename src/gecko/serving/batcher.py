@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -45,20 +45,12 @@ class Model(Protocol):
         ...
 
     def run(self, items: Sequence[Any]) -> "Vectors":
-        """Float32 (n, dim), unit rows.
-
-        Raises:
-            NonFiniteError: a row is none; ``index`` is its item's place.
-        """
+        """Float32 (n, dim), unit rows. Raises NonFiniteError: a row is none; ``index`` is its item's place."""
         ...
 
 
 class QueueFullError(Exception):
-    """There is more work waiting than the server takes.
-
-    Attributes:
-        retry_after: whole seconds until there should be room.
-    """
+    """There is more work waiting than the server takes; in ``retry_after`` whole seconds there should be room."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"the queue is full; try again in {retry_after} s")
@@ -69,74 +61,46 @@ class ClosedError(Exception):
     """The batcher takes no more work."""
 
 
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a finished batch was: for metrics."""
 
-    __slots__ = ("model", "seconds", "texts", "tokens")
-
-    def __init__(self, model: str, texts: int, tokens: int, seconds: float) -> None:
-        self.model = model
-        self.texts = texts
-        self.tokens = tokens
-        self.seconds = seconds
+    model: str
+    texts: int
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Texts of one request with one task.
-
-    Attributes:
-        texts: n texts, raw, one or more.
-        task: what the vectors are for.
-        titles: n titles; only where the task has them.
-    """
+    """n texts of one request with one task, raw, n of one or more; n titles only where the task has them."""
 
     texts: Sequence[str]
     task: str
     titles: Sequence[str] | None = None
 
 
+@dataclass(eq=False, slots=True)
 class _Job:
-    """An :class:`Asked` in the queue."""
+    """An :class:`Asked` in the queue; made in the event loop."""
 
-    __slots__ = (
-        "costs",
-        "done",
-        "error",
-        "first",
-        "future",
-        "left",
-        "model",
-        "task",
-        "texts",
-        "titles",
-        "tokens",
-        "vectors",
-    )
-
-    def __init__(self, model: str, asked: Asked, first: int, dim: int, costs: list[int]) -> None:
-        self.model = model
-        self.first = first  # texts of the request before these
-        self.texts = asked.texts
-        self.task = asked.task
-        self.titles = asked.titles
-        self.costs = costs
-        self.vectors = np.empty((len(costs), dim), dtype=np.float32)
-        self.tokens = 0
-        self.done = 0  # texts taken into batches
-        self.left = len(costs)  # texts not computed yet
-        self.error: Exception | None = None
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    model: str
+    asked: Asked
+    first: int  # texts of the request before these
+    costs: list[int]
+    vectors: "Vectors"
+    left: int  # texts not computed yet
+    tokens: int = 0
+    done: int = 0  # texts taken into batches
+    error: Exception | None = None
+    future: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Batcher:
-    """Embeds texts of many requests at once, in a thread of its own.
+    """Embeds texts of many requests at once, in a thread of its own, about ``batch_tokens`` a batch.
 
-    Args:
-        models: the models by name.
-        batch_tokens: estimated tokens a batch.
-        max_queue_tokens: estimated tokens that may wait; one request may exceed it when nothing waits.
-        observe: called in the event loop with each finished batch.
+    About ``max_queue_tokens`` may wait; one request may exceed it when nothing waits. ``observe`` is called in the event
+    loop with each finished batch.
     """
 
     def __init__(
@@ -190,20 +154,12 @@ class Batcher:
         return found
 
     async def embed_together(self, model: str, asked: Sequence[Asked]) -> list[tuple["Vectors", int]]:
-        """Embed the texts of one request. Cancelling the call takes what has not been computed out of the queue.
+        """Embed the parts of one request. Cancelling the call takes what has not been computed out of the queue.
 
-        Args:
-            model: its name.
-            asked: one or more; they are let into the queue all or none.
-
-        Returns:
-            for each: float32 (n, dim), unit rows; and the number of tokens that the model read.
-
-        Raises:
-            QueueFullError: too much waits already.
-            ClosedError: the server has stopped.
-            NonFiniteError: the model has no vector for a text; ``index`` counts the texts of all parts.
-            GeckoError: the model refuses the texts or the task.
+        They are let into the queue all or none. Returns for each float32 (n, dim), unit rows; and the number of tokens
+        that the model read. Raises QueueFullError: too much waits already. ClosedError: the server has stopped.
+        NonFiniteError: the model has no vector for a text; ``index`` counts the texts of all parts. GeckoError: the model
+        refuses the texts or the task.
         """
         encoder = self._models[model]
         window = encoder.max_tokens or 2**31
@@ -211,7 +167,8 @@ class Batcher:
         first = 0
         for one in asked:
             costs = [min(window, _SPECIAL + -(-len(text) // _CHARS_PER_TOKEN)) for text in one.texts]
-            jobs.append(_Job(model, one, first, encoder.dim, costs))
+            vectors = np.empty((len(costs), encoder.dim), dtype=np.float32)
+            jobs.append(_Job(model, one, first, costs, vectors, len(costs)))
             first += len(costs)
         cost = sum(sum(job.costs) for job in jobs)
         with self._wake:
@@ -239,7 +196,7 @@ class Batcher:
             if job in self._jobs:
                 self._jobs.remove(job)
             self._queued -= sum(job.costs[job.done :])
-            job.done = len(job.texts)  # a turn in flight puts it back only while something is left to take
+            job.done = len(job.costs)  # a turn in flight puts it back only while something is left to take
 
     def _take(self) -> list[tuple[_Job, int, int]]:
         """The next batch: (job, first text, one past the last text), all of one model. Called with the lock held."""
@@ -253,13 +210,13 @@ class Batcher:
                 others.append(job)
                 continue
             start = stop = job.done
-            while stop < len(job.texts) and stop - start < TURN and (budget > 0 or not picks):
+            while stop < len(job.costs) and stop - start < TURN and (budget > 0 or not picks):
                 budget -= job.costs[stop]
                 stop += 1
             if stop > start:
                 picks.append((job, start, stop))
                 job.done = stop
-            if stop < len(job.texts):
+            if stop < len(job.costs):
                 self._jobs.append(job)
         # Jobs of the other model have waited longer than those that had a turn.
         self._jobs.extendleft(reversed(others))
@@ -290,8 +247,9 @@ class Batcher:
         prepared: list[Any] = []
         counts = []
         for job, start, stop in picks:
-            titles = None if job.titles is None else job.titles[start:stop]
-            items = encoder.prepare(job.texts[start:stop], task=job.task, title=titles)
+            asked = job.asked
+            titles = None if asked.titles is None else asked.titles[start:stop]
+            items = encoder.prepare(asked.texts[start:stop], task=asked.task, title=titles)
             counts.append(sum(item.tokens for item in items))
             prepared += items
         vectors = encoder.run(prepared)  # (texts, dim)

@@ -39,11 +39,7 @@ class ServeConfig(BaseModel):
 
 
 def make_serve_config(settings: Sequence[str]) -> ServeConfig:
-    """The defaults with ``key=value`` texts applied.
-
-    Raises:
-        ConfigError: an unknown key or a bad value.
-    """
+    """The defaults with ``key=value`` texts applied. Raises ConfigError: an unknown key or a bad value."""
     try:
         return ServeConfig.model_validate(override({}, settings))
     except ValidationError as error:

@@ -23,14 +23,7 @@ _GOOGLE_STATUSES = {
 
 
 class RequestError(Exception):
-    """A request that gets no vectors.
-
-    Args:
-        status: the HTTP status.
-        message: what is wrong, where, and the limit or the mend.
-        param: the field at fault.
-        headers: more response headers.
-    """
+    """A request that gets no vectors: HTTP status, what is wrong, where, the limit or the mend, and the field."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None

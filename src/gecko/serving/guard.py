@@ -22,16 +22,10 @@ OPEN = frozenset({"/", "/page.css", "/page.js", "/healthz", "/readyz"})  # say n
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware. ``draining``: connections are to be closed after their next answer.
 
-    Without keys a request must name this machine in its ``Host`` header: otherwise any web site could have its name
-    point to 127.0.0.1 and read the answers in its visitors' browsers. HTTP/1.0 has requests without a ``Host``.
-
-    Args:
-        app: what is guarded.
-        keys: the keys; without any, everybody on this machine is let in.
-        metrics: counts requests.
-        draining: whether connections are to be closed after their next answer.
+    Without keys a request must name this machine in its ``Host`` header: otherwise any web site could have its name point
+    to 127.0.0.1 and read the answers in its visitors' browsers. HTTP/1.0 has requests without a ``Host``.
     """
 
     def __init__(self, app: "ASGIApp", *, keys: ApiKeys, metrics: "Metrics", draining: Callable[[], bool]) -> None:

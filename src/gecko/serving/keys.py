@@ -21,11 +21,7 @@ _LINE = re.compile(r"(?P<label>[\w.@-]{1,64})\s+sha256:(?P<digest>[0-9a-fA-F]{64
 
 
 class ApiKeys:
-    """The keys that a server accepts.
-
-    Args:
-        digests: SHA-256 of each key.
-    """
+    """The keys that a server accepts, each as its SHA-256."""
 
     def __init__(self, digests: Sequence[bytes]) -> None:
         self._digests = tuple(digests)
@@ -45,8 +41,7 @@ class ApiKeys:
 def load_keys(path: Path | None, environ: Mapping[str, str] = os.environ) -> ApiKeys:
     """The keys of a file and of the environment variable ``GECKO_API_KEYS``, where keys stand between commas.
 
-    Raises:
-        ConfigError: the file cannot be read, holds none, or a line is no hashed key; a key in the variable is short.
+    Raises ConfigError: the file cannot be read, holds none, or a line is no hashed key; a key in the variable is short.
     """
     digests = []
     if path is not None:
@@ -76,8 +71,7 @@ def load_keys(path: Path | None, environ: Mapping[str, str] = os.environ) -> Api
 def new_key(label: str, path: Path) -> str:
     """Make a key, add its hash to the file, and return the key, which is kept nowhere.
 
-    Raises:
-        ConfigError: the label does not fit a line, is taken, or the file cannot be written.
+    Raises ConfigError: the label does not fit a line, is taken, or the file cannot be written.
     """
     key = "gecko-" + secrets.token_urlsafe(32)
     line = f"{label} sha256:{hashlib.sha256(key.encode()).hexdigest()}"

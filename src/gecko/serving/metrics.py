@@ -12,11 +12,7 @@ _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
-    """Counts of one server.
-
-    Args:
-        queued_tokens: reads the length of the queue.
-    """
+    """Counts of one server; ``queued_tokens`` reads the length of the queue."""
 
     def __init__(self, queued_tokens: Callable[[], float]) -> None:
         self._registry = CollectorRegistry()

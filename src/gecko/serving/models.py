@@ -9,16 +9,10 @@ from gecko.encoder.backend import Precision
 
 
 def load_models(model: str, start: str | None, name: str | None, precision: Precision = "auto") -> dict[str, Embedder]:
-    """Load what is served; the start model first, as the page shows it.
+    """Load what is served, each by its SPEC; ``start``, to hold the model against, comes first, as on the page.
 
-    Args:
-        model: SPEC of the model.
-        start: SPEC of a second one to hold it against; none: no such.
-        name: the first one's name in requests; none: from its SPEC.
-        precision: of both.
-
-    Raises:
-        ConfigError: a model cannot be loaded, or a name does not fit into a URL.
+    ``name`` is the model's in requests; none: from its SPEC. Raises ConfigError: a model cannot be loaded, or a name does
+    not fit into a URL.
     """
     called = _checked(name or spec_name(model))
     second = _checked(spec_name(start)) if start is not None else ""

@@ -208,8 +208,7 @@ REQUESTS = (EmbeddingsRequest, EmbedContentRequest, BatchEmbedContentsRequest, S
 def parse(kind: type[Body], body: bytes) -> Body:
     """Read a request body. A byte order mark before it is ignored.
 
-    Raises:
-        RequestError: it is no JSON of this kind; the first reason, and where.
+    Raises RequestError: it is no JSON of this kind; the first reason, and where.
     """
     body = body.removeprefix(codecs.BOM_UTF8)
     try:
@@ -289,12 +288,7 @@ def _faults(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 
 def request_schemas(config: ServeConfig, dims: dict[str, int]) -> dict[str, Any]:
-    """JSON schemas of the requests, by name, with the limits of a server and the names of its models.
-
-    Args:
-        config: the limits.
-        dims: dimensions of each model.
-    """
+    """JSON schemas of the requests, by name, with the limits of a server and the names and dimensions of its models."""
     schemas: dict[str, Any] = models_json_schema([(kind, "validation") for kind in REQUESTS], ref_template=_REFERENCE)[
         1
     ]["$defs"]
@@ -340,8 +334,7 @@ def request_schemas(config: ServeConfig, dims: dict[str, int]) -> dict[str, Any]
 def check_task(task: str) -> str:
     """The task, if it is a name (which is then in capitals) or a description as the schema has it.
 
-    Raises:
-        RequestError: it is neither.
+    Raises RequestError: it is neither.
     """
     if task in TASK_NAMES:
         return TASK_NAMES[task]

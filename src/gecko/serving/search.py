@@ -13,12 +13,7 @@ if TYPE_CHECKING:
 
 
 class PassageSearch:
-    """Passages and their vectors under each model.
-
-    Args:
-        passages: (title, text) of n passages.
-        vectors: float32 (n, dim) of each model, unit rows.
-    """
+    """n passages, as (title, text), and their vectors under each model: float32 (n, dim), unit rows."""
 
     def __init__(self, passages: Sequence[tuple[str, str]], vectors: "Mapping[str, Vectors]") -> None:
         self._passages = passages
@@ -34,16 +29,9 @@ class PassageSearch:
         return cls([("", text) for text in texts], {model: vectors})
 
     def top(self, model: str, query: "Vectors", dim: int, k: int) -> list[dict[str, Any]]:
-        """The best k passages, equal scores in passage order.
+        """The best k passages (all if there are fewer) by the first ``dim`` dimensions, equal scores in passage order.
 
-        Args:
-            model: its name.
-            query: float32 (D,).
-            dim: compare the first ``dim`` dimensions.
-            k: how many; all if there are fewer.
-
-        Returns:
-            rank from 1, cosine, title and text of each, best first.
+        The query is float32 (D,). Returns rank from 1, cosine, title and text of each, best first.
         """
         vectors = self._vectors[model][:, :dim]
         if (model, dim) not in self._lengths:

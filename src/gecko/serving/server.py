@@ -27,8 +27,7 @@ _SWITCH = 0.0005  # seconds after which a thread must let another run: the encod
 def check_open(host: str, keys: ApiKeys) -> None:
     """Refuse to be reachable from other machines without keys.
 
-    Raises:
-        ConfigError: the host is not loopback and there are no keys.
+    Raises ConfigError: the host is not loopback and there are no keys.
     """
     if not keys and not is_loopback(host):
         raise ConfigError(
@@ -40,8 +39,7 @@ def check_open(host: str, keys: ApiKeys) -> None:
 def bind(host: str, port: int) -> socket.socket:
     """A socket with an address, which does not listen yet: loading the models takes a while.
 
-    Raises:
-        ConfigError: the address is taken, not this machine's, or no address.
+    Raises ConfigError: the address is taken, not this machine's, or no address.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
@@ -197,13 +195,9 @@ class Server(uvicorn.Server):
 
 
 def serve(service: Service, listener: socket.socket, say: Callable[[str], None], *, log_requests: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve on a :func:`bind` listener until SIGTERM or SIGINT; ``say`` gets the address, and at the end what was done.
 
-    Args:
-        service: the models.
-        listener: from :func:`bind`.
-        say: gets the address, and at the end what was done.
-        log_requests: log a line a request: method, route, status, time.
+    With ``log_requests`` a line is logged a request: method, route, status, time.
     """
     sys.setswitchinterval(_SWITCH)
     logging.basicConfig(format="%(asctime)s %(message)s")  # does nothing where the program has set up its own

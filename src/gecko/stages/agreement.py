@@ -1,11 +1,9 @@
 """Stage ``agreement``: how far each trained model agrees with the teacher on held-out queries."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gecko.core.files import read_json, write_json
 from gecko.evaluation.agreement import agreement
-from gecko.run.shards import build_file
+from gecko.run.shards import build_json
 from gecko.stages.context import Context
 from gecko.stages.plan import released_parts
 from gecko.stages.relabel import RELABEL
@@ -23,17 +21,16 @@ def make(context: Context) -> dict[str, list[float]]:
 
     folders = {form: student_folder(context, form) for form in context.config.train.formats}
 
-    def measure(path: Path) -> None:
+    def measure() -> dict[str, list[float]]:
         models: dict[str, Encoder] = {"start": context.models.start}
         models.update({form: load_encoder(str(folder)) for form, folder in folders.items()})
-        values = {
+        return {
             label: agreement(context.heldout, context.labels, context.by_id, encoder).tolist()
             for label, encoder in models.items()
         }
-        write_json(path, values)
 
-    file = build_file(context.run, AGREEMENT.name, AGREEMENT.parts(context), "agreement.json", measure)
-    values: dict[str, list[float]] = read_json(file)
+    parts = AGREEMENT.parts(context)
+    values: dict[str, list[float]] = build_json(context.run, AGREEMENT.name, parts, "agreement.json", measure)
     return values
 
 

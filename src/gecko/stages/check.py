@@ -17,7 +17,7 @@ from gecko.evaluation import builtin
 from gecko.evaluation.teacher import probe
 from gecko.llm.local import precision_here
 from gecko.run.folder import Run
-from gecko.run.shards import build_file
+from gecko.run.shards import build_json
 from gecko.stages.context import Context
 from gecko.stages.ingest import INGEST
 from gecko.stages.stage import Stage, value
@@ -28,14 +28,13 @@ FILE = "probe.json"
 def make(context: Context) -> dict[str, Any] | None:
     """What the probe says of the teacher; nothing where ``check.enabled`` is off.
 
-    Raises:
-        TeacherRefused: it orders the probe worse than the start model.
+    Raises TeacherRefused: it orders the probe worse than the start model.
     """
     config, models = context.config, context.models
     if not CHECK.applies(config):
         return None
 
-    def ask(path: Path) -> None:
+    def ask() -> dict[str, Any]:
         known = builtin.probe_results().get(_key(context)) if config.check.shipped else None
         if known is not None:
             gain = difference(known["delta"], (known["low"], known["high"]))
@@ -43,8 +42,7 @@ def make(context: Context) -> dict[str, Any] | None:
                 f"the check of this teacher ships with the package: {gain} nDCG@10 over the start; "
                 "--set check.shipped=false asks it"
             )
-            write_json(path, known)
-            return
+            return known
         roles = context.form.roles  # of one prompt or two
         result = probe.run_probe(
             models.teacher,
@@ -59,10 +57,9 @@ def make(context: Context) -> dict[str, Any] | None:
             judging=context.form.name,
             window=config.relabel.window,
         )
-        write_json(path, asdict(result))
+        return asdict(result)
 
-    file = build_file(context.run, CHECK.name, CHECK.parts(context), FILE, ask)
-    result = probe.ProbeResult(**read_json(file))
+    result = probe.ProbeResult(**build_json(context.run, CHECK.name, CHECK.parts(context), FILE, ask))
     context.refusing(lambda: probe.refuse_by_probe(result, config.llm))
     return asdict(result)
 
@@ -81,8 +78,7 @@ def _key(context: Context) -> str:
 def ship(run: Run) -> str:
     """Write the probe's result of a run among those that ship with the package; its key.
 
-    Raises:
-        RunError: the run has none of its own.
+    Raises RunError: the run has none of its own.
     """
     if run.config.check.shipped:
         raise RunError(f"{run.path}: its check may be the shipped one; make it anew with --set check.shipped=false")

@@ -15,11 +15,7 @@ LEAST_HELDOUT = 8  # held-out queries that a choice between two formats is left 
 
 
 def make(context: Context) -> Path:
-    """Train the start model in each input format that is asked for, and keep one of the models.
-
-    Returns:
-        the folder of the final model, ``RUN/model``.
-    """
+    """Train the start model in each input format that is asked for, and keep one; returns its folder, ``RUN/model``."""
     folders, final = train.make(context), context.run.path / "model"
     replace_folder(folders[chosen_format(context)], final)
     return final

@@ -58,9 +58,8 @@ class Context(RunView):
     def form(self) -> JudgeForm:
         """How the teacher judges. Where the settings leave that to a server, it is asked once, and the run goes on so.
 
-        Raises:
-            ConfigError: the settings name a form that this kind of teacher does not have.
-            TeacherError: it can judge in none.
+        Raises ConfigError: the settings name a form that this kind of teacher does not have. TeacherError: it can judge
+        in none.
         """
         found = self._known_form("relabel", self.config.llm) or self._form
         if found is None:
@@ -90,7 +89,7 @@ class Context(RunView):
     def _known_form(self, folder: str, spec: str) -> JudgeForm | None:
         """The form where the settings, the kind of teacher or what the run has already made decide it."""
         wanted = self.config.relabel.judge
-        if not registry.answers(spec):
+        if not registry.known(spec).answers:
             if wanted not in ("auto", "logprobs") and folder == "relabel":
                 raise ConfigError(
                     f"relabel.judge = {wanted!r}, but {spec} gives log-probabilities and no answers in words; leave the "
@@ -99,7 +98,7 @@ class Context(RunView):
             return FORMS["logprobs"]
         if wanted != "auto":
             return FORMS[wanted]
-        if not registry.must_be_asked(spec):
+        if not registry.known(spec).asked:
             return FORMS["logprobs"]
         identity = registry.teacher_identity(spec)
         for stage in (folder, "plan", "check") if folder == "relabel" else (folder,):
@@ -111,8 +110,7 @@ class Context(RunView):
     def _can_judge(self, teacher: LanguageModel) -> None:
         """Decide how the teacher judges, if nothing has decided it, and make sure that it can.
 
-        Raises:
-            TeacherError: it cannot.
+        Raises TeacherError: it cannot.
         """
         known, relevance = self._known_form("relabel", self.config.llm) or self._form, self.prompts["relevance"]
         if known is None:

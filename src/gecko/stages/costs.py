@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from gecko.core.files import digest, read_json, write_json
+from gecko.core.files import digest
 from gecko.encoder.nearest import top_k
 from gecko.fret.judging import FormName
 from gecko.fret.seeds import Reading
-from gecko.llm.registry import reads_once
-from gecko.run.shards import build_file
+from gecko.llm import registry
+from gecko.run.shards import build_json
 from gecko.stages.context import Context
 from gecko.stages.embed import vectors
 
@@ -35,7 +34,7 @@ def reads_per_passage(context: Context) -> int:
 
 def prompt_overhead(context: Context) -> tuple[int, int] | None:
     """About the tokens of the prompts that write and that judge, for a teacher that reads each call in full."""
-    if reads_once(context.config.llm):
+    if registry.known(context.config.llm).reads_once:
         return None
 
     def tokens(role: str) -> int:
@@ -48,7 +47,7 @@ def prompt_overhead(context: Context) -> tuple[int, int] | None:
 
 def shares_requests(context: Context) -> bool:
     """Whether a teacher that reads each call in full gets all queries of a passage in one."""
-    return context.form.name == "graded" and not reads_once(context.config.llm)
+    return context.form.name == "graded" and not registry.known(context.config.llm).reads_once
 
 
 def answered_tokens(context: Context, queries: int) -> int:
@@ -80,11 +79,7 @@ def kept_token_counts(context: Context, folder: str, texts: Sequence[str], ids: 
         **context.teacher_parts(),
         "passage tokens": str(context.config.relabel.passage_tokens),
     }
-
-    def make(path: Path) -> None:
-        write_json(path, token_counts(context, texts))
-
-    counts = read_json(build_file(context.run, folder, parts, "tokens.json", make))
+    counts = build_json(context.run, folder, parts, "tokens.json", lambda: token_counts(context, texts))
     return dict(zip(ids, counts, strict=True))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gecko.core.files import CARD, digest, write_bytes
-from gecko.core.records import Candidate, Judged, Passage, Query
+from gecko.core.records import Candidate, Judged, Passage, Query, by_query
 from gecko.fret.release import FILE, content_hash, judged_fields, read_release, write_release
 from gecko.fret.view import ASKED, judged_form, judgements, own_queries
 from gecko.run.folder import Run
@@ -37,21 +37,12 @@ def _depends(context: Context) -> dict[str, str]:
 
 
 def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()) -> tuple[int, int]:
-    """Write the judged queries of releases and runs, each query once, and their card.
+    """Write the judged queries of releases and runs, each query once, and their card, which describes the first run.
 
-    What one of them holds out, no other teaches: a query for training whose seed is held out elsewhere is left out.
+    What one of them holds out, no other teaches: a query for training whose seed is held out elsewhere is left out. The
+    rows of ``earlier`` releases, by name or path, come first. Returns the number of rows, and of those left out.
 
-    Args:
-        runs: at least one; the card describes the first.
-        folder: of the new release.
-        earlier: releases whose rows come first, by name or path.
-
-    Returns:
-        the number of rows, and of those left out.
-
-    Raises:
-        RunError: a run is not relabelled.
-        StorageError: the disk refuses it.
+    Raises RunError: a run is not relabelled. StorageError: the disk refuses it.
     """
     from gecko.report.cards import dataset_card
 
@@ -70,16 +61,12 @@ def write_dataset(runs: Sequence[Run], folder: Path, earlier: Sequence[str] = ()
 def released_rows(run: Run) -> list[dict[str, Any]]:
     """The judged queries of a run, as rows of a release; those of which every candidate is judged, if it was stopped.
 
-    Queries that people asked are not everybody's to read: they are among them with ``asked.publish`` only.
-
-    Raises:
-        RunError: nothing of the run is relabelled.
+    Queries that people asked are not everybody's to read: they are among them with ``asked.publish`` only. Raises
+    RunError: nothing of the run is relabelled.
     """
     content = {passage.id: content_hash(passage) for passage in run.read("ingest", Passage)}
     scores = {(one.query_id, one.passage_id): one for one in judgements(run, "relabel", so_far=True)}
-    candidates: dict[str, list[Candidate]] = {}
-    for candidate in run.read("mine", Candidate):
-        candidates.setdefault(candidate.query_id, []).append(candidate)
+    candidates = by_query(run.read("mine", Candidate))
     return [
         _row(query, candidates[query.id], scores, content)
         for query in own_queries(run)

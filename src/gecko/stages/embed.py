@@ -54,16 +54,10 @@ def write_vectors(
     say: Callable[[str], None],
     engine: Executor = LOCAL,
 ) -> None:
-    """Embed the passages of a run into one file: float32 (passages, d).
+    """Embed the passages of a run, which are ingested, into the file ``path``: float32 (passages, d).
 
-    Args:
-        run: its stage ``ingest`` is finished.
-        stage: the folder that keeps the pieces until ``path`` is whole.
-        parts: what the vectors depend on, the passages among them.
-        path: to write.
-        encoder: called when a shard has to be embedded.
-        say: told how many are.
-        engine: embeds them.
+    The folder ``stage`` keeps the pieces until it is whole. ``parts`` are what the vectors depend on, the passages among
+    them. ``encoder`` is called when a shard has to be embedded, ``say`` with how many are.
     """
     folder, ingest = run.path / stage, run.finished("ingest")
     pieces = folder / "pieces"
@@ -148,13 +142,9 @@ def known_rows(context: Context) -> dict[tuple[str, str], int]:
 
 
 def embedded(context: Context, stage: Stage, identity: str, encoder: EncoderLoader) -> np.ndarray:
-    """A model's embeddings of the corpus: float32 (passages, d), unit rows.
+    """The embeddings of the corpus, float32 (passages, d), unit rows, of the model of this hash, which ``encoder`` loads.
 
-    Args:
-        context: of the run.
-        stage: ``EMBED``, or one that is made from it.
-        identity: hash of the model.
-        encoder: loads it.
+    ``stage`` is ``EMBED``, or one that is made from it.
     """
     parts = stage.parts(context) | {"model": identity}
 

@@ -17,8 +17,7 @@ SAMPLE = 64  # passages whose embedding is timed
 def estimate(context: Context) -> str:
     """What the run would cost, stage by stage, in words; embeds the corpus and measures teacher and start model.
 
-    Raises:
-        GeckoError: the corpus, a source of queries, a test set or the teacher cannot be used.
+    Raises GeckoError: the corpus, a source of queries, a test set or the teacher cannot be used.
     """
     config = context.config
     people = user_queries.read(context, Counts())

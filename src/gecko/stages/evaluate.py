@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,15 @@ import numpy as np
 
 from gecko.config.mixture import FRET
 from gecko.core.errors import CorpusError
-from gecko.core.files import digest, read_json, tree_sha256, write_json
+from gecko.core.files import digest, read_json, tree_sha256
 from gecko.core.formats import InputFormat
 from gecko.corpus.readers import source_identity
 from gecko.evaluation import builtin
 from gecko.evaluation.beir import RetrievalSet, parse_spec
 from gecko.evaluation.evaluate import BM25, SetScores, evaluate_retrieval
-from gecko.evaluation.metrics import bootstrap_ci
+from gecko.evaluation.metrics import paired
 from gecko.evaluation.sets import load_set
-from gecko.run.shards import build_file
+from gecko.run.shards import build_json
 from gecko.stages import agreement, choose
 from gecko.stages.choose import CHOOSE, chosen_format
 from gecko.stages.context import Context
@@ -171,27 +172,15 @@ def _set(score: SetScores, forms: Sequence[str], resamples: int, seed: int) -> d
 
 
 def _against(values: np.ndarray, base: np.ndarray, resamples: int, seed: int, is_base: bool) -> dict[str, Any]:
-    if is_base:
-        return {"mean": float(values.mean()), "delta": None, "ci95": None}
-    delta, low, high = bootstrap_ci(values - base, resamples, seed)
-    return {"mean": float(values.mean()), "delta": delta, "ci95": [low, high]}
+    ahead = {"delta": None, "ci95": None} if is_base else paired([values - base], resamples, seed)
+    return {"mean": float(values.mean()), **ahead}
 
 
 def make(context: Context) -> dict[str, Any]:
-    """Hold the start model, the trained ones and BM25 against the test sets.
-
-    Returns:
-        the numbers: see :func:`measure_run`.
-    """
+    """Hold the start model, the trained ones and BM25 against the test sets; for the numbers see :func:`measure_run`."""
     choose.make(context)
-    file = build_file(
-        context.run,
-        EVALUATE.name,
-        EVALUATE.parts(context),
-        "results.json",
-        lambda path: write_json(path, measure_run(context)),
-    )
-    result: dict[str, Any] = read_json(file)
+    parts, measure = EVALUATE.parts(context), partial(measure_run, context)
+    result: dict[str, Any] = build_json(context.run, EVALUATE.name, parts, "results.json", measure)
     return result
 
 

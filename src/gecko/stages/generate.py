@@ -55,9 +55,7 @@ class Write:
 def make(context: Context) -> Manifest:
     """Read the queries that people asked, if there are such, and write a task and a query for each seed.
 
-    Raises:
-        CorpusError, TrainingError: see :mod:`gecko.stages.user_queries`.
-        TeacherRefused: too few generations parse.
+    Raises CorpusError, TrainingError: see :mod:`gecko.stages.user_queries`. TeacherRefused: too few generations parse.
     """
     config = context.config.generate
     size = config.batch or 1

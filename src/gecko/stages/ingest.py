@@ -56,13 +56,9 @@ class Extract:
 
 
 def read_ahead(config: CorpusConfig, cache: Path, engine: Executor) -> int:
-    """Have an executor read the documents of all sources that ``cache`` does not hold, and keep them there.
+    """Have an executor read the documents of all sources that ``cache`` does not hold, and keep them there; says how many.
 
-    Returns:
-        how many there were.
-
-    Raises:
-        CorpusError: a source does not exist, or the package that reads a kind of document is missing.
+    Raises CorpusError: a source does not exist, or the package that reads a kind of document is missing.
     """
     with closing(Documents(config.document_seconds, config.html, cache)) as documents:
         new = _new(config, documents)
@@ -93,10 +89,8 @@ def _new(config: CorpusConfig, documents: Documents) -> Iterator[tuple[str, tupl
 def tokens_read(context: Context) -> int:
     """So many tokens of a passage's title and text are read by the start model, by the student and by the teacher.
 
-    Of the models it is what they read less special tokens and prompt, each in its own tokens.
-
-    Raises:
-        ConfigError: a model cannot be loaded.
+    Of the models it is what they read less special tokens and prompt, each in its own tokens. Raises ConfigError: a model
+    cannot be loaded.
     """
     return context.once("tokens read", lambda: _tokens_read(context))
 
@@ -149,8 +143,7 @@ def _in_part(context: Context, longer: int) -> str:
 def make(context: Context) -> Manifest:
     """Read the corpus.
 
-    Raises:
-        CorpusError: a source is missing or cannot be read, or there are fewer passages than candidates of a query.
+    Raises CorpusError: a source is missing or cannot be read, or there are fewer passages than candidates of a query.
     """
     run, settings, n = context.run, context.config.corpus, context.config.mine.n
     reads = False

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from gecko.core.counts import Counts
-from gecko.core.records import Candidate, Grade, Judged, Passage, Place, Query, Score
+from gecko.core.records import Candidate, Grade, Judged, Passage, Place, Query, Score, by_query
 from gecko.fret.answered import grade_pairs, order_lists
 from gecko.fret.judging import JudgeForm
 from gecko.fret.relabel import relabel
@@ -32,13 +32,9 @@ class Judging:
 
 @dataclass(frozen=True)
 class Judge:
-    """What is done with a shard; it can be sent to another process, if ``teacher`` can.
+    """What is done with a shard; it can be sent to another process, if ``teacher``, which loads one, can.
 
-    Attributes:
-        teacher: loads it.
-        form: how it judges.
-        prompts: by role.
-        window: candidates that are put in order in one request.
+    ``prompts`` are by role; ``window`` candidates are put in order in one request.
     """
 
     teacher: TeacherLoader
@@ -68,13 +64,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to judge.
-
-    Attributes:
-        queries: by id.
-        passages: by id, in the order in which they are judged.
-        candidates: of the queries that are judged.
-    """
+    """What there is to judge: queries and passages by id, in the order in which these are judged, and the candidates."""
 
     queries: Mapping[str, Query]
     passages: Mapping[str, Passage]
@@ -83,12 +73,9 @@ class Work:
     def shards(self, form: JudgeForm, size: int) -> list[Judging]:
         """The work in parts of ``size`` passages, or of as many queries where these are judged as a whole."""
         if form.name == "listwise":
-            lists: dict[str, list[Candidate]] = {}
-            for candidate in self.candidates:
-                lists.setdefault(candidate.query_id, []).append(candidate)
             found = [
                 (self.queries[key], [self.passages[one.passage_id] for one in sorted(some, key=lambda one: one.rank)])
-                for key, some in lists.items()
+                for key, some in by_query(self.candidates).items()
             ]
             return [Judging(lists=found[start : start + size]) for start in range(0, len(found), size)]
         by_passage: dict[str, list[Query]] = {}

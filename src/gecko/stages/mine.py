@@ -10,7 +10,6 @@ import numpy as np
 from gecko.config.training import WITHOUT_EFFECT
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, RunError
-from gecko.core.files import read_json, write_json
 from gecko.core.records import Candidate, Query
 from gecko.encoder import model_identity, resolve_model
 from gecko.encoder.nearest import cuts, top_k
@@ -19,7 +18,7 @@ from gecko.fret.mine import mine
 from gecko.fret.view import ASKED, own_queries
 from gecko.run.engine import Job
 from gecko.run.manifest import Manifest, Shard
-from gecko.run.shards import build_file, run_shards
+from gecko.run.shards import build_json, run_shards
 from gecko.stages import warmup
 from gecko.stages.context import Context
 from gecko.stages.embed import EMBED, embedded, vectors
@@ -48,12 +47,7 @@ class Mine:
 
 
 def make(context: Context) -> Manifest:
-    """Find each query's candidates.
-
-    Raises:
-        RunError: there is no query.
-        TeacherRefused: too few seeds are found again.
-    """
+    """Find each query's candidates. Raises RunError: there is no query. TeacherRefused: too few seeds are found again."""
     queries = own_queries(context.run)
     if not queries:
         raise RunError(f"{context.run.path}: no generated query can be used; see the drops in generate/manifest.json")
@@ -80,15 +74,14 @@ def seeds_found(context: Context) -> int:
     if not context.config.mine.warmup_epochs and _identity(context) == context.models.start_identity:
         return len(queries) - sum(not row.natural for row in context.run.read(MINE.name, Candidate))
 
-    def count(path: Path) -> None:
+    def count() -> dict[str, int]:
         place = {passage.id: index for index, passage in enumerate(context.passages)}
-        asked = context.models.embed_queries([query.text for query in queries], [query.task for query in queries])
+        asked = context.models.start.queries([query.text for query in queries], [query.task for query in queries])
         found, _ = top_k(asked, np.asarray(vectors(context)), context.config.mine.n)
         hits = [place[query.seed_id] in row for query, row in zip(queries, found.tolist(), strict=True)]
-        write_json(path, {"found": sum(hits), "asked": len(hits)})
+        return {"found": sum(hits), "asked": len(hits)}
 
-    file = build_file(context.run, SEEDS.name, SEEDS.parts(context), "found.json", count)
-    return int(read_json(file)["found"])
+    return int(build_json(context.run, SEEDS.name, SEEDS.parts(context), "found.json", count)["found"])
 
 
 def _identity(context: Context) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from gecko.config.mixture import FeverSet, MixtureSet, RetrievalSet
 from gecko.config.run import RunConfig
-from gecko.core.counts import Counts
+from gecko.core.counts import Counts, drop_words
 from gecko.core.errors import ConfigError, TrainingError
 from gecko.core.files import digest
 from gecko.core.records import Candidate, Example, Passage, Query
@@ -40,10 +40,8 @@ DRAWN_BY = {"weight", "relabel"}  # settings of a set that its rows do not depen
 def refuse_names(run: Run) -> None:
     """Refuse a set to be relabelled whose folder would be that of a further teacher's scores, ``relabel-2``.
 
-    One that was paid for under such a name stays readable.
-
-    Raises:
-        ConfigError: the name is a number, and nothing of the set is there.
+    One that was paid for under such a name stays readable. Raises ConfigError: the name is a number, and nothing of the
+    set is there.
     """
     for entry in run.config.mixture.sets:
         if isinstance(entry, RetrievalSet | FeverSet) and entry.relabel and entry.name.isdecimal():
@@ -58,9 +56,8 @@ def refuse_names(run: Run) -> None:
 def mixture_rows(context: Context) -> list[Example]:
     """The training rows of all sets of the run's mixture, set by set; none where it has no sets.
 
-    Raises:
-        TrainingError: a set cannot be read or converted; the message names set and row.
-        RunError: a shard on disk is damaged.
+    Raises TrainingError: a set cannot be read or converted; the message names set and row. RunError: a shard on disk is
+    damaged.
     """
     from gecko.corpus.tables import source_identity
     from gecko.training.converters import convert
@@ -87,7 +84,7 @@ def mixture_rows(context: Context) -> list[Example]:
 
     def work(entry: MixtureSet, counts: Counts) -> list[Example]:
         rows = convert(entry, config.seed, counts.drops)
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items() if count)
+        dropped = drop_words(counts.drops)
         context.ui.say(f"{entry.name}: {len(rows):,} rows" + (f"; dropped: {dropped}" if dropped else ""))
         return rows
 
@@ -105,10 +102,8 @@ def mixture_rows(context: Context) -> list[Example]:
 class _Relabelled:
     """One set, labelled anew.
 
-    Args:
-        context: gives the start model, the teacher, the prompts and the settings of FRet's own steps.
-        name: the set's.
-        human: its rows as people labelled them; their positives and negatives are the passages.
+    The positives and negatives of ``human``, its rows as people labelled them, are the passages. ``context`` gives the
+    start model, the teacher, the prompts and the settings of FRet's own steps.
     """
 
     def __init__(self, context: Context, name: str, human: Sequence[Example]) -> None:
@@ -155,7 +150,7 @@ class _Relabelled:
             chosen = select(self.queries, labels, self.passages, settings, self.config.seed, counts)
             rows = [replace(row, dataset=self.name, candidates=(), fused=()) for row in chosen]
             changed = counts.notes["positive is not the seed"]
-            dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items())
+            dropped = drop_words(counts.drops)
             self.context.ui.say(
                 f"{self.name}: the teacher keeps {len(rows):,} of {len(self.queries):,} queries and gives {changed:,} "
                 "another positive" + (f"; dropped: {dropped}" if dropped else "")

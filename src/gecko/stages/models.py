@@ -2,12 +2,10 @@
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from gecko.config.run import RunConfig
 from gecko.config.stages import RelabelConfig
@@ -41,11 +39,7 @@ class RemoteEncoder(RemoteModel["Encoder"]):
 class RemoteTeacher:
     """A teacher that is loaded where the work is.
 
-    Attributes:
-        spec: an LLM SPEC.
-        identity: that its weights must have.
-        config: how it reads.
-        scores: whether it must return the log-probabilities of a given text.
+    ``identity`` is that of its weights, and ``scores`` whether it must return the log-probabilities of a given text.
     """
 
     spec: str
@@ -57,8 +51,7 @@ class RemoteTeacher:
     def __call__(self, counts: Counts) -> "LanguageModel":
         """The teacher; the time that loading it takes is not counted as work.
 
-        Raises:
-            TeacherError: it cannot be loaded, or is another one here.
+        Raises TeacherError: it cannot be loaded, or is another one here.
         """
         if self._loaded is None:
             from gecko.llm.registry import check_scores, load_teacher
@@ -75,15 +68,10 @@ class RemoteTeacher:
 
 
 class Models:
-    """The start model and the teachers of a run.
+    """The start model and the teachers of a run; where ``engine`` does the work elsewhere, models are loaded there.
 
-    Args:
-        config: of the run.
-        ui: where sentences go.
-        engine: who does the work; where it is done elsewhere, models are loaded there.
-        may_ask: called before a teacher is loaded; an error where none may be.
-        can_judge: called with the teacher when it is loaded; an error where it cannot do what the run needs.
-        needs_likelihood: whether it must return the log-probabilities of a given text.
+    ``may_ask`` is called before a teacher is loaded, and raises where none may be; ``can_judge`` when it is, and raises
+    where it cannot do what the run needs. ``needs_likelihood``: it must return the log-probabilities of a given text.
     """
 
     def __init__(
@@ -128,10 +116,6 @@ class Models:
             return RemoteEncoder(self.config.backbone, self.start_identity, self.config.train.backbone.pad_token)
         return lambda: self.start
 
-    def embed_queries(self, texts: Sequence[str], tasks: Sequence[str]) -> np.ndarray:
-        """Unit vectors of queries by the start model, which is loaded for it: (len(texts), d)."""
-        return self.start.queries(texts, tasks)
-
     @cached_property
     def teacher_identity(self) -> str:
         """Hash of the teacher's weights."""
@@ -143,12 +127,8 @@ class Models:
     def teacher(self) -> "LanguageModel":
         """The teacher, loaded on first use."""
         if self._teacher is None:
-            from gecko.llm.registry import load_teacher
-
-            self.may_ask()
             began = time.perf_counter()
-            self.ui.say(f"loading the teacher ({self.config.llm})")
-            teacher = load_teacher(self.config.llm, self.config.relabel, self.ui)
+            teacher = self._load(self.config.llm)
             self.can_judge(teacher)
             self._teacher = teacher
             self._loading += time.perf_counter() - began
@@ -180,19 +160,24 @@ class Models:
             return RemoteTeacher(self.config.llm, self.teacher_identity, self.config.relabel, scores)
         return self.loaded_teacher
 
+    def _load(self, spec: str) -> "LanguageModel":
+        from gecko.llm.registry import load_teacher
+
+        self.may_ask()
+        self.ui.say(f"loading the teacher ({spec})")
+        return load_teacher(spec, self.config.relabel, self.ui)
+
     def other_teacher(self, spec: str) -> TeacherLoader:
         """A further teacher, loaded on first use in the place of the one before."""
-        from gecko.llm.registry import load_teacher, teacher_identity
+        from gecko.llm.registry import teacher_identity
 
         if self.engine.remote:
             return RemoteTeacher(spec, teacher_identity(spec), self.config.relabel, scores=False)
 
         @cache
         def load() -> "LanguageModel":
-            self.may_ask()
             self.forget_teacher()
-            self.ui.say(f"loading the teacher ({spec})")
-            return load_teacher(spec, self.config.relabel, self.ui)
+            return self._load(spec)
 
         def loaded(counts: Counts) -> "LanguageModel":
             began = time.perf_counter()

@@ -4,17 +4,18 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from gecko.config.run import parse_budget
 from gecko.core.errors import ConfigError
-from gecko.core.files import digest, read_json, write_json
+from gecko.core.files import digest
 from gecko.core.records import Query
 from gecko.fret.release import heldout_seeds, release_identity
 from gecko.fret.seeds import Cost, Seed, draw_seeds, most_seeds, prefix_costs, within_count
 from gecko.fret.view import ASKED, asked_queries
-from gecko.run.shards import build_file
+from gecko.run.shards import build_json
 from gecko.stages import check
 from gecko.stages.context import Context
 from gecko.stages.costs import (
@@ -59,21 +60,16 @@ class Plan:
 def make(context: Context) -> Plan:
     """The seeds of the run. Speeds are measured when the plan is first made, and never again.
 
-    Raises:
-        ConfigError: the budget is too small for anything.
+    Raises ConfigError: the budget is too small for anything.
     """
     return context.once(PLAN.name, lambda: _read(context))
 
 
 def _read(context: Context) -> Plan:
-    file = build_file(
-        context.run,
-        PLAN.name,
-        PLAN.parts(context),
-        PLAN_FILE,
-        lambda path: write_json(path, asdict(new_plan(context, asked_queries(context.run)))),
-    )
-    raw = read_json(file)
+    def make() -> dict[str, Any]:
+        return asdict(new_plan(context, asked_queries(context.run)))
+
+    raw = build_json(context.run, PLAN.name, PLAN.parts(context), PLAN_FILE, make)
     return Plan(
         blocks=[[Seed(**seed) for seed in block] for block in raw["blocks"]],
         relabel_tokens=raw["relabel_tokens"],
@@ -144,14 +140,9 @@ def _purse(context: Context) -> _Purse:
 
 
 def new_plan(context: Context, people: Sequence[Query]) -> Plan:
-    """A plan that is made now, whatever the run has.
+    """A plan that is made now, whatever the run has; ``people`` are the queries that people asked.
 
-    Args:
-        context: of the run, whose corpus is read.
-        people: the queries that people asked.
-
-    Raises:
-        ConfigError: the budget is too small for anything.
+    Raises ConfigError: the budget is too small for anything.
     """
     config, purse = context.config, _purse(context)
     count = config.generate.queries
@@ -255,7 +246,7 @@ def _user_queries(context: Context, queries: Sequence[Query], most: float) -> tu
     if not queries:
         return 0, 0, 0
     texts = [query.text for query in queries]
-    embedded = context.models.embed_queries(texts, [query.task for query in queries])
+    embedded = context.models.start.queries(texts, [query.task for query in queries])
     near, lengths = neighbours_and_lengths(context, embedded)
     reading, words = new_reading(context), token_counts(context, texts)
     costs = [reading.add([(count, row)], lengths) for count, row in zip(words, near.tolist(), strict=True)]

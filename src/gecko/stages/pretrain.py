@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gecko.config.training import WITHOUT_EFFECT
+from gecko.core.counts import drop_words
 from gecko.core.errors import RunError, TrainingError
 from gecko.core.files import digest, replace_folder, write_json
 from gecko.core.progress import Silent, Ui
@@ -20,17 +21,10 @@ VERSION = 2  # raised by hand when the same pairs and settings give other weight
 
 
 def pretrain(run: Run, ui: Ui | None = None) -> Path:
-    """Train the run's backbone on its pairs by Eq. 2, each batch from one source.
+    """Train the run's backbone on its pairs by Eq. 2, each batch from one source, as ``run.config.pretrain`` says.
 
-    Args:
-        run: the run folder, held; ``run.config.pretrain`` says what to do.
-        ui: where sentences go.
-
-    Returns:
-        the folder of the model, ``RUN/model``. A killed call is continued by the same call.
-
-    Raises:
-        GeckoError: a source, a setting or the training is not usable, or the folder holds a run with other settings.
+    Returns the folder of the model, ``RUN/model``. A killed call is continued by the same call. Raises GeckoError: a
+    source, a setting or the training is not usable, or the folder holds a run with other settings.
     """
     from gecko.corpus.tables import source_identity
     from gecko.encoder import model_identity, resolve_model
@@ -79,7 +73,7 @@ def _read(sources: dict[str, str], run: Run, ui: Ui) -> "list[Example]":
     for name, source in sources.items():
         drops: Counter[str] = Counter()
         pairs = read_pairs(name, source, run.config.pretrain, run.config.seed, drops)
-        dropped = ", ".join(f"{count} {reason}" for reason, count in drops.items())
+        dropped = drop_words(drops)
         if len(pairs) < 2 and run.config.pretrain.weights.get(name, 1.0) > 0:
             raise TrainingError(
                 f"set {name!r}: {source} has 1 pair; give two or more, which are each other's negatives"

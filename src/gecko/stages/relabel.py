@@ -6,7 +6,7 @@ from functools import cache, partial
 
 from gecko.core.counts import Counts
 from gecko.core.files import digest
-from gecko.core.records import Candidate, Judged, Place, Query, Score
+from gecko.core.records import Candidate, Judged, Place, Query, Score, by_query
 from gecko.fret.answered import order_agreement
 from gecko.fret.judging import JudgeForm
 from gecko.fret.view import ASKED, own_queries, relabel_folders
@@ -29,11 +29,7 @@ from gecko.stages.user_queries import USER_QUERIES
 
 
 def make(context: Context) -> Manifest:
-    """Have every pair judged by the teacher, and then by each further one.
-
-    Returns:
-        what the first teacher said.
-    """
+    """Have every pair judged by the teacher, and then by each further one; returns what the first teacher said."""
     queries = {query.id: query for query in own_queries(context.run)}
     candidates = context.run.read(MINE.name, Candidate)
     kept = _affordable(context, queries, candidates)
@@ -59,17 +55,8 @@ def judge_pairs(
 ) -> Manifest:
     """Have pairs judged into a folder of the run; what was paid for before is used again.
 
-    Args:
-        context: of the run.
-        folder: of the judgements.
-        parts: what they depend on, by the names of ``RELABEL``, the teacher among them.
-        form: how the teacher judges.
-        work: the pairs.
-        teacher: gives what loads the teacher.
-
-    Raises:
-        RunError: a shard on disk is damaged.
-        TeacherError: a judgement cannot be used.
+    ``parts`` are what they depend on, by the names of ``RELABEL``, the teacher among them; ``teacher`` gives what loads
+    it. Raises RunError: a shard on disk is damaged. TeacherError: a judgement cannot be used.
     """
     config = context.config.relabel
     shards = work.shards(form, config.shard_passages)
@@ -115,9 +102,7 @@ def _affordable(context: Context, queries: Mapping[str, Query], candidates: Sequ
     if limit is None:
         return set(queries)
     asked = [query.id for query in queries.values() if query.asked][: planned.asked]
-    retrieved: dict[str, list[str]] = {}
-    for candidate in candidates:
-        retrieved.setdefault(candidate.query_id, []).append(candidate.passage_id)
+    retrieved = {key: [one.passage_id for one in row] for key, row in by_query(candidates).items()}
     used = sorted({candidate.passage_id for candidate in candidates})
     texts = [context.by_id[identifier].content for identifier in used]
     length = kept_token_counts(context, "passage-tokens", texts, used)

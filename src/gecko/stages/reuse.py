@@ -46,13 +46,8 @@ def unchanged(run: Run, identity: str, passages: Mapping[str, Passage]) -> Colle
 def paid_seeds(run: Run, parts: Mapping[str, str], passages: Mapping[str, Passage]) -> list[list[Seed]]:
     """The neighbourhoods of an earlier plan for another corpus, without the seeds that are gone or read otherwise.
 
-    Of several plans it is the one that has most seeds left. There is none where nothing but amounts has changed: then the
-    order of the seeds is the same anyway.
-
-    Args:
-        run: its stage ``ingest`` is finished.
-        parts: what the new plan depends on.
-        passages: the corpus by id.
+    Of several plans it is the one that has most seeds left. There is none where nothing but amounts (not of ``parts``)
+    has changed: then the order of the seeds is the same anyway. The run's stage ``ingest`` is finished.
     """
     best: list[list[Seed]] = []
     current = run.manifest("plan")

@@ -19,8 +19,7 @@ TRIALS = 3  # at timing it on a busy machine
 def measure(context: Context) -> tuple[float, float, float]:
     """(tokens read a second, tokens written a second, seconds that measuring took).
 
-    Raises:
-        TeacherError: the teacher does not say how many tokens it has read.
+    Raises TeacherError: the teacher does not say how many tokens it has read.
     """
     with context.models.teacher.asked_anew():
         return _measured(context)

@@ -4,9 +4,9 @@ Everything that has to know the stages is derived from their declarations: the f
 (:mod:`gecko.stages.graph`), what is out of date, what the report lists, and what a message says to run.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from gecko.config.run import RunConfig
@@ -22,24 +22,12 @@ Setting = Callable[[RunConfig], str]
 
 def value(key: str) -> Setting:
     """The text of one setting, by its dotted name."""
-    return partial(_value, key)
+    return lambda config: str(attrgetter(key)(config))
 
 
-def _value(key: str, config: RunConfig) -> str:
-    found: Any = config
-    for name in key.split("."):
-        found = getattr(found, name)
-    return str(found)
-
-
-def section(name: str, only: Iterable[str] | None = None, without: Iterable[str] | None = None) -> Setting:
+def section(name: str, only: set[str] | None = None, without: set[str] | None = None) -> Setting:
     """The JSON of a section, or of the keys ``only``, or of all keys ``without`` these."""
-    return partial(_section, name, only and set(only), without and set(without))
-
-
-def _section(name: str, only: Any, without: Any, config: RunConfig) -> str:
-    text: str = getattr(config, name).model_dump_json(include=only, exclude=without)
-    return text
+    return lambda config: str(getattr(config, name).model_dump_json(include=only, exclude=without))
 
 
 def identity_of(manifests: Sequence[Manifest]) -> str:

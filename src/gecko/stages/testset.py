@@ -65,17 +65,10 @@ class Request:
 
 
 def write(context: Context, request: Request) -> Judged:
-    """Make a test set of a run's corpus.
+    """Make a test set of the corpus of a run whose queries are judged, or, for a log, written.
 
-    Args:
-        context: of a run whose queries are judged, or, for a log, written.
-        request: of what.
-
-    Raises:
-        ConfigError: a model cannot be used, or the pools hold one candidate each.
-        RunError: the run holds out no query.
-        CorpusError: the log has no query that can be used.
-        EvaluationError: the teacher finds nothing relevant.
+    Raises ConfigError: a model cannot be used, or the pools hold one candidate each. RunError: the run holds out no
+    query. CorpusError: the log has no query that can be used. EvaluationError: the teacher finds nothing relevant.
     """
     queries, source = _queries(context, request)
     rankings = _rankings(context, request, queries)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gecko.config.mixture import FRET, MixtureConfig
 from gecko.config.training import TRAINING_VERSION, WITHOUT_EFFECT
+from gecko.core.counts import drop_words
 from gecko.core.errors import TrainingError
 from gecko.core.files import digest, write_json
 from gecko.core.formats import InputFormat
@@ -20,13 +21,12 @@ from gecko.stages.stage import Stage, section, value
 def make(context: Context) -> dict[InputFormat, Path]:
     """Train the start model in each input format; the folder of each model.
 
-    Raises:
-        TrainingError: fewer than two rows are left, or the training fails.
+    Raises TrainingError: fewer than two rows are left, or the training fails.
     """
     examples = training_rows(context)
     context.models.forget_teacher()
     if len(examples) < 2:
-        drops = ", ".join(f"{count} {reason}" for reason, count in context.run.finished(SELECT.name).drops.items())
+        drops = drop_words(context.run.finished(SELECT.name).drops)
         raise TrainingError(
             f"{len(examples)} training rows are left ({drops}); raise the budget, or lower select.min_rc"
         )

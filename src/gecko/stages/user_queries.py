@@ -1,6 +1,6 @@
 """Stage ``asked``: the queries that people asked are read from a log."""
 
-from gecko.core.counts import Counts, left_out
+from gecko.core.counts import Counts, drop_words, left_out
 from gecko.core.errors import CorpusError
 from gecko.core.files import digest
 from gecko.core.records import Query
@@ -15,13 +15,8 @@ from gecko.stages.stage import Stage, section, value
 def make(context: Context, *, again: bool = False) -> Manifest | None:
     """Read the queries that people asked, where ``asked.sources`` names some.
 
-    Args:
-        context: of the run.
-        again: look at the sources even where they were read before, as at the corpus, by the commands that do.
-
-    Raises:
-        CorpusError: there is none, or a source is missing.
-        TrainingError: a source cannot be read.
+    With ``again`` the sources are looked at even where they were read before, as at the corpus, by the commands that do.
+    Raises CorpusError: there is none, or a source is missing. TrainingError: a source cannot be read.
     """
     run, config = context.run, context.config
     if not USER_QUERIES.applies(config):
@@ -37,16 +32,14 @@ def make(context: Context, *, again: bool = False) -> Manifest | None:
 def read(context: Context, counts: Counts) -> list[Query]:
     """The queries as they are in their sources; none where no source is named.
 
-    Raises:
-        CorpusError: a source is missing, or holds no query.
-        TrainingError: a source cannot be read.
+    Raises CorpusError: a source is missing, or holds no query. TrainingError: a source cannot be read.
     """
     config, generate = context.config.asked, context.config.generate
     if not config.sources:
         return []
     queries = read_asked(config, generate.heldout, generate.heldout_max, context.config.seed, counts)
     if not queries:
-        drops = ", ".join(f"{count:,} {reason}" for reason, count in counts.drops.items()) or "it is empty"
+        drops = drop_words(counts.drops) or "it is empty"
         raise CorpusError(
             f"{', '.join(config.sources)}: no query can be used ({drops}); mend or leave out asked.sources"
         )

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 def make(context: Context) -> "Encoder":
     """The start model after training on (q, p_seed) with in-batch negatives: the paper's initial embedder.
 
-    Raises:
-        ConfigError: no query is written.
+    Raises ConfigError: no query is written.
     """
     return context.once(WARMUP.name, lambda: _load(context))
 

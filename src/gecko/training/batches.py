@@ -33,15 +33,8 @@ class Sampling:
 def batches_by_set(sizes: Mapping[str, int], batch: int, sampling: Sampling) -> dict[str, int]:
     """How many batches of each set an epoch has: as many in all as it takes to see every row of the sets once.
 
-    Every set with a weight above 0 has at least one.
-
-    Args:
-        sizes: rows of each set, at least 1.
-        batch: rows of a batch.
-        sampling: weights and temperature.
-
-    Raises:
-        TrainingError: a weight names a set that is not there, or no weight is above 0.
+    Every set with a weight above 0 has at least one; ``sizes`` are rows, at least 1. Raises TrainingError: a weight names
+    a set that is not there, or no weight is above 0.
     """
     if unknown := sorted(sampling.weights.keys() - sizes.keys()):
         raise TrainingError(f"weights for {', '.join(unknown)}, but the sets are {', '.join(sizes)}")

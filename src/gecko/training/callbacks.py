@@ -64,11 +64,7 @@ class Bar(TrainerCallback):
 
 
 def tensorboard(folder: Path, config: TrainConfig) -> TrainerCallback:
-    """Logs for tensorboard, in a folder.
-
-    Raises:
-        TrainingError: its package is not installed.
-    """
+    """Logs for tensorboard, in a folder. Raises TrainingError: its package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from gecko.config.mixture import ClassificationSet, FeverSet, MedMcqaSet, MixtureSet, StsSet
+from gecko.core.counts import drop_words
 from gecko.core.errors import TrainingError
 from gecko.core.records import SCHEMAS, Example, Text, from_table
 from gecko.core.text import half_of_pair
@@ -70,18 +71,10 @@ _FEVER_MARKS = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-COLON-
 
 
 def convert(config: MixtureSet, seed: int, drops: Drops) -> list[Example]:
-    """All training rows of a set.
+    """All training rows of a set, at least one; what became no row is counted in ``drops`` by reason.
 
-    Args:
-        config: the set: its kind, where it is, and the options of the kind.
-        seed: of the choice of negatives, of partners in a class, and of the rows that ``config.limit`` leaves.
-        drops: counts what became no row, by reason.
-
-    Returns:
-        rows with ``dataset`` and ``query_id`` of the set, at least one.
-
-    Raises:
-        TrainingError: the source cannot be read, a row does not fit the kind, or no row is left. It names set and row.
+    The seed is that of the choice of negatives, of partners in a class, and of the rows that ``config.limit`` leaves.
+    Raises TrainingError: the source cannot be read, a row does not fit the kind, or no row is left. It names set and row.
     """
     rng = np.random.default_rng([seed, *config.name.encode()])
     rows = read_rows(config.name, config.source, config.config, config.split)
@@ -100,7 +93,7 @@ def convert(config: MixtureSet, seed: int, drops: Drops) -> list[Example]:
     }
     made = list(kinds[config.kind](config, rows, rng, drops))
     if not made:
-        why = ", ".join(f"{count} {reason}" for reason, count in drops.items()) or "none was read"
+        why = drop_words(drops) or "none was read"
         raise TrainingError(f"set {config.name!r}: no training row can be made of {config.source} ({why})")
     for example in made:  # of lists and objects in a row, too, which text_of does not see
         for text in (

@@ -59,9 +59,7 @@ class Job:
 def on_devices(job: Job, say: Callable[[str], None]) -> TrainReport:
     """Run a job in ``job.config.devices`` processes of this machine.
 
-    Raises:
-        GeckoError: what the first process raised.
-        TrainingError: the processes ended without a word.
+    Raises GeckoError: what the first process raised. TrainingError: the processes ended without a word.
     """
     with tempfile.TemporaryDirectory(prefix="gecko-") as scratch:
         task, answer = Path(scratch) / "task", Path(scratch) / "answer"

@@ -14,12 +14,7 @@ from gecko.encoder.encode import encode_texts
 
 @dataclass(frozen=True)
 class FrozenPassages:
-    """Rendered passages with their vectors.
-
-    Attributes:
-        places: the row of ``vectors`` by text.
-        vectors: (texts, D), unit rows.
-    """
+    """Rendered passages with their vectors, unit rows (texts, D); ``places`` has the row by text."""
 
     places: Mapping[str, int]
     vectors: Tensor
@@ -32,10 +27,7 @@ class FrozenPassages:
 def freeze_passages(model: SentenceTransformer, examples: Sequence[Example], rows: Dataset) -> FrozenPassages:
     """Encode all passages of the rows once; a symmetric row has none, since both of its sides are queries.
 
-    Args:
-        model: the start model.
-        examples: the rows.
-        rows: the same as :func:`gecko.training.to_dataset` made them, in the same order.
+    ``rows`` are the examples as :func:`gecko.training.to_dataset` made them, in the same order.
     """
     passages = rows.select([place for place, example in enumerate(examples) if not example.symmetric])
     columns = [passages[name] for name in passages.column_names if name not in ("query", "label")]

@@ -16,19 +16,10 @@ LEAST = 2  # rows; one alone has no other row's texts to be told from
 def hold_out(
     examples: Sequence[Example], share: float, seed: int, section: str = "train"
 ) -> tuple[list[int], list[int]]:
-    """Places of the rows to train on, and of those held out.
+    """Places of the rows to train on, and of those held out: about ``share`` of the rows of FRet.
 
-    Held out are rows of FRet, or of all sets where there are none of FRet. Rows that share a query or a positive stay
-    together, so that what is held out was not seen.
-
-    Args:
-        examples: the rows.
-        share: of the rows of FRet that are held out, about.
-        seed: of the draw.
-        section: of the settings, for errors.
-
-    Raises:
-        TrainingError: a part would have fewer than 2 rows.
+    Where there are none of FRet, it is of all sets. Rows that share a query or a positive stay together, so that what is
+    held out was not seen. Raises TrainingError, which names the ``section``: a part would have fewer than 2 rows.
     """
     fret = [place for place, row in enumerate(examples) if row.dataset == FRET] or list(range(len(examples)))
     ordered = [[fret[place] for place in family] for family in _families([examples[place] for place in fret])]

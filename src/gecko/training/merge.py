@@ -26,16 +26,11 @@ def merge_models(
     folder: str | os.PathLike[str],
     weights: Sequence[float] = (),
 ) -> None:
-    """Merge models of one architecture and save the result as a sentence-transformers model.
+    """Merge models of one architecture and save a sentence-transformers model, with the first one's tokenizer.
 
-    Args:
-        specs: two models or more: folders (checkpoints are such, too), ``hf:NAME`` or ``minilm``.
-        folder: where the result goes; must not exist or be empty. The first model gives tokenizer and settings.
-        weights: one per model; none: all equal.
-
-    Raises:
-        ConfigError: fewer than two models, weights that do not fit, a folder in use, or a model that cannot be loaded.
-        TrainingError: the models differ in more than their weights.
+    Two SPECs or more: folders (checkpoints are such, too), ``hf:NAME`` or ``minilm``; a weight each, or none: all equal.
+    The folder must not exist or be empty. Raises ConfigError: fewer than two models, weights that do not fit, a folder in
+    use, or a model that cannot be loaded. TrainingError: the models differ in more than their weights.
     """
     from gecko.encoder import load_encoder, save_model
 

@@ -16,9 +16,8 @@ KIND = "pairs"
 def pair_sources(config: PretrainConfig) -> dict[str, str]:
     """The sources by name: of a file its name without ending; each file of a folder is a source of its own.
 
-    Raises:
-        ConfigError: none are given, two have one name, or a task or a weight names one that is not there.
-        TrainingError: one does not exist.
+    Raises ConfigError: none are given, two have one name, or a task or a weight names one that is not there.
+    TrainingError: one does not exist.
     """
     if not config.sources:
         raise ConfigError("gecko pretrain needs pairs: give files or folders, or set pretrain.sources in the recipe")
@@ -42,20 +41,11 @@ def _name(source: str) -> str:
 
 
 def read_pairs(name: str, source: str, config: PretrainConfig, seed: int, drops: Counter[str]) -> list[Example]:
-    """The pairs of one source as rows without negatives.
+    """The pairs of one source, a file or ``hf:NAME``, as rows without negatives; ``name`` becomes ``Example.dataset``.
 
     The columns are ``query``, ``text`` and, if you like, ``title``. A pair without a query or a text, and one that was
-    there before, is dropped and counted.
-
-    Args:
-        name: the source's, which becomes ``Example.dataset``.
-        source: a file or ``hf:NAME``.
-        config: tasks, and ``limit``: at most so many pairs, drawn at random.
-        seed: of the draw.
-        drops: counts dropped pairs by reason.
-
-    Raises:
-        TrainingError: the source cannot be read, a column is missing, or nothing is left.
+    there before, is dropped and counted. The seed draws at most ``config.limit`` of them. Raises TrainingError: the
+    source cannot be read, a column is missing, or nothing is left.
     """
     task = config.tasks.get(name, config.task)
     rows: list[Example] = []

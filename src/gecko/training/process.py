@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from gecko.core.errors import GeckoError
+from gecko.core.files import write_bytes
 from gecko.training.devices import Job, TrainReport
 from gecko.training.trainer import train_here
 
@@ -21,9 +22,7 @@ def main(task: Path, answer: Path) -> None:
     except GeckoError as error:
         result = error
     if os.environ["RANK"] == "0":
-        aside = answer.with_suffix(".partial")
-        aside.write_bytes(pickle.dumps(result))
-        aside.replace(answer)
+        write_bytes(answer, pickle.dumps(result))
     if isinstance(result, GeckoError):
         sys.exit(1)
     torch.distributed.destroy_process_group()

@@ -32,13 +32,9 @@ def enough_steps(config: TrainConfig, rows: int) -> TrainConfig:
 
 
 def arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) -> "SentenceTransformerTrainingArguments":
-    """The settings as the trainer of sentence-transformers knows them.
+    """The settings as the trainer of sentence-transformers knows them; ``seed`` is that of dropout.
 
-    Args:
-        config: the settings.
-        a_pass: batches of an epoch, of all processes together one each.
-        seed: of dropout.
-        checkpoints: where they go.
+    ``a_pass`` is how many batches an epoch has, of all processes together one each.
     """
     import torch
     from sentence_transformers import SentenceTransformerTrainingArguments

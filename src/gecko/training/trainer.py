@@ -109,11 +109,7 @@ def train(
 
 
 def train_here(job: Job, say: Callable[[str], None]) -> TrainReport:
-    """Train in this process alone, or as one of those that share each batch.
-
-    Raises:
-        TrainingError: as :func:`train`.
-    """
+    """Train in this process alone, or as one of those that share each batch. Raises TrainingError: as :func:`train`."""
     config = job.config
     first = int(os.environ.get("RANK", "0")) == 0
     say = say if first else lambda _: None

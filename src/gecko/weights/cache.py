@@ -13,8 +13,7 @@ from gecko.core.files import digest, file_sha256, read_json, write_json
 def cache_folder() -> Path:
     """Where weights, indices and teacher checks are kept between runs; it may not be there yet.
 
-    Raises:
-        ConfigError: nothing says where: GECKO_CACHE is not set, and the user has no home folder.
+    Raises ConfigError: nothing says where: GECKO_CACHE is not set, and the user has no home folder.
     """
     if given := os.environ.get("GECKO_CACHE"):
         return Path(given)
@@ -28,8 +27,7 @@ def cache_folder() -> Path:
 def cache_room(name: str) -> Path:
     """A folder of the cache in which files can be made.
 
-    Raises:
-        ConfigError: there is no cache, or it cannot be written.
+    Raises ConfigError: there is no cache, or it cannot be written.
     """
     folder = cache_folder() / name
     try:

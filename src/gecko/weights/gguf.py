@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from gecko.core.errors import TeacherError
+from gecko.core.files import made_aside
 from gecko.core.progress import Ui, quiet_libraries
 from gecko.weights.cache import cache_folder, cache_room
 from gecko.weights.files import why_not_loaded
@@ -19,14 +20,7 @@ def to_safetensors(gguf: Path, identity: str, ui: Ui) -> Path:
     """The same model as bfloat16 safetensors with its tokenizer, in the cache; made on the first call, in minutes.
 
     Dequantised weights load in a second, and bfloat16 is several times as fast as packed blocks on a CPU that has it.
-
-    Args:
-        gguf: the file.
-        identity: its hash.
-        ui: where a sentence for the user goes.
-
-    Raises:
-        TeacherError: the file is no GGUF model that transformers can read.
+    ``identity`` is the file's hash. Raises TeacherError: the file is no GGUF model that transformers can read.
     """
     folder = cache_folder() / "converted" / f"{identity}-{CONVERTED}"
     if (folder / "config.json").exists():
@@ -54,10 +48,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             )
     except Exception as error:
         raise TeacherError(f"teacher {gguf} cannot be loaded as a GGUF model: {why_not_loaded(gguf, error)}") from error
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    with quiet_libraries():
+    with quiet_libraries(), made_aside(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.replace(folder)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -21,8 +21,12 @@ from gecko.compute.device import GPU_TEXTS
 from gecko.core.errors import ConfigError, EvaluationError, RunError, TeacherError
 from gecko.core.files import digest, read_json, write_json
 from gecko.core.progress import Ui
-from gecko.core.records import Judged, Passage, Score
+from gecko.core.records import Candidate, Judged, Passage, Score
+from gecko.evaluation.beir import RetrievalSet
+from gecko.evaluation.evaluate import HEADLINE
+from gecko.evaluation.metrics import Array, descending, per_query
 from gecko.evaluation.teacher.in_words import as_grade, as_place, ask_grades, ask_orders, list_key, pair_key
+from gecko.fret.fuse import Fusion, fuse
 from gecko.fret.judging import FormName, answers_hash
 from gecko.fret.relabel import prompt_hash, read_both, read_labels, relevance_logit, shielded_groups
 from gecko.llm.base import Group, LanguageModel, Sampling
@@ -66,8 +70,7 @@ def prompt_names(spec: str) -> tuple[str, str]:
 def load_form(spec: str) -> Form:
     """``relevance``, ``my.toml`` or ``query_likelihood+relevance``; ``graded``, ``listwise`` or ``graded:my.toml``.
 
-    Raises:
-        ConfigError: a prompt cannot be read, or cannot be used for judging.
+    Raises ConfigError: a prompt cannot be read, or cannot be used for judging.
     """
     name, _, file = spec.partition(":")
     if in_words := next((one for one in IN_WORDS if one == name), None):
@@ -90,10 +93,8 @@ def load_form(spec: str) -> Form:
 def spread_forms(specs: Sequence[str]) -> tuple[str, ...]:
     """Forms with a folder in the place of each of its prompt files, in order of name.
 
-    A file without labels can give a likelihood alone, so the shipped ``relevance`` stands beside it.
-
-    Raises:
-        ConfigError: a folder holds none, or one cannot be read.
+    A file without labels can give a likelihood alone, so the shipped ``relevance`` stands beside it. Raises ConfigError:
+    a folder holds none, or one cannot be read.
     """
     found: list[str] = []
     for spec in specs:
@@ -123,8 +124,7 @@ class Answers:
     def load(cls, path: Path) -> "Answers":
         """Read a file of answers; a last line that was cut off by a kill is forgotten.
 
-        Raises:
-            RunError: another line is damaged.
+        Raises RunError: another line is damaged.
         """
         answers = cls(path)
         if not path.exists():
@@ -162,13 +162,8 @@ class Answers:
 class Judge:
     """Asks a teacher what is not yet known. The teacher is loaded only if something is missing.
 
-    Args:
-        identity: the teacher's.
-        load: loads it.
-        passage_tokens: it reads at most so many tokens of a passage.
-        ui: where the progress goes.
-        precision: of its linear layers, as ``relabel.precision``.
-        window: passages that are put in order in one request.
+    It reads at most ``passage_tokens`` tokens of a passage, in a precision as ``relabel.precision``; ``window`` passages
+    are put in order in one request.
     """
 
     def __init__(
@@ -196,8 +191,7 @@ class Judge:
     def alone(self, wait: bool = False) -> Iterator[None]:
         """Hold the teacher's answers, so that no other process writes to them.
 
-        Raises:
-            RunError: another check of the same teacher is at work, and its end is not waited for.
+        Raises RunError: another check of the same teacher is at work, and its end is not waited for.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock", timeout=-1 if wait else 0)
@@ -268,16 +262,10 @@ class Judge:
         title: str,
         lists: Mapping[str, Sequence[Passage]] | None = None,
     ) -> int:
-        """Make sure that every pair is known under a form.
+        """Make sure that every pair is known under a form; how many answers were not.
 
-        Args:
-            form: the prompts.
-            groups: passages, each with the queries that retrieved it.
-            title: of the progress bar.
-            lists: of each query its passages in the retriever's order, for a form that puts them in order.
-
-        Returns:
-            how many answers were not known.
+        ``groups`` are passages, each with the queries that retrieved it; ``lists`` of each query its passages in the
+        retriever's order, for a form that puts them in order.
         """
         if form.judging == "listwise":
             return self._ask_orders(form, lists or {}, title)
@@ -408,6 +396,27 @@ class Judge:
             write_json(path, {"tokens": tokens / len(texts), "seconds": seconds / len(texts)})
         found = read_json(path)
         return float(found["tokens"]), float(found["seconds"])
+
+
+def orders(data: RetrievalSet, run: Mapping[str, Mapping[str, float]], form: Form, judge: Judge) -> dict[str, Array]:
+    """nDCG@10 of each order of the retriever's ``run`` (cosines, best first), whose pairs are judged: (queries,) on 0–1.
+
+    The orders are ``retriever`` and the teacher's; one that gives no likelihood has RC alone.
+    """
+    scored = judge.known["can_score"] and form.judging == "logprobs"
+    fusions: tuple[Fusion, ...] = ("ql", "rc", "rrf", "rrf+retriever") if scored else ("rc",)
+    passages = {passage.id: passage for passage in data.passages}
+    ranked: dict[str, dict[str, dict[str, float]]] = {"retriever": {}, **{fusion: {} for fusion in fusions}}
+    for query_id, query in data.queries:
+        candidates = [
+            Candidate(query_id, passage_id, rank, cosine)
+            for rank, (passage_id, cosine) in enumerate(run[query_id].items(), start=1)
+        ]
+        scores = {c.passage_id: judge.score(form, query_id, query, passages[c.passage_id]) for c in candidates}
+        ranked["retriever"][query_id] = descending([candidate.passage_id for candidate in candidates])
+        for fusion in fusions:
+            ranked[fusion][query_id] = descending([label.passage_id for label in fuse(candidates, scores, fusion)])
+    return {order: per_query(rows, data.qrels, (HEADLINE,))[HEADLINE] for order, rows in ranked.items()}
 
 
 def _is_whole(answer: tuple[float, int, float]) -> bool:

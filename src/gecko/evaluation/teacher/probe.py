@@ -6,6 +6,7 @@ probe that ships with the package, is the teacher's order worse than the start m
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,15 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gecko.config.stages import CheckConfig
+from gecko.core.counts import drop_words
 from gecko.core.errors import TeacherError, TeacherRefused
 from gecko.core.progress import Silent, Ui
-from gecko.core.records import Candidate
 from gecko.core.text import difference, points
-from gecko.evaluation.builtin import ProbeTopic, probe
-from gecko.evaluation.evaluate import HEADLINE
-from gecko.evaluation.metrics import Array, bootstrap_ci, descending, per_query
-from gecko.evaluation.teacher.answers import Form, Judge
-from gecko.fret.fuse import Fusion, fuse
+from gecko.evaluation.beir import RetrievalSet
+from gecko.evaluation.builtin import probe
+from gecko.evaluation.evaluate import dense_run
+from gecko.evaluation.metrics import bootstrap_ci
+from gecko.evaluation.teacher.answers import Form, Judge, orders
 from gecko.fret.judging import FormName
 from gecko.llm.base import LanguageModel
 from gecko.prompts import Prompt
@@ -29,7 +30,6 @@ from gecko.prompts import Prompt
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
 
-ORDERS: tuple[Fusion, ...] = ("ql", "rc", "rrf")
 TOLD_BY = 10  # fewer texts than these tell no share
 INSTEAD = (
     "Take a stronger teacher with --llm (in a stage's own command --set llm=SPEC), or go on all the same with "
@@ -78,11 +78,8 @@ def run_probe(
 ) -> ProbeResult:
     """Rerank the probe's passages with the teacher, which is asked only what it was not asked before.
 
-    ``judging`` is how; in words, ``likelihood`` is the prompt that asks for grades or an order.
-
-    Raises:
-        TeacherError: it refused a pair, or gave a score that is no number.
-        ConfigError: there is no cache for its answers.
+    ``judging`` is how; in words, ``likelihood`` is the prompt that asks for grades or an order. Raises TeacherError: it
+    refused a pair, or gave a score that is no number. ConfigError: there is no cache for its answers.
     """
     topics, form = probe(), Form("probe", likelihood, relevance, judging)
     judge = Judge(teacher.identity, lambda: teacher, passage_tokens, ui or Silent(), precision, window)
@@ -90,17 +87,13 @@ def run_probe(
     with judge.alone(wait=True):
         asked = _ask(topics, form, judge)
     seconds, tokens = time.perf_counter() - began, teacher.usage.tokens - before
-    fusions: tuple[Fusion, ...] = ORDERS if teacher.can_score and judging == "logprobs" else ("rc",)
-    orders = {name: [] for name in ("start", *fusions)}  # type: dict[str, list[Array]]
-    for topic in topics:
-        for name, values in _orders(topic, form, judge, start, fusions).items():
-            orders[name].append(values)
-    joined = {name: np.concatenate(parts) for name, parts in orders.items()}
-    delta, low, high = bootstrap_ci(joined[fusions[-1]] - joined["start"], resamples, seed)
+    found = [orders(topic, dense_run(topic, start, len(topic.passages)), form, judge) for topic in topics]
+    joined = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+    delta, low, high = bootstrap_ci(joined["rrf" if "rrf" in joined else "rc"] - joined["retriever"], resamples, seed)
     means = {name: float(values.mean()) for name, values in joined.items()}
     return ProbeResult(
-        queries=len(joined["start"]),
-        start=means["start"],
+        queries=len(joined["retriever"]),
+        start=means["retriever"],
         ql=means.get("ql"),
         rc=means["rc"],
         rrf=means.get("rrf"),
@@ -113,7 +106,7 @@ def run_probe(
     )
 
 
-def _ask(topics: Sequence[ProbeTopic], form: Form, judge: Judge) -> int:
+def _ask(topics: Sequence[RetrievalSet], form: Form, judge: Judge) -> int:
     """Have every pair of the probe answered, and say how many answers were not known."""
     groups = [(passage, [text for _, text in topic.queries]) for topic in topics for passage in topic.passages]
     lists = {text: topic.passages for topic in topics for _, text in topic.queries}
@@ -127,32 +120,10 @@ def _ask(topics: Sequence[ProbeTopic], form: Form, judge: Judge) -> int:
     return asked
 
 
-def _orders(
-    topic: ProbeTopic, form: Form, judge: Judge, start: "Encoder", fusions: Sequence[Fusion]
-) -> dict[str, Array]:
-    vectors = start.passages(topic.passages)
-    asked = start.queries([text for _, text in topic.queries])
-    runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in ("start", *fusions)}
-    for (identifier, text), vector in zip(topic.queries, asked, strict=True):
-        cosines = vectors @ vector
-        order = np.argsort(-cosines, kind="stable")
-        candidates = [
-            Candidate(identifier, topic.passages[index].id, rank, float(cosines[index]))
-            for rank, index in enumerate(order, start=1)
-        ]
-        given = {passage.id: judge.score(form, identifier, text, passage) for passage in topic.passages}
-        runs["start"][identifier] = descending([candidate.passage_id for candidate in candidates])
-        for name in fusions:
-            ranked = fuse(candidates, given, name)
-            runs[name][identifier] = descending([label.passage_id for label in ranked])
-    return {name: per_query(run, topic.qrels, (HEADLINE,))[HEADLINE] for name, run in runs.items()}
-
-
 def refuse_by_probe(result: ProbeResult, teacher: str) -> None:
     """Stop if the teacher orders the probe worse than the start model.
 
-    Raises:
-        TeacherRefused: the upper end of the interval is below 0.
+    Raises TeacherRefused: the upper end of the interval is below 0.
     """
     if result.high < 0:
         raise TeacherRefused(
@@ -165,11 +136,10 @@ def refuse_by_probe(result: ProbeResult, teacher: str) -> None:
 def refuse_by_parsing(parsed: int, asked: int, drops: dict[str, int], config: CheckConfig, teacher: str) -> None:
     """Stop if too few generations parse, whether or not a query that does is of use.
 
-    Raises:
-        TeacherRefused: the share is below ``config.min_parsed``, of enough to tell.
+    Raises TeacherRefused: the share is below ``config.min_parsed``, of enough to tell.
     """
     if asked >= TOLD_BY and parsed / asked < config.min_parsed:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items(), key=lambda item: -item[1]))
+        reasons = drop_words(dict(Counter(drops).most_common()))
         raise TeacherRefused(
             f"only {parsed} of {asked} generations of {teacher} parse ({reasons}), fewer than "
             f"{config.min_parsed:.0%}. {INSTEAD}"
@@ -179,8 +149,7 @@ def refuse_by_parsing(parsed: int, asked: int, drops: dict[str, int], config: Ch
 def refuse_by_seeds(found: int, asked: int, n: int, config: CheckConfig, teacher: str) -> None:
     """Stop if the start model does not find the passages that the queries were written for.
 
-    Raises:
-        TeacherRefused: the share is below ``config.min_seed_found``, of enough to tell.
+    Raises TeacherRefused: the share is below ``config.min_seed_found``, of enough to tell.
     """
     if asked >= TOLD_BY and found / asked < config.min_seed_found:
         raise TeacherRefused(

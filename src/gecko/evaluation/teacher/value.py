@@ -13,12 +13,11 @@ import numpy as np
 from gecko.core.errors import EvaluationError, TeacherError
 from gecko.core.files import digest, read_json, write_json
 from gecko.core.progress import Silent, Ui
-from gecko.core.records import Candidate, Passage
+from gecko.core.records import Passage
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.evaluate import HEADLINE, dense_run, refuse_equal_names
-from gecko.evaluation.metrics import Array, descending, macro_ci, per_query
-from gecko.evaluation.teacher.answers import VERSION, Form, Judge, load_form, spread_forms
-from gecko.fret.fuse import Fusion, fuse
+from gecko.evaluation.metrics import Array, macro_ci, paired
+from gecko.evaluation.teacher.answers import VERSION, Form, Judge, load_form, orders, spread_forms
 from gecko.llm.answers import Kind
 from gecko.llm.base import LanguageModel
 from gecko.llm.registry import judging_form
@@ -106,21 +105,9 @@ def measure_orders(
 ) -> dict[str, list[Measured]]:
     """Put the start model's candidates in every order, on every set, under every form.
 
-    Args:
-        sets: test sets, with different names.
-        forms: of the prompts.
-        config: what is measured.
-        judge: asks the teacher.
-        start: loads the start model.
-        start_identity: hash of the start model.
-
-    Returns:
-        by form, each set with nDCG@10 of each order and query; a query is left out under all forms, and that is said, where
-        the teacher refused a pair of it under any.
-
-    Raises:
-        EvaluationError: two sets have one name, or no query of a set is left.
-        RunError: another check of the same teacher is at work.
+    Returns by form each set with nDCG@10 of each order and query; a query is left out under all forms, and that is said,
+    where the teacher refused a pair of it under any. Raises EvaluationError: two sets have one name, or no query of a set
+    is left. RunError: another check of the same teacher is at work.
     """
     refuse_equal_names([data.name for data in sets])
     measured: dict[str, list[Measured]] = {form.name: [] for form in forms}
@@ -135,7 +122,7 @@ def measure_orders(
                 judge.ask(form, groups, data.name, lists)
             data = _answered(data, groups, forms, judge)
             for form in forms:
-                measured[form.name].append(Measured(data, _orders(data, run, by_id, form, judge)))
+                measured[form.name].append(Measured(data, orders(data, run, form, judge)))
     return measured
 
 
@@ -177,22 +164,9 @@ def teacher_value(
     start: "Callable[[], Encoder]",
     start_identity: str,
 ) -> dict[str, Any]:
-    """Measure a teacher on labelled sets under each form of the prompts.
+    """What ``gecko check-teacher --json`` prints of a teacher on labelled sets under each form; numbers on 0–1.
 
-    Args:
-        sets: test sets, with different names.
-        config: what is measured.
-        judge: asks the teacher.
-        start: loads the start model.
-        start_identity: hash of the start model.
-
-    Returns:
-        what ``gecko check-teacher --json`` prints; numbers on 0–1.
-
-    Raises:
-        ConfigError: a form cannot be used.
-        EvaluationError: two sets have one name.
-        RunError: another check of the same teacher is at work.
+    Raises ConfigError: a form cannot be used. The errors of :func:`measure_orders` come besides.
     """
     forms = [load_form(spec) for spec in spread_forms(config.forms or forms_of(judge.teacher))]
     measured = measure_orders(sets, forms, config, judge, start, start_identity)
@@ -217,11 +191,7 @@ def teacher_value(
 
 
 def forms_of(teacher: LanguageModel) -> tuple[str, ...]:
-    """The shipped forms that a teacher can judge in.
-
-    Raises:
-        TeacherError: there is none.
-    """
+    """The shipped forms that a teacher can judge in. Raises TeacherError: there is none."""
     relevance = load_prompt("relevance")
     found = [] if teacher.no_labels(relevance) else ["relevance"]
     asked: dict[str, Kind] = {"graded": "grades", "listwise": "order"}
@@ -229,25 +199,6 @@ def forms_of(teacher: LanguageModel) -> tuple[str, ...]:
     if not found:
         judging_form(teacher, relevance, load_prompt("graded"))  # which says why
     return tuple(found)
-
-
-def _orders(
-    data: RetrievalSet, run: dict[str, dict[str, float]], passages: dict[str, Passage], form: Form, judge: Judge
-) -> dict[str, Array]:
-    scored = judge.known["can_score"] and form.judging == "logprobs"
-    fusions: tuple[Fusion, ...] = ("ql", "rc", "rrf", "rrf+retriever") if scored else ("rc",)
-    ranked: dict[str, dict[str, dict[str, float]]] = {"retriever": {}, **{fusion: {} for fusion in fusions}}
-    for query_id, query in data.queries:
-        candidates = [
-            Candidate(query_id, passage_id, rank, cosine)
-            for rank, (passage_id, cosine) in enumerate(run[query_id].items(), start=1)
-        ]
-        scores = {c.passage_id: judge.score(form, query_id, query, passages[c.passage_id]) for c in candidates}
-        ranked["retriever"][query_id] = descending([candidate.passage_id for candidate in candidates])
-        for fusion in fusions:
-            order = [label.passage_id for label in fuse(candidates, scores, fusion)]
-            ranked[fusion][query_id] = descending(order)
-    return {order: per_query(rows, data.qrels, (HEADLINE,))[HEADLINE] for order, rows in ranked.items()}
 
 
 def _numbers(measured: Sequence[Measured], judge: Judge, form: Form, config: ValueConfig) -> dict[str, Any]:
@@ -260,7 +211,8 @@ def _numbers(measured: Sequence[Measured], judge: Judge, form: Form, config: Val
     if len(measured) > 1:
         result["macro"] = _row(measured, config)
     if "rrf" in measured[0].orders:
-        result["rrf_over"] = {order: list(_against(measured, "rrf", order, config)) for order in ("ql", "rc")}
+        ahead = {order: _ahead(measured, "rrf", order, config) for order in ("ql", "rc")}
+        result["rrf_over"] = {order: [row["delta"], *row["ci95"]] for order, row in ahead.items()}
     return result
 
 
@@ -271,15 +223,13 @@ def _row(measured: Sequence[Measured], config: ValueConfig) -> dict[str, Any]:
         if order == "retriever":
             row[order] = {HEADLINE: mean, "delta": None, "ci95": None}
             continue
-        delta, low, high = _against(measured, order, "retriever", config)
-        row[order] = {HEADLINE: mean, "delta": delta, "ci95": [low, high]}
+        row[order] = {HEADLINE: mean, **_ahead(measured, order, "retriever", config)}
     return row
 
 
-def _against(measured: Sequence[Measured], order: str, base: str, config: ValueConfig) -> tuple[float, float, float]:
+def _ahead(measured: Sequence[Measured], order: str, base: str, config: ValueConfig) -> dict[str, Any]:
     """How far an order is ahead of another under the same form, with its interval."""
-    differences = [one.orders[order] - one.orders[base] for one in measured]
-    return macro_ci(differences, config.resamples, config.seed)
+    return paired([one.orders[order] - one.orders[base] for one in measured], config.resamples, config.seed)
 
 
 def _usual(measured: Sequence[Measured]) -> str:
@@ -291,22 +241,21 @@ def _best(measured: dict[str, list[Measured]], config: ValueConfig) -> dict[str,
     """The form whose fused order is best, and the fusion to use: RRF, unless another is shown to be better."""
 
     def worth(form: str) -> float:
-        return _against(measured[form], _usual(measured[form]), "retriever", config)[0]
+        return float(_ahead(measured[form], _usual(measured[form]), "retriever", config)["delta"])
 
     form = max(measured, key=worth)  # the first of equals
     fusion = usual = _usual(measured[form])
     for other in measured[form][0].orders:
-        if other not in ("retriever", usual) and _against(measured[form], other, usual, config)[1] > 0:
-            ahead = _against(measured[form], other, fusion, config)[0]
-            fusion = other if ahead > 0 else fusion
-    delta, low, high = _against(measured[form], fusion, "retriever", config)
+        if other not in ("retriever", usual) and _ahead(measured[form], other, usual, config)["ci95"][0] > 0:
+            fusion = other if _ahead(measured[form], other, fusion, config)["delta"] > 0 else fusion
+    ahead = _ahead(measured[form], fusion, "retriever", config)
+    low, high = ahead["ci95"]
     verdict: Verdict = "passes" if low > 0 else "does harm" if high < 0 else "no difference shown"
     queries = sum(len(one.data.queries) for one in measured[form])
     return {
         "form": form,
         "fusion": fusion,
-        "delta": delta,
-        "ci95": [low, high],
+        **ahead,
         "queries": queries,
         "sets": len(measured[form]),
         "verdict": verdict,
@@ -359,15 +308,7 @@ def connect(
 def check_teacher(
     sets: Sequence[RetrievalSet], llm: str, backbone: str, config: ValueConfig, ui: Ui | None = None
 ) -> dict[str, Any]:
-    """:func:`teacher_value` of an LLM SPEC against a start model's order.
-
-    Args:
-        sets: test sets, with different names.
-        llm: the teacher's SPEC.
-        backbone: the start model's SPEC.
-        config: what is measured.
-        ui: where the progress goes.
-    """
+    """:func:`teacher_value` of the SPEC of a teacher against the order of a start model's SPEC."""
     for data in sets:
         if ui is not None and data.gaps:
             ui.say(f"{data.name}: {data.gaps}")
