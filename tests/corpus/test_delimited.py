@@ -78,6 +78,7 @@ def test_lines_that_are_all_rows_are_rows_although_quotation_marks_pair(tmp_path
     assert texts(tmp_path / "y.tsv", data + '6\t"a\nb"\n') == ["one", "two\n3\tthree\n4\tfour", "five", "a\nb"]
     quoted = data.replace("id\ttext", '"id"\t"text"')
     assert texts(tmp_path / "z.tsv", quoted) == ["one", "two\n3\tthree\n4\tfour", "five"]
+    assert texts(tmp_path / "v.tsv", data + '""\t6\n')[1:] == ["two\n3\tthree\n4\tfour", "five", "6"]
     assert texts(tmp_path / "w.tsv", data + '6\t"say ""b"""\n')[1:] == ["two\n3\tthree\n4\tfour", "five", 'say "b"']
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from gecko.fret.export_rows import export_rows
 from gecko.fret.release import load_release, read_release, write_release
 from gecko.fret.select import group_labels
 from gecko.fret.view import all_scores, judgements
+from gecko.llm import registry
 from gecko.llm.answers import Answer, Question
 from gecko.llm.fake import FakeLM
 from gecko.prompts import Prompt
@@ -262,7 +264,7 @@ def test_a_set_of_the_mixture_is_judged_in_the_form_of_the_run(
 def test_the_estimate_of_a_server_that_grades_counts_its_requests(
     corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gecko.stages.costs.reads_once", lambda spec: False)
+    monkeypatch.setitem(registry.BACKENDS, "fake", replace(registry.BACKENDS["fake"], reads_once=False))
     teacher, config = Counting(), settings(corpus, tiny_model, "graded")
     with Run(tmp_path / "run", config) as run:
         pipeline = Pipeline(run)

@@ -9,7 +9,7 @@ Of TSV there are two kinds. Programs write it with quotation marks, as CSV; peop
 each line has as many cells as the header, and
   a ``"`` stands where no program would leave it               line by line
   no quoted cell goes over several lines                       with quotation marks
-  one does, and the header or a ``""`` in a cell is quoted     with quotation marks
+  one does, and the header, a ``"`` or nothing is quoted       with quotation marks
   one does, there is no such sign, and there are more columns  line by line
   likewise, and there is one column                            an error: nobody can tell
 some line has not, and
@@ -82,7 +82,7 @@ class _Row:
         width: so many are.
         lines: so many were taken.
         bare: whether an unquoted cell has a ``"``, which no program writes.
-        sure: whether a quoted cell has ``""``, which nobody types.
+        sure: whether a quoted cell has ``""`` or is empty, which nobody types.
     """
 
     separator: str
@@ -109,11 +109,12 @@ class _Row:
                     return True
                 place = end + 1
                 continue
+            begins = self._open is None
             if self._open is None:
                 self._open, place = [], place + 1
             match = _INSIDE.match(line, place)
             assert match is not None
-            self.sure |= '""' in match[0]
+            self.sure |= '""' in match[0] or (begins and line[place : place + 1] == '"')
             if self.kept:
                 self._open.append(match[0].replace('""', '"'))
             if match.end() == len(line):
