@@ -26,7 +26,7 @@ ORDER = [
         "mine",
         "seeds",
     ),
-    *("relabel", "select", "mixture", "train", "agreement", "choose", "evaluate", "dataset", "testset"),
+    *("relabel", "select", "mixture", "lexical", "train", "agreement", "choose", "evaluate", "dataset", "testset"),
 ]
 
 

@@ -27,14 +27,14 @@ from gecko.config.stages import (
     RelabelConfig,
     SelectConfig,
 )
-from gecko.config.training import PretrainConfig, TrainConfig
+from gecko.config.training import LexicalConfig, PretrainConfig, TrainConfig
 from gecko.core.errors import ConfigError
 
 
 class RunConfig(Section):
     """Everything that shapes a run. Saved as `config.json` in the run folder."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"asked", "price"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"asked", "price", "lexical"})
     GONE: ClassVar[Mapping[str, Gone]] = GONE_KEYS[""]
 
     preset: Literal["default", "paper"] = "default"
@@ -50,6 +50,7 @@ class RunConfig(Section):
     mine: MineConfig = MineConfig()
     relabel: RelabelConfig = RelabelConfig()
     select: SelectConfig = SelectConfig()
+    lexical: LexicalConfig = LexicalConfig()
     train: TrainConfig = TrainConfig()
     pretrain: PretrainConfig = PretrainConfig()
     mixture: MixtureConfig = MixtureConfig()
@@ -87,6 +88,11 @@ class RunConfig(Section):
             )
         if self.generate.queries == 0 and self.mine.warmup_epochs:
             raise ValueError("generate.queries = 0, and mine.warmup_epochs trains on written queries; set it to 0")
+        if self.lexical.sentences and (self.student or self.train.freeze or self.train.backbone.projection):
+            raise ValueError(
+                f"lexical.sentences = {self.lexical.sentences} trains the backbone against its own passage vectors, so "
+                "student, train.freeze and train.backbone.projection must be left out; or set it to 0"
+            )
         if self.generate.queries is None and self.budget is None:
             raise ValueError("generate.queries and budget are both unset: give one, so that the run has an end")
         return self

@@ -145,6 +145,24 @@ class TrainConfig(Section):
         return self
 
 
+class LexicalConfig(Section):
+    """What the start model learns of the corpus's words before it is trained on rows."""
+
+    SECTION: ClassVar[str] = "lexical"
+
+    sentences: int = Field(
+        default=0,
+        ge=0,
+        description="sentences of the corpus from which the start model learns BM25's order, without the teacher; 0: none",
+    )
+    weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="of BM25 beside the cosine; unset: half of what agrees best with the teacher's judgements, perhaps 0",
+    )
+    learning_rate: float = Field(default=5e-5, gt=0)
+
+
 # Of a training: raised by hand when the same rows and settings give other weights.
 TRAINING_VERSION = 4
 

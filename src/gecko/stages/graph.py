@@ -15,6 +15,7 @@ from gecko.stages.embed import EMBED
 from gecko.stages.evaluate import EVALUATE
 from gecko.stages.generate import GENERATE
 from gecko.stages.ingest import INGEST
+from gecko.stages.lexical import LEXICAL
 from gecko.stages.mine import EMBED_MINER, MINE, SEEDS
 from gecko.stages.mixture import MIXTURE
 from gecko.stages.plan import PLAN
@@ -28,7 +29,7 @@ from gecko.stages.warmup import EMBED_WARMUP, WARMUP
 
 _ALL = (
     *(INGEST, EMBED, CHECK, USER_QUERIES, PLAN, GENERATE, WARMUP, EMBED_WARMUP, EMBED_MINER, MINE, SEEDS, RELABEL),
-    *(SELECT, MIXTURE, TRAIN, AGREEMENT, CHOOSE, EVALUATE, DATASET),
+    *(SELECT, MIXTURE, LEXICAL, TRAIN, AGREEMENT, CHOOSE, EVALUATE, DATASET),
     TESTSET,
 )
 

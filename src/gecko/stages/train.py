@@ -12,7 +12,9 @@ from gecko.core.files import digest, write_json
 from gecko.core.formats import InputFormat
 from gecko.core.records import Example
 from gecko.run.shards import build_file
+from gecko.stages import lexical
 from gecko.stages.context import Context
+from gecko.stages.lexical import LEXICAL
 from gecko.stages.mixture import MIXTURE, mixture_rows
 from gecko.stages.select import SELECT
 from gecko.stages.stage import Stage, section, value
@@ -50,7 +52,6 @@ def student_folder(context: Context, form: InputFormat) -> Path:
     config, folder = context.config, f"{TRAIN.name}-{form}"
 
     def fit(path: Path) -> None:
-        from gecko.encoder import resolve_model
         from gecko.training import train
         from gecko.training.mixture import sampling_of
         from gecko.training.schedule import TOO_FEW
@@ -65,7 +66,7 @@ def student_folder(context: Context, form: InputFormat) -> Path:
         checkpoints = context.run.path / folder / "checkpoints"
         report = train(
             examples,
-            resolve_model(config.student or config.backbone),
+            start_of(context),
             path,
             form,
             config.train,
@@ -78,7 +79,17 @@ def student_folder(context: Context, form: InputFormat) -> Path:
         write_json(checkpoints.parent / "training.json", asdict(report))
         shutil.rmtree(checkpoints, ignore_errors=True)
 
+    start_of(context)  # what the training depends on must be there
     return build_file(context.run, folder, TRAIN.parts(context) | {"format": form}, "model", fit)
+
+
+def start_of(context: Context) -> str:
+    """The model that is trained: a folder, or a name on the hub."""
+    from gecko.encoder import resolve_model
+
+    config = context.config
+    taught = lexical.make(context) if LEXICAL.applies(config) else None
+    return str(taught) if taught else resolve_model(config.student or config.backbone)
 
 
 def _depends(context: Context) -> dict[str, str]:
@@ -102,7 +113,7 @@ TRAIN = Stage(
     name="train",
     version=TRAINING_VERSION,
     make=make,
-    reads={"rows": SELECT},
+    reads={"rows": SELECT, "lexical": LEXICAL},
     settings={"settings": section("train", without=WITHOUT_EFFECT), "seed": value("seed")},
     depends=_depends,
     after=(MIXTURE,),

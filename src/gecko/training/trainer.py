@@ -118,7 +118,7 @@ def train_here(job: Job, say: Callable[[str], None]) -> TrainReport:
         model = _load(job.start, config, job.seed, say)
         _refuse_other_form(model, job)
         rows = to_dataset(job.examples, job.form, config.loss, job.passages, model.prompts)
-        dims = _dims(model, config)
+        dims = widths(model, config)
         if config.accumulate > 1:
             say(
                 f"{config.accumulate} batches a step; that adds no negatives: a row sees those of its {config.batch} rows"
@@ -241,7 +241,8 @@ def _refuse_other_form(model: SentenceTransformer, job: Job) -> None:
         )
 
 
-def _dims(model: SentenceTransformer, config: TrainConfig) -> list[int]:
+def widths(model: SentenceTransformer, config: TrainConfig) -> list[int]:
+    """The widths at which a model is trained, the full one first. Raises TrainingError: one is out of range."""
     full = model.get_embedding_dimension()
     assert full is not None
     below = sorted(set(config.dims or (full // 2, full // 4)), reverse=True) if config.matryoshka else []

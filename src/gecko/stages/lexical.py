@@ -1,0 +1,219 @@
+"""Stage ``lexical``: before it is trained on rows, the start model learns how words order the corpus.
+
+::
+
+    passages ─▶ sentences ─▶ BM25's first 32 and the start model's first 32 ─▶ cosine + weight · BM25 ─▶ listwise distillation
+                                                                rows of ``select`` ─▶ weight ─┘
+
+The sentences are the corpus's own, so that they cost the teacher nothing. What words are worth differs from corpus to
+corpus; the rows that the teacher has judged tell it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gecko.config.run import RunConfig
+from gecko.core.files import write_json
+from gecko.core.formats import DEFAULT_TASK, native_prompt, render_query
+from gecko.core.progress import Ui
+from gecko.core.records import Example, Passage
+from gecko.encoder.nearest import top_k
+from gecko.evaluation.bm25 import bm25_run
+from gecko.run.shards import build_file
+from gecko.stages.context import Context
+from gecko.stages.embed import vectors
+from gecko.stages.ingest import INGEST
+from gecko.stages.select import SELECT
+from gecko.stages.stage import Stage, section, value
+
+if TYPE_CHECKING:
+    from gecko.encoder import Encoder
+    from gecko.training.lexical import Ranked
+
+DEPTH = 32  # of each of the two rankings
+WORDS = (5, 40)  # of a sentence that serves as a query
+WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8)  # of BM25's score, as a share of the query's best, beside the cosine
+TEMPERATURE = 0.05  # of both sides
+LISTED = 1000  # passages of a judged query to which BM25 gives a score
+CHOICE, MODEL = "choice.json", "model"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well cosine + weight · BM25 orders the candidates of judged queries, by weight: Spearman's correlation."""
+
+    by_weight: dict[float, float]
+
+    @property
+    def weight(self) -> float:
+        """Half of the best weight: queries that a teacher wrote share more words with their passage than asked ones do."""
+        return max(self.by_weight, key=lambda weight: (self.by_weight[weight], -weight)) / 2 if self.by_weight else 0.0
+
+
+def make(context: Context) -> Path | None:
+    """The folder of the start model that has learned from the corpus's words; none where they add nothing."""
+
+    def fit(path: Path) -> None:
+        learn(
+            path,
+            context.passages,
+            np.asarray(vectors(context)),
+            context.models.start,
+            context.run.read(SELECT.name, Example),
+            context.config,
+            context.ui,
+        )
+
+    return learned(build_file(context.run, LEXICAL.name, LEXICAL.parts(context), "learned", fit))
+
+
+def learned(folder: Path) -> Path | None:
+    """The model in a folder that :func:`learn` wrote; none: it found that words add nothing."""
+    return folder / MODEL if (folder / MODEL).exists() else None
+
+
+def learn(
+    folder: Path,
+    passages: Sequence[Passage],
+    found: np.ndarray,
+    start: "Encoder",
+    judged: Sequence[Example],
+    config: RunConfig,
+    ui: Ui,
+) -> None:
+    """Choose what words are worth, teach it, and write both into a folder.
+
+    Args:
+        folder: it is made; ``choice.json`` has the weight and how it was chosen, and ``model`` is there unless it is 0.
+        passages: the corpus.
+        found: float32 (passages, D), their vectors by the start model.
+        start: the start model.
+        judged: rows whose candidates the teacher has put in order.
+        config: the run's settings.
+        ui: where sentences and progress go.
+    """
+    from gecko.encoder import resolve_model
+    from gecko.encoder.build import load_backbone
+    from gecko.training.lexical import learn_ranking
+    from gecko.training.trainer import widths
+
+    settings = config.lexical
+    agreement = agree(passages, found, start, judged) if settings.weight is None else Agreement({})
+    weight = agreement.weight if settings.weight is None else settings.weight
+    folder.mkdir(parents=True)
+    choice = {"weight": weight, "agreement": {f"{key:g}": round(rho, 4) for key, rho in agreement.by_weight.items()}}
+    write_json(folder / CHOICE, choice)
+    if not weight:
+        ui.say(
+            "BM25 beside the start model agrees with the teacher no better than the start model alone: it is not learned"
+        )
+        return
+    rows = rank_sentences(passages, found, start, settings.sentences, weight, config.seed)
+    if not rows.texts:
+        ui.say(f"no passage has a sentence of {WORDS[0]} to {WORDS[1]} words: BM25's order is not learned")
+        return
+    ui.say(f"the start model learns BM25's order (weight {weight:g}) from {len(rows.texts):,} sentences of the corpus")
+    model = load_backbone(resolve_model(config.backbone), config.train.backbone, config.seed)
+    learn_ranking(
+        model,
+        found,
+        rows,
+        dims=widths(model, config.train),
+        temperature=TEMPERATURE,
+        learning_rate=settings.learning_rate,
+        seed=config.seed,
+        ui=ui,
+    )
+    model.save(str(folder / MODEL), create_model_card=False)
+
+
+def agree(passages: Sequence[Passage], found: np.ndarray, start: "Encoder", judged: Sequence[Example]) -> Agreement:
+    """How well each weight orders the candidates of judged rows as the teacher did, in the mean over the rows.
+
+    A row needs three candidates of the corpus or more, in an order of the teacher's that is not all ties. ``found``
+    (passages, D) are the passages' vectors.
+    """
+    from scipy.stats import spearmanr
+
+    place = {passage.id: at for at, passage in enumerate(passages)}
+    rows: list[tuple[Example, list[int], list[float]]] = []
+    for row in judged:
+        known = {place[key]: fused for key, fused in zip(row.candidates, row.fused, strict=True) if key in place}
+        if len(known) > 2 and len({*known.values()}) > 1:
+            rows.append((row, list(known), list(known.values())))
+    if not rows:
+        return Agreement({})
+    asked = start.queries([row.query for row, _, _ in rows], [row.task for row, _, _ in rows])
+    by_words = _shares(passages, place, [row.query for row, _, _ in rows], LISTED)
+    correlations: dict[float, list[float]] = {weight: [] for weight in WEIGHTS}
+    for vector, words, (_, candidates, fused) in zip(asked, by_words, rows, strict=True):
+        cosines, lexical = found[candidates] @ vector, np.array([words.get(at, 0.0) for at in candidates])
+        for weight, values in correlations.items():
+            values.append(float(spearmanr(cosines + weight * lexical, fused).statistic))
+    return Agreement({weight: float(np.nanmean(values)) for weight, values in correlations.items()})
+
+
+def rank_sentences(
+    passages: Sequence[Passage], found: np.ndarray, start: "Encoder", count: int, weight: float, seed: int
+) -> "Ranked":
+    """Sentences of the corpus, each with the passages that words or vectors find for it, without its own.
+
+    Two rankings that agree, or a small corpus, leave places; other passages, drawn at random, fill them as far as there are
+    any. ``found`` (passages, D) are the passages' vectors.
+    """
+    from gecko.training.lexical import Ranked
+
+    rng = np.random.default_rng(seed)
+    sentences = [
+        (text, at)
+        for at, passage in enumerate(passages)
+        for text in re.split(r"(?<=[.!?])\s+", passage.text.replace("\n", " "))
+        if WORDS[0] <= len(text.split()) <= WORDS[1]
+    ]
+    chosen = [sentences[at] for at in rng.permutation(len(sentences))[:count]]
+    size = min(2 * DEPTH, len(passages) - 1)
+    candidates = np.empty((len(chosen), size), np.int64)
+    targets = np.empty(candidates.shape, np.float32)
+    texts = [text for text, _ in chosen]
+    if not chosen:
+        return Ranked(texts, candidates, targets)
+    asked = start.queries(texts, DEFAULT_TASK)
+    nearest, _ = top_k(asked, found, DEPTH + 1)
+    by_words = _shares(passages, {passage.id: at for at, passage in enumerate(passages)}, texts, DEPTH + 1)
+    for row, (_, own) in enumerate(chosen):
+        words = {at: share for at, share in by_words[row].items() if at != own}
+        near = [at for at in nearest[row].tolist() if at != own]
+        others = [at for at in rng.permutation(len(passages))[: 2 * size + 1].tolist() if at != own]
+        candidates[row] = list(dict.fromkeys([*list(words)[:DEPTH], *near[:DEPTH], *others]))[:size]
+        lexical = np.array([words.get(at, 0.0) for at in candidates[row].tolist()])
+        targets[row] = (found[candidates[row]] @ asked[row] + weight * lexical) / TEMPERATURE
+    before = native_prompt(start.model.prompts, "query") if start.form == "native" else ""
+    return Ranked([before + render_query(text, DEFAULT_TASK, start.form) for text in texts], candidates, targets)
+
+
+def _shares(passages: Sequence[Passage], place: dict[str, int], texts: Sequence[str], k: int) -> list[dict[int, float]]:
+    """Of each text BM25's first k passages, by place, best first: scores as shares of the best."""
+    run = bm25_run(passages, [(str(row), text) for row, text in enumerate(texts)], k)
+    ranked = [run[str(row)] for row in range(len(texts))]
+    return [{place[key]: score / max(found.values()) for key, score in found.items()} for found in ranked]
+
+
+LEXICAL = Stage(
+    name="lexical",
+    version=1,
+    make=make,
+    reads={"passages": INGEST, "rows": SELECT},
+    settings={
+        "settings": section("lexical"),
+        "widths": section("train", only={"matryoshka", "dims"}),
+        "seed": value("seed"),
+    },
+    depends=lambda context: {"start model": context.models.start_identity},
+    command="train",
+    applies=lambda config: config.lexical.sentences > 0,
+)
