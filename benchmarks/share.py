@@ -54,7 +54,7 @@ from gecko.evaluation.teacher.value import ValueConfig, connect, measure_orders,
 from gecko.fret.release import FILE, load_release
 from gecko.report.text import markdown_table
 from gecko.run.folder import Run
-from gecko.stages import publish
+from gecko.stages import lexical, publish
 from gecko.stages.runner import Pipeline
 from gecko.weights.cache import cache_folder
 
@@ -152,7 +152,10 @@ def _train(
 ) -> None:
     file = given.labels / "results" / cell / f"{data.name}-{seed}.json"
     form, trained = config.train.formats[0], config.train.model_dump_json(exclude=WITHOUT_EFFECT)
-    settings = digest(form, trained, config.select.model_dump_json(), config.backbone, str(config.student))
+    settings = digest(
+        *(form, trained, config.select.model_dump_json(), config.backbone, str(config.student)),
+        *([config.lexical.model_dump_json()] if config.lexical.sentences else []),
+    )
     if file.exists() and read_json(file)["settings"] == settings:
         return
     from gecko.training import train
@@ -163,12 +166,24 @@ def _train(
         folder, points = Path(work) / "model", given.work / "checkpoints" / cell / f"{data.name}-{seed}" / "points"
         start = resolve_model(config.student or config.backbone)
         began = time.perf_counter()
+        if config.lexical.sentences:
+            start = _taught(
+                Path(work) / "lexical", list(passages.values()), rows, config.model_copy(update={"seed": seed}), ui
+            )
         train(rows, start, folder, form, config.train, seed, checkpoints=points, say=ui.say, passages=passages)
         seconds = time.perf_counter() - began
         student = _ndcg(data, str(folder))
         shutil.rmtree(points.parent, ignore_errors=True)
     result = {"settings": settings, "rows": len(rows), "seconds": round(seconds, 1), "student": student}
     write_json(file, result | {"start": _ndcg(data, config.backbone)})
+
+
+def _taught(folder: Path, passages: list[Passage], rows: list[Example], config: RunConfig, ui: Terminal) -> str:
+    """The start model after BM25's order (``lexical.sentences``), as in a run."""
+    encoder = load_encoder(config.backbone)
+    found = KeptEmbeddings(encoder, cache_folder() / "embeddings").passages(passages)
+    lexical.learn(folder, passages, np.asarray(found), encoder, rows, config, ui)
+    return str(lexical.learned(folder) or resolve_model(config.backbone))
 
 
 def _rows(folder: Path, config: RunConfig, seed: int) -> tuple[dict[str, Passage], list[Example]]:
