@@ -79,8 +79,7 @@ def main() -> None:
             for seed in range(given.seeds):
                 for spec, data in sets:
                     _train(given, name, _config(given, spec, changes), data, seed, ui)
-    shown = [name for name in cells if any(_kept(given, name, data) for _, data in sets)]
-    if shown:
+    if shown := [name for name in cells if any(_kept(given, name, data) for _, data in sets)]:
         rows = {name: _summary(given, name, [data for _, data in sets]) for name in shown}
         if not given.json:
             print(_table(rows, given.half))

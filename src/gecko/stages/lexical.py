@@ -57,7 +57,10 @@ class Agreement:
 
 def make(context: Context) -> Path | None:
     """The folder of the start model that has learned from the corpus's words; none where they add nothing."""
+    return context.once(LEXICAL.name, lambda: _made(context))
 
+
+def _made(context: Context) -> Path | None:
     def fit(path: Path) -> None:
         learn(
             path,
@@ -199,8 +202,11 @@ def rank_sentences(
 def _shares(passages: Sequence[Passage], place: dict[str, int], texts: Sequence[str], k: int) -> list[dict[int, float]]:
     """Of each text BM25's first k passages, by place, best first: scores as shares of the best."""
     run = bm25_run(passages, [(str(row), text) for row, text in enumerate(texts)], k)
-    ranked = [run[str(row)] for row in range(len(texts))]
-    return [{place[key]: score / max(found.values()) for key, score in found.items()} for found in ranked]
+    shares = []
+    for found in run.values():
+        best = next(iter(found.values()), 0.0)
+        shares.append({place[key]: score / best for key, score in found.items()})
+    return shares
 
 
 LEXICAL = Stage(

@@ -79,7 +79,8 @@ def student_folder(context: Context, form: InputFormat) -> Path:
         write_json(checkpoints.parent / "training.json", asdict(report))
         shutil.rmtree(checkpoints, ignore_errors=True)
 
-    start_of(context)  # what the training depends on must be there
+    if LEXICAL.applies(config):
+        lexical.make(context)  # what the training depends on must be there
     return build_file(context.run, folder, TRAIN.parts(context) | {"format": form}, "model", fit)
 
 

@@ -43,7 +43,7 @@ def learn_ranking(
     learning_rate: float,
     seed: int,
     ui: Ui | None = None,
-) -> float:
+) -> None:
     """Train a model for one pass by :func:`divergence` of its softmax from that of the targets.
 
     Only texts are encoded. The passages stay the stored vectors, so a row costs one short text, however many candidates
@@ -58,9 +58,6 @@ def learn_ranking(
         learning_rate: of AdamW, at its highest: it rises over a tenth of the steps and falls to 0.
         seed: of the rows' order and of dropout. The caller's random state is left as it was.
         ui: where progress goes.
-
-    Returns:
-        the mean divergence of the last tenth of the steps.
 
     Raises:
         TrainingError: the vectors have another width than the model, or the divergence is no number.
@@ -77,29 +74,24 @@ def learn_ranking(
         optimizer, lambda step: min((step + 1) / warm, (len(parts) - step) / max(1, len(parts) - warm))
     )
     device = model.device
-    losses: list[float] = []
     with torch.random.fork_rng(), (ui or Silent()).bar("learning BM25's order", len(parts), "steps") as advance:
         torch.manual_seed(seed)
         model.train()
-        for part in parts:
+        for step, part in enumerate(parts):
             inputs = batch_to_device(model.preprocess([rows.texts[at] for at in part]), device)
             with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device.type)):
                 asked = model(inputs)["sentence_embedding"].float()
             passages, shares = torch.from_numpy(vectors[rows.candidates[part]]), targets[torch.from_numpy(part)]
             loss = divergence(asked, passages.to(device), shares.to(device), dims, temperature)
             if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"the divergence is {loss.item()} after {len(losses)} steps; lower lexical.learning_rate"
-                )
+                raise TrainingError(f"the divergence is {loss.item()} after {step} steps; lower lexical.learning_rate")
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), LONGEST_GRADIENT)
             optimizer.step()
             schedule.step()
-            losses.append(loss.item())
             advance(1, f"divergence {loss.item():.3f}")
         model.eval()
-    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 
 def divergence(
