@@ -15,6 +15,7 @@ What is notable here:
 Numba keeps the compiled code on disk, where it finds a folder that it can write, so the first process alone waits for it.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ LEAST = np.float32(1e-30)
 LOWEST = np.int32(-0x80000000)
 _SIZE = np.int32(0x7FFFFFFF)  # a float without its sign
 LOG2_E = 1.4426950408889634
+_THIS = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 
 
 def _has_place() -> bool:
@@ -61,6 +63,8 @@ def kernel(function: Callable[..., Any]) -> Any:
     try:
         if not _has_place():
             return njit(**_SETTINGS)(function)
+        # Numba compiles a kernel anew when its own file has changed; it holds parts of this one, too, so they are in its name
+        function.__qualname__ += f"_{_THIS}"
         return njit(cache=True, **_SETTINGS)(function)
     except RuntimeError:  # no folder that numba knows can be written
         return njit(**_SETTINGS)(function)
@@ -163,6 +167,12 @@ def float_of(highest: Any) -> Any:
 def _ordered(bits: Any) -> Any:
     """The bits of floats as integers of the same order, and back."""
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & _SIZE))
+
+
+@inline
+def same(x: Any) -> Any:
+    """The activation that is none."""
+    return x
 
 
 @inline

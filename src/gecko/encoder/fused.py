@@ -6,6 +6,9 @@ The data flow of a layer, for the tokens of some texts (N, D), states in float32
           → product → + states, norm → bytes                                      its output
           → product → activation → bytes → product → + states, norm → bytes       the inner layer
 
+Attention is in :mod:`gecko.compute.attention` where the processor has what that takes, else its products are torch's, of
+floats.
+
 Rejected: torch's own operators between the products (:class:`gecko.encoder.packed.BertBackend`), each of which passes over
 memory on its own: 1.9 times slower.
 
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gecko.compute import kernels
+from gecko.compute import attention, kernels
 from gecko.compute.device import rounds_to_bfloat16
 from gecko.compute.int8 import padded
 from gecko.encoder.forked import Lock
@@ -51,6 +54,7 @@ class FusedBackend(BertBackend):
         for layer in self._layers:  # a softmax takes powers of two of the scores here
             layer["qkv"].stretch(slice(width), kernels.LOG2_E / math.sqrt(width / self._heads))
         self._kept = torch.bfloat16 if rounds_to_bfloat16() else torch.float32
+        self._attends_in_bytes = attention.works() and width // self._heads % attention.LANES == 0
         self._threads = torch.get_num_threads()
         self.batch_tokens = BATCH_PIECES * PIECE_TOKENS * self._threads
         self._pool: ThreadPoolExecutor | None = None
@@ -79,7 +83,8 @@ class FusedBackend(BertBackend):
         states = x.numpy()
         flow = _Rows(padded(tokens), width)
         inner = _Rows(padded(tokens), len(self._layers[0]["up"].bias))
-        attend = _Attention(groups, self._heads, width)
+        kind = _ByteAttention if self._attends_in_bytes else _FloatAttention
+        attend = kind(groups, self._heads, width)
         kernels.round_rows(states, flow.bytes, flow.scales)
         for layer in self._layers:
             attend(self._product(layer["qkv"], flow), layer["qkv"].bias.numpy(), flow)
@@ -117,8 +122,22 @@ class _Rows:
         return found
 
 
-class _Attention:
-    """Self-attention of each text with itself, for texts of one length at a time; its memory serves all layers."""
+class _ByteAttention:
+    """Self-attention of each text with itself, with products of bytes."""
+
+    def __init__(self, groups: list[tuple[int, int, int]], heads: int, width: int) -> None:
+        self._heads = heads
+        self._groups = [np.array(part, np.int64) for part in zip(*groups, strict=True)]
+
+    def __call__(self, product: kernels.Product, bias: kernels.Floats, rows: _Rows) -> None:
+        """Of the (N, 3 D) product with ``rows``, whose bytes and scales become the result's."""
+        parts = product.reshape(len(product), 3, self._heads, -1)
+        shift = bias.reshape(parts.shape[1:])
+        attention.attend(parts, rows.scales, shift, *self._groups, rows.bytes, rows.scales)
+
+
+class _FloatAttention:
+    """The same with products of floats by torch, for texts of one length at a time; its memory serves all layers."""
 
     def __init__(self, groups: list[tuple[int, int, int]], heads: int, width: int) -> None:
         self._heads, self._width = heads, width

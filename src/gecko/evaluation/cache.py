@@ -21,7 +21,7 @@ from gecko.encoder.vectors import Vectors, shorten
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
 
-VERSION = 1
+VERSION = 2  # raised when the same texts give other vectors
 LIMIT = 8 << 30  # bytes of all files together
 ROWS = 1 << 16  # cut to a narrower width together
 
