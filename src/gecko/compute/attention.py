@@ -212,14 +212,21 @@ def _powers(scores: Any, keys: Any, places: Any, queries: Any, floats: Any, byte
         shares[row] = np.float32(1.0) / np.float32(total)
 
 
+@inline
+def _write(sums: Any, shares: Any, scales: Any, into: Any) -> None:
+    """The sums of values in floats, for the rows that ``into`` has."""
+    for row in range(len(into)):
+        share, total, line = shares[row], sums[row], into[row]
+        for column in range(len(line)):
+            line[column] = np.float32(total[column]) * share * scales[column]
+
+
 @kernel
 def attend(
     product: Product,
     scales: Floats,
     bias: Floats,
-    starts: Whole,
-    texts: Whole,
-    lengths: Whole,
+    groups: tuple[Whole, Whole, Whole],
     into: Bytes,
     found: Floats,
 ) -> None:
@@ -230,13 +237,12 @@ def attend(
             16. Queries are such that a softmax takes powers of two of the scores.
         scales: (N or more,), of the rows of the product; may be ``found``.
         bias: (3, heads, D / heads).
-        starts: of each group of texts of one length, its first token.
-        texts: of each group, how many.
-        lengths: of each group, the tokens of a text, all above 0.
+        groups: of texts of one length: each group's first token, how many texts, and tokens of a text, above 0.
         into: (N or more, D).
         found: (N or more,), scales of the bytes.
     """
     wide_vectors()
+    starts, texts, lengths = groups
     _, _, heads, size = product.shape
     most = lengths.max()
     columns = (most + LANES - 1) // LANES * LANES
@@ -283,9 +289,6 @@ def attend(
                     _powers(scores, key_scales, places, query_scales[row:], floats, powers[:rows], shares)
                     for column in range(0, size, LANES):
                         _sums(power_words, 0, values, column, columns // 4, nothing, sums, column)
-                    for some in range(rows):
-                        share, total, out = shares[some], sums[some], mixed[row + some, head]
-                        for column in range(size):
-                            out[column] = np.float32(total[column]) * share * value_scales[column]
+                    _write(sums, shares, value_scales, mixed[row : row + rows, head])
             for token in range(length):
                 round_floats(lines[token], into, found, start + token)

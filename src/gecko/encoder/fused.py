@@ -127,13 +127,14 @@ class _ByteAttention:
 
     def __init__(self, groups: list[tuple[int, int, int]], heads: int, width: int) -> None:
         self._heads = heads
-        self._groups = [np.array(part, np.int64) for part in zip(*groups, strict=True)]
+        starts, texts, lengths = np.array(groups, np.int64).T.copy()
+        self._groups = starts, texts, lengths
 
     def __call__(self, product: kernels.Product, bias: kernels.Floats, rows: _Rows) -> None:
         """Of the (N, 3 D) product with ``rows``, whose bytes and scales become the result's."""
         parts = product.reshape(len(product), 3, self._heads, -1)
         shift = bias.reshape(parts.shape[1:])
-        attention.attend(parts, rows.scales, shift, *self._groups, rows.bytes, rows.scales)
+        attention.attend(parts, rows.scales, shift, self._groups, rows.bytes, rows.scales)
 
 
 class _FloatAttention:
