@@ -9,7 +9,7 @@ from gecko.core.errors import ConfigError
 from gecko.core.files import read_json
 from gecko.core.records import Example, Passage, Text
 from gecko.encoder import load_encoder
-from gecko.evaluation.bm25 import bm25_run
+from gecko.evaluation.bm25 import Bm25, bm25_run
 from gecko.run.folder import Run
 from gecko.stages.lexical import TEMPERATURE, Agreement, agree, rank_sentences
 from gecko.stages.runner import Pipeline, distill
@@ -30,7 +30,7 @@ def passages(words: list[str]) -> list[Passage]:
 def test_sentences_find_other_passages_by_words_and_vectors(passages: list[Passage], tiny_model: Path) -> None:
     start = load_encoder(str(tiny_model), bf16=False)
     found = start.passages(passages)
-    rows = rank_sentences(passages, found, start, 25, 0.3, seed=4)
+    rows = rank_sentences(passages, found, start, Bm25(passages), 25, 0.3, seed=4)
     assert len(rows.texts) == 25 and rows.candidates.shape == rows.targets.shape == (25, 64)
     listed = bm25_run(passages, [(str(n), text) for n, text in enumerate(rows.texts)], 33)
     for n, (text, places, targets) in enumerate(zip(rows.texts, rows.candidates, rows.targets, strict=True)):
@@ -46,16 +46,16 @@ def test_sentences_find_other_passages_by_words_and_vectors(passages: list[Passa
         by_words = [key for key in listed[str(n)] if key != passages[own].id][:32]
         by_vectors = [at for at in np.argsort(-(found @ vector), kind="stable")[:33].tolist() if at != own][:32]
         assert {passages[at].id for at in places.tolist()} >= {*by_words, *(passages[at].id for at in by_vectors)}
-    again = rank_sentences(passages, found, start, 25, 0.3, seed=4)
+    again = rank_sentences(passages, found, start, Bm25(passages), 25, 0.3, seed=4)
     assert again.texts == rows.texts and np.array_equal(again.candidates, rows.candidates)
 
 
 def test_a_small_corpus_gives_what_it_has(passages: list[Passage], tiny_model: Path) -> None:
     start = load_encoder(str(tiny_model), bf16=False)
-    rows = rank_sentences(passages[:10], start.passages(passages[:10]), start, 99, 0.3, seed=0)
+    rows = rank_sentences(passages[:10], start.passages(passages[:10]), start, Bm25(passages[:10]), 99, 0.3, seed=0)
     assert rows.candidates.shape == (20, 9)
     short = [Passage("a", "", "Too short.", "x"), Passage("b", "", "So is this.", "x")]
-    assert rank_sentences(short, start.passages(short), start, 9, 0.3, seed=0).texts == []
+    assert rank_sentences(short, start.passages(short), start, Bm25(short), 9, 0.3, seed=0).texts == []
 
 
 @pytest.mark.parametrize("by", ["words", "vectors"])
@@ -71,7 +71,7 @@ def test_the_weight_is_what_agrees_with_the_teacher(passages: list[Passage], tin
         ids = tuple(sorted(scores, key=lambda key: -scores[key]))
         fused = tuple(1 / rank for rank in range(1, len(ids) + 1))
         judged.append(Example("fret", "", text, Text("", "", ""), candidates=ids, fused=fused))
-    agreement = agree(passages, found, start, judged)
+    agreement = agree(passages, found, start, judged, Bm25(passages))
     assert agreement.weight == (pytest.approx(0.4) if by == "words" else 0)
     assert (
         agreement.by_weight[0.0 if by == "vectors" else 0.8]
@@ -84,7 +84,7 @@ def test_nothing_to_agree_with_gives_no_weight(passages: list[Passage], tiny_mod
     start = load_encoder(str(tiny_model), bf16=False)
     ties = Example("fret", "", "red cat", Text("", "", ""), candidates=("p0", "p1", "p2"), fused=(1.0, 1.0, 1.0))
     strange = Example("fret", "", "red cat", Text("", "", ""), candidates=("a", "b", "c"), fused=(3.0, 2.0, 1.0))
-    assert agree(passages, start.passages(passages), start, [ties, strange]) == Agreement({})
+    assert agree(passages, start.passages(passages), start, [ties, strange], Bm25(passages)) == Agreement({})
     assert Agreement({}).weight == 0
 
 
@@ -103,6 +103,10 @@ def test_a_run_trains_what_the_words_have_taught(words: list[str], tiny_model: P
             assert (run.manifest("lexical") is not None) == bool(more)
     assert read_json(tmp_path / "taught" / "lexical" / "learned" / "choice.json") == {"agreement": {}, "weight": 0.4}
     assert not (tmp_path / "worthless" / "lexical" / "learned" / "model").exists()
+
+    card = (tmp_path / "taught" / "model" / "README.md").read_text()
+    assert "learned BM25's order (weight 0.4 beside the cosine) from at most 50 sentences" in card
+    assert "BM25's order" not in (tmp_path / "worthless" / "model" / "README.md").read_text()
 
     def same(one: str, two: str) -> bool:
         return all((weights[one][name] == value).all() for name, value in weights[two].items())

@@ -42,7 +42,7 @@ def learned(tiny_model: Path, seed: int = 0, rows: int = 96) -> tuple[SentenceTr
 
     before = measured()
     given = Ranked(texts, candidates, targets)
-    learn_ranking(model, vectors, given, dims=(32, 16), temperature=0.05, learning_rate=1e-3, seed=seed)
+    learn_ranking(model, vectors, given, dims=(32, 16), temperature=0.05, learning_rate=1e-3, bf16=None, seed=seed)
     return model, before, measured()
 
 
@@ -64,5 +64,12 @@ def test_vectors_of_another_width_are_refused(tiny_model: Path) -> None:
     model = SentenceTransformer(str(tiny_model), device="cpu")
     with pytest.raises(TrainingError, match="vectors have 16 numbers and the model has 32; embed anew"):
         learn_ranking(
-            model, np.zeros((2, 16), np.float32), rows, dims=(32,), temperature=0.05, learning_rate=1e-3, seed=0
+            model,
+            np.zeros((2, 16), np.float32),
+            rows,
+            dims=(32,),
+            temperature=0.05,
+            learning_rate=1e-3,
+            bf16=None,
+            seed=0,
         )

@@ -14,40 +14,51 @@ from gecko.encoder.nearest import largest, pack, unpack
 _WORD = rf"[\w{MARKS}]{{2,}}|{CHARACTER}"  # of one character only where that can be a word
 
 
-def bm25_run(passages: Sequence[Passage], queries: Sequence[tuple[str, str]], k: int) -> dict[str, dict[str, float]]:
-    """Rank passages, title and text as one string, for queries of (id, text): at most ``k`` a query.
+class Bm25:
+    """An index of passages, title and text as one string."""
 
-    Returns score by query id and passage id, best first, ties in passage order; a passage that shares no word with the
-    query is never listed.
-    """
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        import bm25s
+
+        self._ids = [passage.id for passage in passages]
+        corpus = _words([passage.content for passage in passages])
+        self._vocabulary = {word for tokens in corpus for word in tokens if word}
+        self._index = bm25s.BM25()
+        if self._vocabulary:
+            self._index.index(corpus, show_progress=False)
+
+    def ranked(self, queries: Sequence[tuple[str, str]], k: int) -> dict[str, dict[str, float]]:
+        """At most ``k`` passages for each query of (id, text).
+
+        Returns score by query id and passage id, best first, ties in passage order; a passage that shares no word with the
+        query is never listed.
+        """
+        run: dict[str, dict[str, float]] = {}
+        order = np.arange(len(self._ids))
+        for (key, _), tokens in zip(queries, _words([text for _, text in queries]), strict=True):
+            run[key] = {}
+            if known := [word for word in tokens if word in self._vocabulary]:
+                places, scores = unpack(largest(pack(self._index.get_scores(known)[None, :], order), k))
+                found = zip(places[0].tolist(), scores[0].tolist(), strict=True)
+                run[key] = {self._ids[place]: score for place, score in found if score > 0}
+        return run
+
+
+def bm25_run(passages: Sequence[Passage], queries: Sequence[tuple[str, str]], k: int) -> dict[str, dict[str, float]]:
+    """:meth:`Bm25.ranked` of passages that are asked once."""
+    return Bm25(passages).ranked(queries, k)
+
+
+def _words(texts: list[str]) -> list[list[str]]:
     import bm25s
     import snowballstemmer
 
-    stemmer = snowballstemmer.stemmer("english")
-
-    def words(texts: list[str]) -> list[list[str]]:
-        tokens: list[list[str]] = bm25s.tokenize(
-            [spaced(text) for text in texts],
-            token_pattern=_WORD,
-            stopwords="en",
-            stemmer=stemmer,
-            return_ids=False,
-            show_progress=False,
-        )
-        return tokens
-
-    corpus = words([passage.content for passage in passages])
-    vocabulary = {word for tokens in corpus for word in tokens if word}
-    run: dict[str, dict[str, float]] = {key: {} for key, _ in queries}
-    if not vocabulary:
-        return run
-    order = np.arange(len(corpus))
-    index = bm25s.BM25()
-    index.index(corpus, show_progress=False)
-    for (key, _), tokens in zip(queries, words([text for _, text in queries]), strict=True):
-        known = [word for word in tokens if word in vocabulary]
-        if known:
-            places, scores = unpack(largest(pack(index.get_scores(known)[None, :], order), k))
-            found = zip(places[0].tolist(), scores[0].tolist(), strict=True)
-            run[key] = {passages[place].id: score for place, score in found if score > 0}
-    return run
+    tokens: list[list[str]] = bm25s.tokenize(
+        [spaced(text) for text in texts],
+        token_pattern=_WORD,
+        stopwords="en",
+        stemmer=snowballstemmer.stemmer("english"),
+        return_ids=False,
+        show_progress=False,
+    )
+    return tokens

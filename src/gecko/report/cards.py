@@ -120,7 +120,16 @@ def model_card(view: RunView, form: str, result: Mapping[str, Any] | None) -> st
         form=form,
         table=closing_rows(result) if result else [],
         licenses=allowed,
+        taught=_taught(view),
     )
+
+
+def _taught(view: RunView) -> float:
+    """The weight with which the start model learned BM25's order before the rows; 0: it did not."""
+    learned = view.run.path / "lexical" / "learned"
+    if view.config.lexical.sentences and (learned / "model").exists():
+        return float(read_json(learned / "choice.json")["weight"])
+    return 0.0
 
 
 def dataset_card(rows: Sequence[Mapping[str, Any]], config: RunConfig, prompts: Mapping[str, str]) -> str:

@@ -23,7 +23,7 @@ from gecko.core.formats import DEFAULT_TASK, native_prompt, render_query
 from gecko.core.progress import Ui
 from gecko.core.records import Example, Passage
 from gecko.encoder.nearest import top_k
-from gecko.evaluation.bm25 import bm25_run
+from gecko.evaluation.bm25 import Bm25
 from gecko.run.shards import build_file
 from gecko.stages.context import Context
 from gecko.stages.embed import vectors
@@ -106,17 +106,18 @@ def learn(
     from gecko.training.trainer import widths
 
     settings = config.lexical
-    agreement = agree(passages, found, start, judged) if settings.weight is None else Agreement({})
+    words = Bm25(passages)
+    agreement = agree(passages, found, start, judged, words) if settings.weight is None else Agreement({})
     weight = agreement.weight if settings.weight is None else settings.weight
     folder.mkdir(parents=True)
     choice = {"weight": weight, "agreement": {f"{key:g}": round(rho, 4) for key, rho in agreement.by_weight.items()}}
     write_json(folder / CHOICE, choice)
     if not weight:
-        ui.say(
-            "BM25 beside the start model agrees with the teacher no better than the start model alone: it is not learned"
-        )
+        no_better = "beside the start model it agrees with the teacher no better than the start model alone"
+        why = "lexical.weight = 0" if settings.weight == 0 else no_better
+        ui.say(f"BM25's order is not learned: {why}")
         return
-    rows = rank_sentences(passages, found, start, settings.sentences, weight, config.seed)
+    rows = rank_sentences(passages, found, start, words, settings.sentences, weight, config.seed)
     if not rows.texts:
         ui.say(f"no passage has a sentence of {WORDS[0]} to {WORDS[1]} words: BM25's order is not learned")
         return
@@ -129,17 +130,20 @@ def learn(
         dims=widths(model, config.train),
         temperature=TEMPERATURE,
         learning_rate=settings.learning_rate,
+        bf16=config.train.bf16,
         seed=config.seed,
         ui=ui,
     )
     model.save(str(folder / MODEL), create_model_card=False)
 
 
-def agree(passages: Sequence[Passage], found: np.ndarray, start: "Encoder", judged: Sequence[Example]) -> Agreement:
+def agree(
+    passages: Sequence[Passage], found: np.ndarray, start: "Encoder", judged: Sequence[Example], words: Bm25
+) -> Agreement:
     """How well each weight orders the candidates of judged rows as the teacher did, in the mean over the rows.
 
     A row needs three candidates of the corpus or more, in an order of the teacher's that is not all ties. ``found``
-    (passages, D) are the passages' vectors.
+    (passages, D) are the passages' vectors, and ``words`` is their index.
     """
     from scipy.stats import spearmanr
 
@@ -152,22 +156,28 @@ def agree(passages: Sequence[Passage], found: np.ndarray, start: "Encoder", judg
     if not rows:
         return Agreement({})
     asked = start.queries([row.query for row, _, _ in rows], [row.task for row, _, _ in rows])
-    by_words = _shares(passages, place, [row.query for row, _, _ in rows], LISTED)
+    by_words = _shares(words, place, [row.query for row, _, _ in rows], LISTED)
     correlations: dict[float, list[float]] = {weight: [] for weight in WEIGHTS}
-    for vector, words, (_, candidates, fused) in zip(asked, by_words, rows, strict=True):
-        cosines, lexical = found[candidates] @ vector, np.array([words.get(at, 0.0) for at in candidates])
+    for vector, listed, (_, candidates, fused) in zip(asked, by_words, rows, strict=True):
+        cosines, lexical = found[candidates] @ vector, np.array([listed.get(at, 0.0) for at in candidates])
         for weight, values in correlations.items():
             values.append(float(spearmanr(cosines + weight * lexical, fused).statistic))
     return Agreement({weight: float(np.nanmean(values)) for weight, values in correlations.items()})
 
 
 def rank_sentences(
-    passages: Sequence[Passage], found: np.ndarray, start: "Encoder", count: int, weight: float, seed: int
+    passages: Sequence[Passage],
+    found: np.ndarray,
+    start: "Encoder",
+    words: Bm25,
+    count: int,
+    weight: float,
+    seed: int,
 ) -> "Ranked":
     """Sentences of the corpus, each with the passages that words or vectors find for it, without its own.
 
     Two rankings that agree, or a small corpus, leave places; other passages, drawn at random, fill them as far as there are
-    any. ``found`` (passages, D) are the passages' vectors.
+    any. ``found`` (passages, D) are the passages' vectors, and ``words`` is their index.
     """
     from gecko.training.lexical import Ranked
 
@@ -187,21 +197,21 @@ def rank_sentences(
         return Ranked(texts, candidates, targets)
     asked = start.queries(texts, DEFAULT_TASK)
     nearest, _ = top_k(asked, found, DEPTH + 1)
-    by_words = _shares(passages, {passage.id: at for at, passage in enumerate(passages)}, texts, DEPTH + 1)
+    by_words = _shares(words, {passage.id: at for at, passage in enumerate(passages)}, texts, DEPTH + 1)
     for row, (_, own) in enumerate(chosen):
-        words = {at: share for at, share in by_words[row].items() if at != own}
+        listed = {at: share for at, share in by_words[row].items() if at != own}
         near = [at for at in nearest[row].tolist() if at != own]
         others = [at for at in rng.permutation(len(passages))[: 2 * size + 1].tolist() if at != own]
-        candidates[row] = list(dict.fromkeys([*list(words)[:DEPTH], *near[:DEPTH], *others]))[:size]
-        lexical = np.array([words.get(at, 0.0) for at in candidates[row].tolist()])
+        candidates[row] = list(dict.fromkeys([*list(listed)[:DEPTH], *near[:DEPTH], *others]))[:size]
+        lexical = np.array([listed.get(at, 0.0) for at in candidates[row].tolist()])
         targets[row] = (found[candidates[row]] @ asked[row] + weight * lexical) / TEMPERATURE
     before = native_prompt(start.model.prompts, "query") if start.form == "native" else ""
     return Ranked([before + render_query(text, DEFAULT_TASK, start.form) for text in texts], candidates, targets)
 
 
-def _shares(passages: Sequence[Passage], place: dict[str, int], texts: Sequence[str], k: int) -> list[dict[int, float]]:
+def _shares(words: Bm25, place: dict[str, int], texts: Sequence[str], k: int) -> list[dict[int, float]]:
     """Of each text BM25's first k passages, by place, best first: scores as shares of the best."""
-    run = bm25_run(passages, [(str(row), text) for row, text in enumerate(texts)], k)
+    run = words.ranked([(str(row), text) for row, text in enumerate(texts)], k)
     shares = []
     for found in run.values():
         best = next(iter(found.values()), 0.0)

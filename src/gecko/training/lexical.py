@@ -41,6 +41,7 @@ def learn_ranking(
     dims: Sequence[int],
     temperature: float,
     learning_rate: float,
+    bf16: bool | None,
     seed: int,
     ui: Ui | None = None,
 ) -> None:
@@ -56,6 +57,7 @@ def learn_ranking(
         dims: widths of the prefixes, each from 1 to D.
         temperature: of the model's softmax.
         learning_rate: of AdamW, at its highest: it rises over a tenth of the steps and falls to 0.
+        bf16: whether to compute in bfloat16; none: where that is fast.
         seed: of the rows' order and of dropout. The caller's random state is left as it was.
         ui: where progress goes.
 
@@ -74,12 +76,13 @@ def learn_ranking(
         optimizer, lambda step: min((step + 1) / warm, (len(parts) - step) / max(1, len(parts) - warm))
     )
     device = model.device
+    halved = has_fast_bfloat16(device.type) if bf16 is None else bf16
     with torch.random.fork_rng(), (ui or Silent()).bar("learning BM25's order", len(parts), "steps") as advance:
         torch.manual_seed(seed)
         model.train()
         for step, part in enumerate(parts):
             inputs = batch_to_device(model.preprocess([rows.texts[at] for at in part]), device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device.type)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=halved):
                 asked = model(inputs)["sentence_embedding"].float()
             passages, shares = torch.from_numpy(vectors[rows.candidates[part]]), targets[torch.from_numpy(part)]
             loss = divergence(asked, passages.to(device), shares.to(device), dims, temperature)
