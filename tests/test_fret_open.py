@@ -285,10 +285,14 @@ def test_every_corpus_that_ships_can_be_read() -> None:
     found = corpora.load_corpora()
     assert len(found) >= 12
     assert {one.language for one in found} == {"en", "de", "fr", "es"}
-    prompt = load_prompt("generate_kinds")
-    wordings = next(one.phrases for one in prompt.variables if one.name == "language")
+    wordings = next(one.phrases for one in load_prompt("generate_kinds").variables if one.name == "language")
+    build = load_build()
     for one in found:
-        assert one.table("queries").get("kinds", {}).keys() <= dict(prompt.kinds).keys()
+        config = build.settings(one, corpora.Made(Path("passages.jsonl"), {"licences": ["CC0-1.0"]}), "fake", 5)
+        prompt = load_prompt(config.prompts.generate)
+        assert (config.prompts.generate == "generate_kinds") != (one.name in ("gcide", "wordnet"))
+        assert config.select.max_title == one.table("queries").get("max_title")
+        assert one.table("queries").get("kinds", {}).keys() <= dict(prompt.kinds).keys() and len(prompt.kinds) > 3
         assert one.values.get("python") or re.fullmatch("[0-9a-f]{64}", one.table("package")["sha256"])
         assert one.table("queries").get("languages", {}).keys() <= wordings.keys()
         for name in ("without", "title_without"):

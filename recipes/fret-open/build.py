@@ -46,6 +46,8 @@ def settings(corpus: Corpus, made: Made, llm: str, queries: int, overrides: Sequ
         corpus_values["languages"] = [corpus.language]  # which names it, where a query is to be in the passage's own
     card = {"title": f"FRet-open: {corpus.name}", "corpus_license": ", ".join(made.facts["licences"])}
     base = {"corpus": corpus_values, "llm": llm, "generate": generate, "card": card}
+    if "prompt" in asked:
+        base["prompts"] = {"generate": str(RECIPE.with_name("prompts") / asked["prompt"])}
     if "max_title" in asked:
         base["select"] = {"max_title": asked["max_title"]}
     return load_config(RECIPE, overrides, base)

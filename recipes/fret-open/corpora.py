@@ -47,7 +47,7 @@ KEYS = {
     "package": {"name", "version", "path", "sha256"},
     "read": {"reader", "root", "include", "exclude", "without", "title_without", "skip_sections"},
     "passages": {"most", "of_a_document", "min_words"},
-    "queries": {"kinds", "languages", "max_title", "min_seed_chars"},
+    "queries": {"kinds", "languages", "max_title", "min_seed_chars", "prompt"},
 }
 
 
