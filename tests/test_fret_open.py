@@ -23,6 +23,7 @@ from gecko.core.errors import CorpusError, RunError
 from gecko.prompts import load_prompt
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "fret-open"
+SHIPPED = Path(__file__).parent.parent / "data" / "fret-open"
 sys.path.insert(0, str(RECIPE))
 
 import check  # noqa: E402
@@ -382,6 +383,24 @@ def test_it_is_loaded_and_trained_on_as_the_card_says(
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "card", "exec"), {})
     assert (tmp_path / "trained" / "modules.json").exists()
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="the archive of the source does not hold the data set")
+def test_the_one_that_ships_holds_and_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import load_dataset
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    said = list(check.check(SHIPPED, testsets.read_tests([])))
+    assert len(said) == 5
+    loaded = load_dataset(str(SHIPPED), cache_dir=str(tmp_path / "cache"))
+    facts = [json.loads(path.read_text()) for path in sorted((SHIPPED / "corpora").glob("*.json"))]
+    for split, part in loaded.items():
+        assert part.num_rows == sum(one["rows"][split] for one in facts) > 0
+    assert {path.stem for path in (SHIPPED / "corpora").glob("*.json")} <= {one.name for one in corpora.load_corpora()}
+    assert all(len(row["candidates"]) == 20 for row in loaded["train"])
+    for path in SHIPPED.rglob("*.*"):
+        if path.suffix in (".md", ".json"):
+            assert not re.search(r"(^|[\s\"'(])/(home|root|tmp|work)/", path.read_text()), path
 
 
 def test_it_can_be_sent_and_looked_at(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 def repeated(queries: Sequence[str], tests: TestTexts) -> list[str]:
     """For each query why it is left out: it is nearly one of a test set, or nearly an earlier query; empty: it is not."""
-    found = near_by_words([*tests.texts, *queries], NEAR)[len(tests.texts) :]
-    count = len(tests.texts)
-    return ["" if like is None else "near a test set" if like < count else "near another query" for like in found]
+    asked = {word for query in queries for word in words(query)}
+    texts = [text for text in tests.texts if _share({*words(text)}, asked) >= NEAR]  # no other can be near a query
+    found = near_by_words([*texts, *queries], NEAR)[len(texts) :]
+    return ["" if like is None else "near a test set" if like < len(texts) else "near another query" for like in found]
+
+
+def _share(found: set[str], known: set[str]) -> float:
+    """The share of words that are known."""
+    return len(found & known) / len(found) if found else 0.0
