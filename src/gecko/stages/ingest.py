@@ -27,7 +27,7 @@ from gecko.encoder.spec import model_identity, resolve_model
 from gecko.run.engine import Executor
 from gecko.run.manifest import Manifest
 from gecko.run.shards import run_stream
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.stage import Stage, section
 
 if TYPE_CHECKING:
@@ -86,16 +86,13 @@ def _new(config: CorpusConfig, documents: Documents) -> Iterator[tuple[str, tupl
                 yield key, (path.read_bytes(), ending)
 
 
+@once
 def tokens_read(context: Context) -> int:
     """So many tokens of a passage's title and text are read by the start model, by the student and by the teacher.
 
     Of the models it is what they read less special tokens and prompt, each in its own tokens. Raises ConfigError: a model
     cannot be loaded.
     """
-    return context.once("tokens read", lambda: _tokens_read(context))
-
-
-def _tokens_read(context: Context) -> int:
     from gecko.encoder.encoder import load_outline
     from gecko.encoder.save import most_positions, window_of
 

@@ -25,7 +25,7 @@ from gecko.core.records import Example, Passage
 from gecko.encoder.nearest import top_k
 from gecko.evaluation.bm25 import bm25_run
 from gecko.run.shards import build_file
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.embed import vectors
 from gecko.stages.ingest import INGEST
 from gecko.stages.select import SELECT
@@ -55,12 +55,10 @@ class Agreement:
         return max(self.by_weight, key=lambda weight: (self.by_weight[weight], -weight)) / 2 if self.by_weight else 0.0
 
 
+@once
 def make(context: Context) -> Path | None:
     """The folder of the start model that has learned from the corpus's words; none where they add nothing."""
-    return context.once(LEXICAL.name, lambda: _made(context))
 
-
-def _made(context: Context) -> Path | None:
     def fit(path: Path) -> None:
         learn(
             path,

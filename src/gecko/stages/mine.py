@@ -20,7 +20,7 @@ from gecko.run.engine import Job
 from gecko.run.manifest import Manifest, Shard
 from gecko.run.shards import build_json, run_shards
 from gecko.stages import warmup
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.embed import EMBED, embedded, vectors
 from gecko.stages.generate import GENERATE
 from gecko.stages.ingest import INGEST
@@ -117,13 +117,10 @@ def _own_model(context: Context) -> EncoderLoader:
     return context.once("mine.model", lambda: cache(lambda: load_encoder(spec)))
 
 
+@once
 def _own_vectors(context: Context) -> np.ndarray:
     """That model's embeddings of the corpus: float32 (passages, d), unit rows."""
-
-    def make() -> np.ndarray:
-        return embedded(context, EMBED_MINER, _identity(context), _own_model(context))
-
-    return context.once(EMBED_MINER.name, make)
+    return embedded(context, EMBED_MINER, _identity(context), _own_model(context))
 
 
 def _depends(context: Context) -> dict[str, str]:

@@ -13,7 +13,7 @@ from gecko.core.formats import InputFormat
 from gecko.core.records import Example
 from gecko.run.shards import build_file
 from gecko.stages import lexical
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.lexical import LEXICAL
 from gecko.stages.mixture import MIXTURE, mixture_rows
 from gecko.stages.select import SELECT
@@ -35,16 +35,14 @@ def make(context: Context) -> dict[InputFormat, Path]:
     return {form: student_folder(context, form) for form in context.config.train.formats}
 
 
+@once
 def training_rows(context: Context) -> list[Example]:
     """What is trained on: the rows of FRet and those of the mixture."""
     from gecko.training.mixture import without_tasks
 
-    def read() -> list[Example]:
-        mixture = context.config.mixture
-        fret = context.run.read(SELECT.name, Example) if mixture.fret_weight > 0 else []
-        return without_tasks([*fret, *mixture_rows(context)], mixture.task_dropout, context.config.seed)
-
-    return context.once("training rows", read)
+    mixture = context.config.mixture
+    fret = context.run.read(SELECT.name, Example) if mixture.fret_weight > 0 else []
+    return without_tasks([*fret, *mixture_rows(context)], mixture.task_dropout, context.config.seed)
 
 
 def student_folder(context: Context, form: InputFormat) -> Path:
@@ -98,9 +96,10 @@ def _depends(context: Context) -> dict[str, str]:
 
     student = context.config.student
     start = model_identity(student) if student else context.models.start_identity
-    return {"start model": start, **context.once("mixture parts", lambda: _mixture_parts(context))}
+    return {"start model": start, **_mixture_parts(context)}
 
 
+@once
 def _mixture_parts(context: Context) -> dict[str, str]:
     """What a training depends on beside FRet; nothing where FRet is alone."""
     mixture = context.config.mixture
