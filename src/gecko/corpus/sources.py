@@ -11,6 +11,8 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
+import pyarrow as pa
+
 from gecko.core.counts import Counts, left_out
 from gecko.core.disk import temporary_file
 from gecko.core.errors import CorpusError
@@ -349,8 +351,6 @@ def opened(file: SourceFile) -> Iterator[BinaryIO]:
             case ".gz":
                 raw = stack.enter_context(io.BufferedReader(Expanding(gzip.GzipFile(fileobj=raw), Allowance(packed))))
             case ".zst":
-                import pyarrow as pa
-
                 stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
                 raw = stack.enter_context(io.BufferedReader(Expanding(stream, Allowance(packed))))
         yield raw

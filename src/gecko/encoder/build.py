@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gecko.config.training import BackboneConfig
 from gecko.core.errors import ConfigError
+from gecko.weights.hub import hub_commit
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +52,6 @@ def load_backbone(
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util.file_io import is_sentence_transformer_model
-
-    from gecko.weights.hub import hub_commit
 
     config = config or BackboneConfig()
     loading: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}

@@ -19,7 +19,7 @@ from gecko.core.arguments import spec_of
 from gecko.core.errors import EvaluationError
 from gecko.core.formats import DEFAULT_TASK, MTEB_TASKS
 from gecko.core.records import Passage
-from gecko.evaluation.beir import RetrievalSet, is_beir, json_lines, parse_spec
+from gecko.evaluation.beir import SYMMETRIC, TASKS, RetrievalSet, is_beir, json_lines, parse_spec
 
 Kind = Literal["sts", "pair classification", "classification", "clustering", "reranking"]
 
@@ -290,8 +290,6 @@ def _loaded(task: Any, split: str | None) -> "list[RetrievalSet | TaskSet | Skip
 
 
 def _retrieval(task: Any, subset: str, split: str, rows: Mapping[str, Any], several: bool) -> RetrievalSet:
-    from gecko.evaluation.beir import SYMMETRIC, TASKS
-
     name = str(task.metadata.name)
     judged = {key: dict(grades) for key, grades in rows["relevant_docs"].items() if grades}
     texts = dict(zip(rows["queries"]["id"], rows["queries"]["text"], strict=True))

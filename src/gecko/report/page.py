@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gecko.core.files import read_json, write_bytes
 from gecko.core.records import Candidate, Example, Passage, Query
+from gecko.fret.fuse import Label
 from gecko.fret.quality import copied
 from gecko.fret.variables import draw
 from gecko.fret.view import RunView, asked_queries
@@ -33,9 +34,6 @@ from gecko.report.table import (
 )
 from gecko.run.folder import Run
 from gecko.run.manifest import Manifest
-
-if TYPE_CHECKING:
-    from gecko.fret.fuse import Label
 
 EXAMPLES = 50
 TASKS = 15

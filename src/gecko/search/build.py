@@ -20,7 +20,7 @@ from gecko.core.errors import CorpusError, RunError
 from gecko.core.files import digest, made_aside, remove, write_json
 from gecko.core.progress import Ui
 from gecko.core.records import Passage
-from gecko.encoder.vectors import Vectors
+from gecko.encoder.vectors import Vectors, encode_output
 from gecko.search.bulk import hash_rows, in_batches
 from gecko.search.manifest import FILES, UPDATE, WORDS, IndexConfig, IndexManifest, damaged, read_manifest, reading
 from gecko.search.passages import Passages
@@ -221,8 +221,6 @@ def _vectors_file(folder: Path, manifest: IndexManifest) -> Iterator[Any]:
 def build_faiss(folder: Path, config: IndexConfig, manifest: IndexManifest) -> None:
     """Build what finds the candidates, a block of vectors at a time."""
     import faiss as library
-
-    from gecko.encoder.vectors import encode_output
 
     faiss: Any = library  # its generated signatures are wrong in places
     rows, dim = manifest.rows, manifest.dim

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, assert_never, get_args
 
 import numpy as np
 
+from gecko import __version__
 from gecko.core.arguments import folder_of, one_of, strings, whole
 from gecko.core.errors import ConfigError, RunError, StorageError
 from gecko.core.files import digest
@@ -28,7 +29,7 @@ from gecko.core.records import Passage
 from gecko.encoder import Embedder
 from gecko.encoder.forked import survives_fork
 from gecko.encoder.nearest import top_k_parts
-from gecko.encoder.vectors import Vectors
+from gecko.encoder.vectors import Vectors, encode_output
 from gecko.search.build import build_faiss, fill, finish, save, update
 from gecko.search.bulk import BulkConfig, embed_batch, hold
 from gecko.search.manifest import WORDS, IndexConfig, IndexManifest, Kind, Store, damaged, read_manifest, reading
@@ -244,8 +245,6 @@ class Index:
         self, queries: Sequence[str], k: int, task: str, where: Mapping[str, str] | None
     ) -> list[list[tuple[int, float]]]:
         """(place, cosine) of the best passages of each query; candidates are always scored with the float32 vectors."""
-        from gecko.encoder.vectors import encode_output
-
         if not queries:
             return []
         vectors: Vectors = self._embedder.embed(queries, task=task, dim=self.manifest.dim)  # (n, dim)
@@ -296,7 +295,6 @@ def sources_state(sources: Sequence[str]) -> str:
 
     It says when to look at them again. Whether a passage has changed is decided by its text.
     """
-    from gecko import __version__
     from gecko.corpus.readers import source_identity
     from gecko.corpus.sources import source_files
 
@@ -344,8 +342,6 @@ def _brought_up(folder: Path) -> IndexManifest:
 def _open_faiss(folder: Path, manifest: IndexManifest, vectors: Vectors) -> Any:
     """Read ``index.faiss``. Raises RunError: it is missing or damaged, or not of these vectors."""
     import faiss as library
-
-    from gecko.encoder.vectors import encode_output
 
     faiss: Any = library
     file, binary = folder / "index.faiss", manifest.store == "binary"

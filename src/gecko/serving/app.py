@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, assert_never
+from typing import Any, Literal, TypeVar, assert_never
 
 import orjson
 from fastapi import FastAPI, Request
@@ -19,7 +19,7 @@ from starlette.routing import Route
 from gecko import __version__
 from gecko.core.errors import GeckoError, NonFiniteError
 from gecko.core.formats import TASKS
-from gecko.encoder.vectors import shorten
+from gecko.encoder.vectors import Vectors, shorten
 from gecko.serving.batcher import TURN, Asked, Batcher, ClosedError, Model, QueueFullError
 from gecko.serving.config import ServeConfig
 from gecko.serving.errors import RequestError, error_response
@@ -40,9 +40,6 @@ from gecko.serving.schemas import (
     split_model,
 )
 from gecko.serving.search import PassageSearch
-
-if TYPE_CHECKING:
-    from gecko.encoder.vectors import Vectors
 
 log = logging.getLogger("gecko.serving")
 

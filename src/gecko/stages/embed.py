@@ -9,13 +9,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gecko.core.counts import Counts
 from gecko.core.files import read_json, tree_sha256, write_bytes, write_json
 from gecko.core.records import Passage
+from gecko.encoder.encoder import Encoder
 from gecko.run.engine import LOCAL, Executor
 from gecko.run.folder import Run
 from gecko.run.manifest import Shard
@@ -24,9 +24,6 @@ from gecko.stages.context import Context, once
 from gecko.stages.ingest import INGEST
 from gecko.stages.models import EncoderLoader
 from gecko.stages.stage import Stage
-
-if TYPE_CHECKING:
-    from gecko.encoder.encoder import Encoder
 
 FILE = "passages.npy"
 INDEX = "shards.json"

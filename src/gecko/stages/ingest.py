@@ -23,6 +23,9 @@ from gecko.corpus.chunk import load_tokenizer
 from gecko.corpus.documents import Documents, Extractor
 from gecko.corpus.ingest import READ_IN_PART
 from gecko.corpus.readers import Reader, parsed_documents, source_identity
+from gecko.encoder import Encoder
+from gecko.encoder.encoder import load_outline
+from gecko.encoder.save import most_positions, window_of
 from gecko.encoder.spec import model_identity, resolve_model
 from gecko.run.engine import Executor
 from gecko.run.manifest import Manifest
@@ -32,8 +35,6 @@ from gecko.stages.stage import Stage, section
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from gecko.encoder import Encoder
 
 
 @dataclass
@@ -93,9 +94,6 @@ def tokens_read(context: Context) -> int:
     Of the models it is what they read less special tokens and prompt, each in its own tokens. Raises ConfigError: a model
     cannot be loaded.
     """
-    from gecko.encoder.encoder import load_outline
-    from gecko.encoder.save import most_positions, window_of
-
     config, start = context.config, context.models.start_outline
     rooms = [config.relabel.passage_tokens, _room(start, config.train.max_tokens, window_of(start.model))]
     if config.student:
@@ -120,8 +118,6 @@ def _tokenizer(context: Context) -> "Tokenizer | None":
 
 
 def _in_part(context: Context, longer: int) -> str:
-    from gecko.encoder.save import window_of
-
     train, teacher, read = context.config.train.max_tokens, context.config.relabel.passage_tokens, tokens_read(context)
     most = window_of(context.models.start_outline.model)
     raised = f", or raise train.max_tokens and relabel.passage_tokens (the start model reads {most or 'any number'})"

@@ -22,6 +22,7 @@ from gecko.core.files import write_json
 from gecko.core.formats import DEFAULT_TASK, native_prompt, render_query
 from gecko.core.progress import Ui
 from gecko.core.records import Example, Passage
+from gecko.encoder import Encoder, resolve_model
 from gecko.encoder.nearest import top_k
 from gecko.evaluation.bm25 import bm25_run
 from gecko.run.shards import build_file
@@ -32,7 +33,6 @@ from gecko.stages.select import SELECT
 from gecko.stages.stage import Stage, section, value
 
 if TYPE_CHECKING:
-    from gecko.encoder import Encoder
     from gecko.training.lexical import Ranked
 
 DEPTH = 32  # of each of the two rankings
@@ -98,7 +98,6 @@ def learn(
         config: the run's settings.
         ui: where sentences and progress go.
     """
-    from gecko.encoder import resolve_model
     from gecko.encoder.build import load_backbone
     from gecko.training.lexical import learn_ranking
     from gecko.training.trainer import widths

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+import gecko.encoder
 from gecko.config.training import WITHOUT_EFFECT
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, RunError
@@ -109,12 +110,10 @@ def _miner(context: Context) -> tuple[EncoderLoader, np.ndarray]:
 
 def _own_model(context: Context) -> EncoderLoader:
     """The model that ``mine.model`` names, where the work is done."""
-    from gecko.encoder import load_encoder
-
     spec, identity = context.config.mine.model, _identity(context)
     if context.engine.remote:
         return RemoteEncoder(spec, identity)
-    return context.once("mine.model", lambda: cache(lambda: load_encoder(spec)))
+    return context.once("mine.model", lambda: cache(lambda: gecko.encoder.load_encoder(spec)))
 
 
 @once

@@ -12,7 +12,6 @@ the passages of the set that the start model ranks first, and the teacher's fuse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from gecko.config.mixture import FeverSet, MixtureSet, RetrievalSet
 from gecko.config.run import RunConfig
@@ -20,6 +19,10 @@ from gecko.core.counts import Counts, drop_words
 from gecko.core.errors import ConfigError, TrainingError
 from gecko.core.files import digest
 from gecko.core.records import Candidate, Example, Passage, Query
+from gecko.corpus.tables import source_identity
+from gecko.encoder.vectors import Vectors
+from gecko.fret.mine import mine
+from gecko.fret.select import group_labels, select
 from gecko.fret.view import judgements
 from gecko.run.folder import Run
 from gecko.run.manifest import schema_digest
@@ -29,9 +32,6 @@ from gecko.stages.judging import Judge, Work
 from gecko.stages.mine import QUERIES_A_SHARD
 from gecko.stages.spending import spending_bar
 from gecko.stages.stage import Stage
-
-if TYPE_CHECKING:
-    from gecko.encoder.vectors import Vectors
 
 VERSION = 1  # raised by hand when a set gives other rows for the same source and settings
 DRAWN_BY = {"weight", "relabel"}  # settings of a set that its rows do not depend on
@@ -59,7 +59,6 @@ def mixture_rows(context: Context) -> list[Example]:
     Raises TrainingError: a set cannot be read or converted; the message names set and row. RunError: a shard on disk is
     damaged.
     """
-    from gecko.corpus.tables import source_identity
     from gecko.training.converters import convert
 
     run, config = context.run, context.config
@@ -128,8 +127,6 @@ class _Relabelled:
 
     def rows(self) -> list[Example]:
         """Mine, relabel, select."""
-        from gecko.fret.select import group_labels, select
-
         self._mine()
         self._relabel()
         stage, settings = f"select-{self.name}", self.config.select.model_copy(update={"task_rows": None})
@@ -166,8 +163,6 @@ class _Relabelled:
         return rows
 
     def _mine(self) -> None:
-        from gecko.fret.mine import mine
-
         n = min(self.config.mine.n, len(self.passages))
         shards = [
             self.queries[start : start + QUERIES_A_SHARD] for start in range(0, len(self.queries), QUERIES_A_SHARD)

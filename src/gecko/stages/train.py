@@ -11,6 +11,7 @@ from gecko.core.errors import TrainingError
 from gecko.core.files import digest, write_json
 from gecko.core.formats import InputFormat
 from gecko.core.records import Example
+from gecko.encoder import model_identity, resolve_model
 from gecko.run.shards import build_file
 from gecko.stages import lexical
 from gecko.stages.context import Context, once
@@ -84,16 +85,12 @@ def student_folder(context: Context, form: InputFormat) -> Path:
 
 def start_of(context: Context) -> str:
     """The model that is trained: a folder, or a name on the hub."""
-    from gecko.encoder import resolve_model
-
     config = context.config
     taught = lexical.make(context) if LEXICAL.applies(config) else None
     return str(taught) if taught else resolve_model(config.student or config.backbone)
 
 
 def _depends(context: Context) -> dict[str, str]:
-    from gecko.encoder import model_identity
-
     student = context.config.student
     start = model_identity(student) if student else context.models.start_identity
     return {"start model": start, **_mixture_parts(context)}

@@ -3,13 +3,14 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+import gecko.encoder
 from gecko.config.training import WITHOUT_EFFECT, TrainConfig
 from gecko.core.errors import ConfigError
 from gecko.core.records import Query
+from gecko.encoder import Encoder, resolve_model
 from gecko.fret.fuse import Label
 from gecko.fret.select import make_row
 from gecko.run.shards import build_file
@@ -19,9 +20,6 @@ from gecko.stages.generate import GENERATE
 from gecko.stages.models import EncoderLoader, RemoteEncoder
 from gecko.stages.stage import Stage, value
 
-if TYPE_CHECKING:
-    from gecko.encoder import Encoder
-
 
 @once
 def make(context: Context) -> "Encoder":
@@ -29,7 +27,6 @@ def make(context: Context) -> "Encoder":
 
     Raises ConfigError: no query is written.
     """
-    from gecko.encoder import load_encoder, resolve_model
     from gecko.training import train
 
     run, config = context.run, context.config
@@ -57,7 +54,7 @@ def make(context: Context) -> "Encoder":
         )
         shutil.rmtree(checkpoints, ignore_errors=True)
 
-    return load_encoder(str(build_file(run, WARMUP.name, WARMUP.parts(context), "model", fit)))
+    return gecko.encoder.load_encoder(str(build_file(run, WARMUP.name, WARMUP.parts(context), "model", fit)))
 
 
 def _settings(train: TrainConfig, epochs: int) -> TrainConfig:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from gecko.config.training import TrainConfig
 from gecko.core.errors import TrainingError
@@ -71,6 +72,4 @@ def tensorboard(folder: Path, config: TrainConfig) -> TrainerCallback:
         raise TrainingError(
             f"{config.SECTION}.tensorboard needs the package tensorboard ({error}); install it with: pip install tensorboard"
         ) from error
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
     return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))  # type: ignore[no-untyped-call]

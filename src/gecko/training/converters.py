@@ -33,6 +33,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from gecko.config.mixture import ClassificationSet, FeverSet, MedMcqaSet, MixtureSet, StsSet
 from gecko.core.counts import drop_words
@@ -351,8 +352,6 @@ def _pairs(config: MixtureSet, rows: Rows, rng: np.random.Generator, drops: Drop
 
 
 def _rows(config: MixtureSet, rows: Rows, rng: np.random.Generator, drops: Drops) -> Iterator[Example]:
-    import pyarrow as pa
-
     schema = SCHEMAS[Example]
     for place, row in rows:
         require(row, schema.names, place, config.kind)
