@@ -23,6 +23,7 @@ the teacher was paid for under the other amounts, and :mod:`gecko.stages.reuse` 
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -81,7 +82,8 @@ class Run:
             raise RunError(
                 f"{path} is not a run (it has no config.json); start one with: gecko distill CORPUS -o {path}"
             )
-        self._lock = lock_folder(path)
+        self._held = ExitStack()
+        self._held.enter_context(lock_folder(path))
         try:
             sweep(path)
             settled = settle(path, config, force=force, keep=keep, same_prompts=same_prompts, say=say)
@@ -104,7 +106,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._held.close()
 
     def manifest(self, stage: str) -> Manifest | None:
         """What ``stage`` has done so far, if anything.

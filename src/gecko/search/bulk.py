@@ -11,7 +11,6 @@ A killed run continues at the next shard. It reads the input again up to there, 
 model or an option is another one.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -189,7 +188,7 @@ def embed_to_folder(
     """
     ui, folder = ui or Silent(), folder_of(folder)
     parts = {"model": embedder.identity, "form": embedder.form, "precision": embedder.precision, **asdict(config)}
-    with hold(folder):
+    with lock_folder(folder):
         manifest = _open(folder, parts)
         batches = in_batches(rows, config.shard_rows)
         for number, shard in enumerate(manifest.shards):
@@ -241,16 +240,6 @@ def _vectors(
     batch: list[Passage], counts: Counts, *, model: Callable[[], Embedder], config: BulkConfig
 ) -> list[Packed]:
     return [embed_batch(model(), batch, config)]
-
-
-@contextlib.contextmanager
-def hold(folder: Path, wait: float = 0) -> Iterator[None]:
-    """:func:`gecko.run.lock.lock_folder` for the length of a block."""
-    lock = lock_folder(folder, wait)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def in_batches(rows: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -30,8 +30,9 @@ from gecko.encoder import Embedder
 from gecko.encoder.forked import survives_fork
 from gecko.encoder.nearest import top_k_parts
 from gecko.encoder.vectors import Vectors, encode_output
+from gecko.run.lock import lock_folder
 from gecko.search.build import build_faiss, fill, finish, save, update
-from gecko.search.bulk import BulkConfig, embed_batch, hold
+from gecko.search.bulk import BulkConfig, embed_batch
 from gecko.search.manifest import WORDS, IndexConfig, IndexManifest, Kind, Store, damaged, read_manifest, reading
 from gecko.search.passages import PATIENCE, Passages, query_words
 
@@ -114,7 +115,7 @@ def build_index(
         def embed(batch: list[Passage]) -> Vectors:
             return embed_batch(embedder, batch, bulk)
 
-        with hold(folder):
+        with lock_folder(folder):
             manifest = read_manifest(folder, parts) or IndexManifest(parts, dim, words=WORDS, state=state)
             if manifest.rows and manifest.is_other(state):
                 update(embed, passages, folder, config, manifest, state, ui)
@@ -322,7 +323,7 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[tuple[Key, float]]]) -> l
 def _brought_up(folder: Path) -> IndexManifest:
     """The manifest of an index of an earlier version, after its texts were split into words as this version does."""
     try:
-        with hold(folder, PATIENCE):
+        with lock_folder(folder, PATIENCE):
             manifest = read_manifest(folder, None)
             assert manifest is not None
             if manifest.words != WORDS:

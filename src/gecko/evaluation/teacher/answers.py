@@ -196,13 +196,11 @@ class Judge:
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock", timeout=-1 if wait else 0)
         try:
-            lock.acquire()
+            held = lock.acquire()
         except Timeout:
             raise RunError(f"another check of this teacher is at work (lock {lock.lock_file}); wait for it") from None
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     @property
     def teacher(self) -> LanguageModel:
