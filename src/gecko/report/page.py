@@ -1,7 +1,7 @@
 """``report.html``: what a run did and what came of it, in one file that needs nothing else.
 
 It is made from the run folder alone, so no model is loaded, and equal runs give equal bytes but for the seconds. The page
-forbids itself scripts and outside resources; ``render.py`` sees to it that foreign text on it is text.
+forbids itself scripts and outside resources; ``text.py`` sees to it that foreign text on it is text.
 """
 
 from collections import Counter
@@ -21,7 +21,6 @@ from gecko.fret.view import RunView, asked_queries
 from gecko.report import plots
 from gecko.report.closing import SIZES, closing_lines, summary
 from gecko.report.inspect import KINDS, QUANTILES, relabelled, shares, spreads, statistics
-from gecko.report.render import render
 from gecko.report.table import (
     AGREEMENT,
     AGREEMENT_ASKED,
@@ -32,6 +31,7 @@ from gecko.report.table import (
     result_rows,
     word,
 )
+from gecko.report.text import render
 from gecko.run.folder import Run
 from gecko.run.manifest import Manifest
 

@@ -22,7 +22,7 @@ from gecko.corpus import ingest
 from gecko.fret.fuse import fuse
 from gecko.fret.quality import kind
 from gecko.fret.release import FILE, judged_pair, read_release, shipped
-from gecko.report.render import render
+from gecko.report.text import render
 
 NEEDED = frozenset({"query_id", "query", "task", "seed_id", "candidates"})
 MISSING = "(the passage is not part of the release)"

@@ -35,9 +35,8 @@ from gecko.encoder import Embedder, load
 from gecko.encoder.backend import Precision
 from gecko.encoder.spec import CARD
 from gecko.encoder.vectors import Output, Packed, not_finite
-from gecko.run.engine import LOCAL, Executor
+from gecko.run.engine import LOCAL, Executor, RemoteModel
 from gecko.run.lock import lock_folder
-from gecko.run.remote_model import RemoteModel
 
 LAYOUT = 1
 MANIFEST = ".manifest.parquet"

@@ -12,8 +12,7 @@ from gecko.config.stages import RelabelConfig
 from gecko.core.counts import Counts
 from gecko.core.errors import TeacherError
 from gecko.core.progress import Silent
-from gecko.run.engine import another_model
-from gecko.run.remote_model import RemoteModel
+from gecko.run.engine import RemoteModel, another_model
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
