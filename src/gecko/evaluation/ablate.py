@@ -109,7 +109,8 @@ class Ablation:
             isinstance(score, Score) and score.ql_tokens > 0 for *_, scores in self._judged for score in scores
         )
         self.cells = chosen_cells(all_cells(config, self.with_likelihood), options.cells)
-        self.form: InputFormat = options.form or self._kept_form()
+        kept = run.path / "evaluate" / "results.json"
+        self.form: InputFormat = options.form or (read_json(kept)["form"] if kept.exists() else config.train.formats[0])
         self.sets: list[RetrievalSet] = [load_set(spec) for spec in options.sets or config.evaluate.sets]
         self._newest: tuple[tuple[str, int | None], dict[str, list[Label]]] | None = None
         self.labels = self._group(config.select)
@@ -118,11 +119,6 @@ class Ablation:
             raise RunError(
                 f"{run.path} has neither test sets nor held-out queries to measure with; name a BEIR folder with --eval"
             )
-
-    def _kept_form(self) -> InputFormat:
-        file = self.run.path / "evaluate" / "results.json"
-        form: InputFormat = read_json(file)["form"] if file.exists() else self.run.config.train.formats[0]
-        return form
 
     @property
     def folder(self) -> Path:

@@ -1,7 +1,7 @@
 """An ablation as a table for the terminal and for Markdown, and as a plot that stands alone."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ def cell_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 points(cell["score"]),
                 difference(cell["delta_start"], cell["ci95_start"]),
                 other,
-                points(_deviation(cell["seeds"])),
+                points(statistics.stdev(cell["seeds"]) if len(cell["seeds"]) > 1 else 0.0),
                 agreed,
             )
         )
@@ -81,11 +81,6 @@ def dim_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         delta = difference(row["delta"], row["ci95"]) if "delta" in row else ""
         rows.append((str(row["dim"]), start, points(row["score"]), delta))
     return rows
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """Standard deviation over the seeds; 0 for one."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -120,15 +120,12 @@ def closing_lines(found: Mapping[str, Any]) -> list[Line]:
         lines.append(Line("Better search", UNMEASURED, "no test set was given"))
     lines.append(Line("Rows", "", _rows(found["rows"])))
     if "spent" in found:
-        lines.append(Line("Teacher", "", _spent(found["spent"])))
+        amount = found["spent"]["money"]
+        spent = Spent(**{name: value for name, value in found["spent"].items() if name != "money"})
+        lines.append(Line("Teacher", "", spent_words(spent, amount)))
     if found["next"]:
         lines.append(Line("Next", "", found["next"]))
     return lines
-
-
-def _spent(found: Mapping[str, Any]) -> str:
-    spent = Spent(found["read"], found["written"], found["requests"], found["errors"])
-    return spent_words(spent, found["money"])
 
 
 def _learned(one: Mapping[str, Any]) -> str:

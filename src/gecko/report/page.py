@@ -89,7 +89,7 @@ def _content(view: RunView, history: History) -> dict[str, Any]:
     result = _file(run, "evaluate", "results.json")
     seconds = sum(stages[stage].seconds for stage in history.of_teacher if stage in stages)
     own, released = origins(stages["select"])
-    found = statistics(view)
+    found, tasks = statistics(view), Counter(row.task for row in rows)
     return {
         "config": config,
         "passages": len(view.passages),
@@ -112,7 +112,10 @@ def _content(view: RunView, history: History) -> dict[str, Any]:
         "loss_plot": _placed(plots.losses(_losses(run, stages, config.train.formats))),
         "time_plot": _placed(plots.times({stage: manifest.seconds for stage, manifest in stages.items()})),
         "labels": _labels(view, rows),
-        "tasks": _tasks(rows),
+        "tasks": {
+            "different": len(tasks),
+            "first": sorted(tasks.items(), key=lambda item: (-item[1], item[0]))[:TASKS],
+        },
         "found": found,
         "spreads": spreads(found),
         "quantiles": QUANTILES,
@@ -170,10 +173,8 @@ def _agreement(result: dict[str, Any]) -> list[tuple[str, list[ResultRow]]]:
 
 def _width_plot(result: dict[str, Any]) -> plots.Plot | None:
     """Of the first set that was measured in several widths."""
-    for name, entry in result["sets"].items():
-        if plot := plots.widths(name, entry.get("widths", []), result["form"]):
-            return plot
-    return None
+    found = (plots.widths(name, entry.get("widths", []), result["form"]) for name, entry in result["sets"].items())
+    return next(filter(None, found), None)
 
 
 def _growth_plot(run: Run, result: dict[str, Any]) -> plots.Plot | None:
@@ -245,11 +246,6 @@ def _labels(view: RunView, rows: Sequence[Example]) -> dict[str, Any]:
         "seed_plot": _placed(plots.seed_ranks(places)),
         "rc_plot": _placed(plots.relevance(relevance)),
     }
-
-
-def _tasks(rows: Sequence[Example]) -> dict[str, Any]:
-    counted = Counter(row.task for row in rows)
-    return {"different": len(counted), "first": sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:TASKS]}
 
 
 def _examples(view: RunView, rows: Sequence[Example]) -> list[dict[str, Any]]:

@@ -100,7 +100,10 @@ def run_stream(
         run.say(f"{stage}: continues at part {written + 1}")
     start = time.perf_counter()
     for index, (rows, counts) in enumerate(batches()):
-        if index < written and not _is_as_written(run, stage, manifest.shards[index], kind, rows, index in lost):
+        if index < written and not (
+            len(rows) == manifest.shards[index].rows  # of a shard that was deleted only their number is known
+            and (index in lost or rows == run.read_shard(run.path / stage, manifest.shards[index], kind))
+        ):
             raise RunError(
                 f"{run.path / stage}: the input of part {index + 1} has changed while the stage was not running, or "
                 f"this version reads it otherwise; delete the folder to do it again"
@@ -244,11 +247,6 @@ def _record(run: Run, manifest: Manifest, known: Mapping[int, Shard], count: int
 def _write_part(run: Run, file: Path, manifest: Manifest, shards: Mapping[int, Shard]) -> None:
     part = Manifest(manifest.stage, manifest.fingerprint, manifest.parts, [shards[index] for index in sorted(shards)])
     write_json(file, asdict(part))
-
-
-def _is_as_written(run: Run, stage: str, shard: Shard, kind: type[R], rows: list[R], is_lost: bool) -> bool:
-    """Whether a shard was made from these rows; of one that was deleted only their number is known."""
-    return len(rows) == shard.rows and (is_lost or rows == run.read_shard(run.path / stage, shard, kind))
 
 
 def _write_shard(

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
-from typing import Any, Literal, TypeVar, assert_never
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request
@@ -292,12 +292,12 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         vectors, tokens = await unless_left(
             request, len(body.input), service.embed(name, body.input, task, "input.{}".format)
         )
-        rows = shorten(vectors, dim)
+        rows, packed = shorten(vectors, dim), body.encoding_format == "base64"
         pieces = []
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
             data = [
-                {"object": "embedding", "index": start + index, "embedding": _openai_vector(row, body.encoding_format)}
+                {"object": "embedding", "index": start + index, "embedding": _base64(row) if packed else row}
                 for index, row in enumerate(part)
             ]
             pieces.append(_json(data)[1:-1])
@@ -443,7 +443,9 @@ def _add_page(app: FastAPI, service: Service) -> None:
             query = (await service.embed(name, [body.query], task, lambda _: "query"))[0][0]
             if body.passages is not None:
                 job = service.embed(name, body.passages, DOCUMENT, "passages.{}".format)
-                passages = PassageSearch.of_texts(name, body.passages, (await unless_left(request, TURN + 1, job))[0])
+                passages = PassageSearch(
+                    [("", text) for text in body.passages], {name: (await unless_left(request, TURN + 1, job))[0]}
+                )
             else:
                 assert service.search is not None
                 passages = service.search
@@ -460,14 +462,8 @@ def _model_card(service: Service, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": service.started, "owned_by": "gecko"}
 
 
-def _openai_vector(row: "Vectors", encoding: Literal["float", "base64"] | None) -> Any:
-    match encoding:
-        case "float" | None:
-            return row
-        case "base64":
-            return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode()
-        case _:
-            assert_never(encoding)
+def _base64(row: Vectors) -> str:
+    return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode()
 
 
 def _json(value: Any) -> bytes:

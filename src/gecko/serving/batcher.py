@@ -175,7 +175,8 @@ class Batcher:
             if self._closed:
                 raise ClosedError("the server is stopping")
             if self._queued and self._queued + cost > self._max_queue:
-                raise QueueFullError(self._seconds_to_go(self._queued + cost - self._max_queue))
+                seconds = (self._queued + cost - self._max_queue) / self._pace if self._pace else 1
+                raise QueueFullError(max(1, min(60, math.ceil(seconds))))
             self._queued += cost
             self._jobs.extend(jobs)
             self._wake.notify()
@@ -187,9 +188,6 @@ class Batcher:
                 if job.future.cancelled():
                     self._forget(job)
         return [(job.vectors, job.tokens) for job in jobs]
-
-    def _seconds_to_go(self, tokens: int) -> int:
-        return max(1, min(60, math.ceil(tokens / self._pace))) if self._pace else 1
 
     def _forget(self, job: _Job) -> None:
         with self._wake:

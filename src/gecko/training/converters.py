@@ -27,7 +27,7 @@ cannot become a row is dropped and counted by reason; what should not be there a
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -173,12 +173,7 @@ def _columns(value: Any) -> Mapping[str, list[Any]]:
     """A list of tables as a table of lists; Hugging Face stores nested lists either way."""
     if isinstance(value, Mapping):
         return value
-    return {key: [item[key] for item in value] for key in (value[0] if value else ())} or _Nothing()
-
-
-class _Nothing(dict[str, list[Any]]):
-    def __missing__(self, _: str) -> list[Any]:
-        return []
+    return {key: [item[key] for item in value] for key in (value[0] if value else ())} or defaultdict(list)
 
 
 def _hotpotqa(config: MixtureSet, rows: Rows, rng: np.random.Generator, drops: Drops) -> Iterator[Example]:
