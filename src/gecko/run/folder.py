@@ -23,7 +23,7 @@ the teacher was paid for under the other amounts, and :mod:`gecko.stages.reuse` 
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -45,7 +45,7 @@ from gecko.run.settings import settle
 R = TypeVar("R")
 
 
-class Run:
+class Run(AbstractContextManager["Run"]):
     """A run folder, held by one process at a time. Use it as a context manager.
 
     Args:
@@ -101,9 +101,6 @@ class Run:
         """
         name = getattr(self.config.prompts, role)
         return make_prompt(name, self._prompt_files.get(role) or kept_files(self.path, role, name) or read_files(name))
-
-    def __enter__(self) -> "Run":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._held.close()

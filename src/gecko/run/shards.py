@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 from gecko.core.counts import Counts
 from gecko.core.disk import disk_errors
@@ -143,9 +143,9 @@ def build_file(run: Run, stage: str, parts: dict[str, str], file: str, make: Cal
     return final
 
 
-def build_json(run: Run, stage: str, parts: dict[str, str], file: str, make: Callable[[], Any]) -> Any:
+def build_json(run: Run, stage: str, parts: dict[str, str], file: str, make: Callable[[], R]) -> R:
     """:func:`build_file` of what ``make`` gives, as JSON; returns what is in the file."""
-    return read_json(build_file(run, stage, parts, file, lambda path: write_json(path, make())))
+    return cast(R, read_json(build_file(run, stage, parts, file, lambda path: write_json(path, make()))))
 
 
 def _lost(run: Run, manifest: Manifest) -> list[int]:

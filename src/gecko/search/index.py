@@ -14,6 +14,7 @@ bits (``int8``, ``binary``) finds more candidates than asked for and scores them
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, assert_never, get_args
@@ -158,7 +159,7 @@ def open_index(embedder: Embedder, folder: str | os.PathLike[str]) -> "Index":
     return Index(embedder, folder, _brought_up(folder))
 
 
-class Index:
+class Index(AbstractContextManager["Index"]):
     """A finished index, open for queries, with the model it was built with.
 
     Use it as a context manager, or :meth:`close` it.
@@ -181,9 +182,6 @@ class Index:
 
     def __len__(self) -> int:
         return self.manifest.rows
-
-    def __enter__(self) -> "Index":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

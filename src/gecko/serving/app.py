@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -53,6 +54,7 @@ _CSP = (
 )
 
 
+@dataclass(eq=False)
 class Service:
     """What the routes share.
 
@@ -63,24 +65,19 @@ class Service:
         search: the passages that the page ranks; none: those that it sends.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Model],
-        config: ServeConfig,
-        keys: ApiKeys,
-        search: PassageSearch | None = None,
-    ) -> None:
-        self.models = dict(models)
-        self.config = config
-        self.keys = keys
-        self.search = search
+    models: Mapping[str, Model]
+    config: ServeConfig
+    keys: ApiKeys
+    search: PassageSearch | None = None
+
+    def __post_init__(self) -> None:
         self.draining = False
         self.started = int(time.time())
         self.metrics = Metrics(lambda: self.batcher.queued_tokens)
         self.batcher = Batcher(
             self.models,
-            batch_tokens=config.batch_tokens,
-            max_queue_tokens=config.max_queue_tokens,
+            batch_tokens=self.config.batch_tokens,
+            max_queue_tokens=self.config.max_queue_tokens,
             observe=self.metrics.batch,
         )
 

@@ -24,9 +24,7 @@ def make(context: Context) -> dict[str, list[float]]:
             for label, encoder in models.items()
         }
 
-    parts = AGREEMENT.parts(context)
-    values: dict[str, list[float]] = build_json(context.run, AGREEMENT.name, parts, "agreement.json", measure)
-    return values
+    return build_json(context.run, AGREEMENT.name, AGREEMENT.parts(context), "agreement.json", measure)
 
 
 AGREEMENT = Stage(

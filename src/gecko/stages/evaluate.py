@@ -173,9 +173,8 @@ def _against(values: np.ndarray, base: np.ndarray, resamples: int, seed: int, is
 def make(context: Context) -> dict[str, Any]:
     """Hold the start model, the trained ones and BM25 against the test sets; for the numbers see :func:`measure_run`."""
     choose.make(context)
-    parts, measure = EVALUATE.parts(context), partial(measure_run, context)
-    result: dict[str, Any] = build_json(context.run, EVALUATE.name, parts, "results.json", measure)
-    return result
+    measure = partial(measure_run, context)
+    return build_json(context.run, EVALUATE.name, EVALUATE.parts(context), "results.json", measure)
 
 
 def _depends(context: Context) -> dict[str, str]:

@@ -82,7 +82,7 @@ def seeds_found(context: Context) -> int:
         hits = [place[query.seed_id] in row for query, row in zip(queries, found.tolist(), strict=True)]
         return {"found": sum(hits), "asked": len(hits)}
 
-    return int(build_json(context.run, SEEDS.name, SEEDS.parts(context), "found.json", count)["found"])
+    return build_json(context.run, SEEDS.name, SEEDS.parts(context), "found.json", count)["found"]
 
 
 def _identity(context: Context) -> str:
