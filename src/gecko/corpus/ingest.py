@@ -19,7 +19,7 @@ from gecko.config.stages import CorpusConfig
 from gecko.core.counts import Counts, drop_words, left_out
 from gecko.core.errors import CorpusError
 from gecko.core.records import Passage
-from gecko.corpus.cutting import Cutting, Found
+from gecko.corpus.chunk import Cutting, Found
 from gecko.corpus.documents import Documents
 from gecko.corpus.duplicates import Seen
 from gecko.corpus.language import language_of

@@ -145,31 +145,22 @@ def _columns(kind: Kind, rows: Sequence[dict[str, Any]], file: Path) -> dict[str
 
 
 def _value(kind: Kind, field: str, value: Any, place: str) -> Any:
-    match field:
-        case "score":
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-            raise EvaluationError(f'{place}: "score" must be a number, not {value!r}')
-        case "label" if kind == "pair classification":
-            if str(value) in ("0", "1"):
-                return int(value)
-            raise EvaluationError(f'{place}: "label" must be 0 or 1, not {value!r}')
-        case "label":
-            if isinstance(value, str | int):
-                return str(value)
-            raise EvaluationError(f'{place}: "label" must be a string or a whole number, not {value!r}')
-        case "positive" | "negative":
-            if (
-                isinstance(value, list)
-                and all(isinstance(text, str) for text in value)
-                and (value or field != "positive")
-            ):
-                return value
-            raise EvaluationError(f'{place}: "{field}" must be a list of texts, not {value!r}')
-        case _:
-            if isinstance(value, str):
-                return value
-            raise EvaluationError(f'{place}: "{field}" must be a string, not {value!r}')
+    fits = isinstance(value, str)
+    needed = "a string"
+    if field == "score":
+        needed, fits = "a number", isinstance(value, int | float) and not isinstance(value, bool)
+    elif field == "label" and kind == "pair classification":
+        needed, fits = "0 or 1", str(value) in ("0", "1")
+    elif field == "label":
+        needed, fits = "a string or a whole number", isinstance(value, str | int)
+    elif field in ("positive", "negative"):
+        listed = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        needed, fits = "a list of texts", listed and bool(value or field != "positive")
+    if not fits:
+        raise EvaluationError(f'{place}: "{field}" must be {needed}, not {value!r}')
+    if field == "label":
+        return int(value) if kind == "pair classification" else str(value)
+    return float(value) if field == "score" else value
 
 
 def _local_task(

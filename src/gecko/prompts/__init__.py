@@ -18,16 +18,7 @@ from typing import Any, Literal
 from gecko.core.errors import ConfigError
 from gecko.core.files import digest
 
-NAMES = (
-    "generate",
-    "generate_completion",
-    "generate_kinds",
-    "generate_varied",
-    "graded",
-    "listwise",
-    "query_likelihood",
-    "relevance",
-)
+NAMES = tuple(sorted(file.name[:-5] for file in files("gecko.prompts").iterdir() if file.name.endswith(".toml")))
 QUERY, VARIABLES, VALUE = "{query}", "{variables}", "{value}"
 KINDS, KIND_SLOT = "kinds", "{kind}"
 KIND = "kind"  # the variable by which a prompt of several kinds is drawn

@@ -76,7 +76,31 @@ def run_shards(
     manifest = _reopened(run, run.prepare(stage, parts, growing))
     if manifest.done:
         return manifest
-    return _fill(run, manifest, kind, shards, job, engine, bar, key)
+    folder = run.path / manifest.stage
+    for shard in manifest.shards:
+        run.verify(folder / shard.file, shard)
+    if manifest.shards:
+        run.say(f"{manifest.stage}: continues at part {len(manifest.shards) + 1} of {len(shards)}")
+    known = {shard.index: shard for shard in manifest.shards}
+    ahead = run.ahead(folder, manifest)
+    for shard in ahead.values():
+        run.verify(folder / shard.file, shard)
+    known.update(ahead)
+    if ahead:
+        run.say(f"{manifest.stage}: {len(ahead)} of {len(shards)} parts were made out of turn, and are taken over")
+    if ahead or not shards:
+        _record(run, manifest, known, len(shards))
+    wanted = [index for index in range(len(shards)) if index not in known]
+    if not wanted:
+        return manifest
+    work = job(known)
+    with bar(len(wanted)) if bar else Silent().bar("", None, "") as advance:
+        for index, rows, counts, seconds in _made(run, engine, work, wanted, known):
+            known[index] = _write_shard(run, manifest.stage, index, kind, rows, counts, seconds)
+            known[index].key = key(shards[index])
+            _record(run, manifest, known, len(shards))
+            advance(1)
+    return manifest
 
 
 def run_stream(
@@ -165,43 +189,6 @@ def _reopened(run: Run, manifest: Manifest) -> Manifest:
         _write_part(run, folder / AHEAD, manifest, behind)  # first, so that a kill in between loses none
         manifest.shards, manifest.done = manifest.shards[: lost[0]], False
         run.save(manifest)
-    return manifest
-
-
-def _fill(
-    run: Run,
-    manifest: Manifest,
-    kind: type[R],
-    items: Sequence[Item],
-    make_job: Callable[[Mapping[int, Shard]], Job[Task, R]],
-    engine: Executor,
-    bar: Bar | None,
-    key: Callable[[Item], str],
-) -> Manifest:
-    folder = run.path / manifest.stage
-    for shard in manifest.shards:
-        run.verify(folder / shard.file, shard)
-    if manifest.shards:
-        run.say(f"{manifest.stage}: continues at part {len(manifest.shards) + 1} of {len(items)}")
-    known = {shard.index: shard for shard in manifest.shards}
-    ahead = run.ahead(folder, manifest)
-    for shard in ahead.values():
-        run.verify(folder / shard.file, shard)
-    known.update(ahead)
-    if ahead:
-        run.say(f"{manifest.stage}: {len(ahead)} of {len(items)} parts were made out of turn, and are taken over")
-    if ahead or not items:
-        _record(run, manifest, known, len(items))
-    wanted = [index for index in range(len(items)) if index not in known]
-    if not wanted:
-        return manifest
-    job = make_job(known)
-    with bar(len(wanted)) if bar else Silent().bar("", None, "") as advance:
-        for index, rows, counts, seconds in _made(run, engine, job, wanted, known):
-            known[index] = _write_shard(run, manifest.stage, index, kind, rows, counts, seconds)
-            known[index].key = key(items[index])
-            _record(run, manifest, known, len(items))
-            advance(1)
     return manifest
 
 
