@@ -8,7 +8,7 @@ which is the only one that the window's end can have cut short. Time is then lin
 import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gecko.config.stages import CorpusConfig
 from gecko.core.errors import ConfigError
@@ -93,10 +93,6 @@ def load_tokenizer(model: str) -> "Tokenizer":
     return counting
 
 
-class _Splitter(Protocol):
-    def chunk_indices(self, text: str) -> list[tuple[int, str]]: ...
-
-
 def is_markdown(source: str) -> bool:
     """Whether a file of this name is read as Markdown, compressed or not."""
     return ending_of(source) in MARKDOWN
@@ -131,18 +127,17 @@ def split_long(passage: Passage, how: Chunking) -> list[Passage]:
     ]
 
 
-def _splitter(markdown: bool, size: int, how: Chunking) -> _Splitter:
+def _splitter(markdown: bool, size: int, how: Chunking) -> Any:
     from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
     kind = MarkdownSplitter if markdown else TextSplitter
     overlap = min(how.overlap, size - 1)
-    made: _Splitter = (
-        kind(size, overlap) if how.tokenizer is None else kind.from_huggingface_tokenizer(how.tokenizer, size, overlap)
-    )
-    return made
+    if how.tokenizer is None:
+        return kind(size, overlap)
+    return kind.from_huggingface_tokenizer(how.tokenizer, size, overlap)
 
 
-def _pieces(splitter: _Splitter, text: str, window: int) -> Iterator[tuple[int, str]]:
+def _pieces(splitter: Any, text: str, window: int) -> Iterator[tuple[int, str]]:
     start = 0
     while start < len(text):
         end = start + window

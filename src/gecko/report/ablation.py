@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gecko.core.files import write_bytes, write_json
 from gecko.core.text import difference, points
-from gecko.report.plots import ACCENT, INK, SECOND, draw_svg, standalone
+from gecko.report.plots import ACCENT, INK, SECOND, draw_svg, draw_widths, standalone
 from gecko.report.text import markdown_table
 
 if TYPE_CHECKING:
@@ -123,17 +123,8 @@ def dims_plot(result: Mapping[str, Any]) -> str | None:
         return None
 
     def draw(axes: "Axes") -> None:
-        starts = [row for row in rows if "start" in row]
-        models = (("the run's model", "score", rows, ACCENT), ("start model", "start", starts, SECOND))
-        for label, key, measured, colour in models:
-            widths, scores = [row["dim"] for row in measured], [100 * row[key] for row in measured]
-            axes.plot(widths, scores, marker="o", color=colour, label=label)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([row["dim"] for row in rows], [str(row["dim"]) for row in rows])
-        axes.minorticks_off()
-        axes.set_xlabel("dimensions")
-        axes.set_ylabel(f"{_named(result)}, points")
-        axes.legend(frameon=False)
+        models = (("score", ACCENT, "the run's model"), ("start", SECOND, "start model"))
+        draw_widths(axes, rows, models, "dimensions", f"{_named(result)}, points")
 
     return standalone(draw_svg("dims", 3.0, draw))
 

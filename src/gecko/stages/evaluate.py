@@ -84,7 +84,9 @@ def _measured(
         _reuse(context, sets, models[START], whole[START])
         scores = evaluate_retrieval(sets, whole, progress=True)
         widths: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
-        for dim in _widths(context, chosen):
+        # The widths that the model was trained in, largest first.
+        dims: list[int] = read_json(context.run.path / f"train-{chosen}" / "training.json")["dims"]
+        for dim in dims if len(dims) > 1 else ():
             labels = [label for label in (START, chosen) if dim <= models[label].dim]
             cut = {
                 label: KeptEmbeddings(models[label].truncated(dim), kept) for label in labels if dim < models[label].dim
@@ -140,12 +142,6 @@ def _scratch(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _widths(context: Context, form: str) -> list[int]:
-    """The widths that the model was trained in, largest first; none where it was one."""
-    dims: list[int] = read_json(context.run.path / f"train-{form}" / "training.json")["dims"]
-    return dims if len(dims) > 1 else []
 
 
 def _set(score: SetScores, forms: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
