@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gecko.config.training import BackboneConfig
 from gecko.core.errors import ConfigError
-from gecko.weights.hub import hub_commit
+from gecko.weights.files import hub_commit
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from gecko.core.arguments import spec_of
 from gecko.core.errors import ConfigError
 from gecko.core.files import digest, file_sha256
 from gecko.core.progress import Silent
-from gecko.weights.hub import hub_commit
+from gecko.weights.files import hub_commit
 
 CARD = "gecko_export.json"  # what an exported folder holds
 TOWER = "gecko_passages"  # in the configuration of a model of two towers: the identity of the model of its passages

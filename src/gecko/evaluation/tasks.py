@@ -9,7 +9,7 @@ import os
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from gecko.core.arguments import spec_of
 from gecko.core.errors import EvaluationError
 from gecko.core.formats import DEFAULT_TASK, MTEB_TASKS
 from gecko.core.records import Passage
-from gecko.evaluation.beir import SYMMETRIC, TASKS, RetrievalSet, is_beir, json_lines, parse_spec
+from gecko.evaluation.beir import RetrievalSet, is_beir, json_lines, judged_set, parse_spec
 
 Kind = Literal["sts", "pair classification", "classification", "clustering", "reranking"]
 
@@ -291,19 +291,8 @@ def _retrieval(task: Any, subset: str, split: str, rows: Mapping[str, Any], seve
         for key, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
     ]
     queries = [(key, text) for key, text in texts.items() if key in judged]
-    known = {passage.id for passage in passages}
-    return RetrievalSet(
-        name=f"{name} ({', '.join(dict.fromkeys((subset, split)))})" if several else name,
-        split=split,
-        passages=passages,
-        queries=queries,
-        qrels={key: judged[key] for key, _ in queries},
-        task=TASKS.get(name.lower(), DEFAULT_TASK),
-        unknown_documents=sum(document not in known for key, _ in queries for document in judged[key]),
-        unknown_queries=len(judged) - len(queries),
-        symmetric=name.lower() in SYMMETRIC,
-        exclude_own=bool(task.ignore_identical_ids),
-    )
+    found = judged_set(name, split, passages, queries, judged, exclude_own=bool(task.ignore_identical_ids))
+    return replace(found, name=f"{name} ({', '.join(dict.fromkeys((subset, split)))})") if several else found
 
 
 @contextlib.contextmanager

@@ -14,9 +14,8 @@ from gecko.core.progress import Ui, quiet_libraries
 from gecko.llm.base import LanguageModel
 from gecko.weights.cache import file_identity
 from gecko.weights.embedded import EMBEDDED, fetch
-from gecko.weights.files import why_not_loaded
+from gecko.weights.files import hub_commit, why_not_loaded
 from gecko.weights.gguf import to_safetensors
-from gecko.weights.hub import hub_commit
 
 
 def identity(spec: str) -> str:

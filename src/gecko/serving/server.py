@@ -173,10 +173,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         self._service.draining = True
-        asyncio.get_running_loop().call_later(self._service.config.drain, self._close)
-
-    def _close(self) -> None:
-        self.should_exit = True
+        asyncio.get_running_loop().call_later(self._service.config.drain, setattr, self, "should_exit", True)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
