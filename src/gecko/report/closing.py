@@ -110,7 +110,13 @@ def _next(verdict: str, rows: int, seconds: float) -> str | None:
 def closing_lines(found: Mapping[str, Any]) -> list[Line]:
     """The summary in lines: learned, better (a line a set), rows, and what to try next where there is such."""
     learned, better = found["learned"], found["better"]
-    lines = [Line("Learned from the teacher", learned["verdict"], _learned(learned))]
+    measured = learned["verdict"] != UNMEASURED
+    said = (
+        f"agreement {_change(learned)} on {learned['queries']:,} held-out queries"
+        if measured
+        else "no query was held out"
+    )
+    lines = [Line("Learned from the teacher", learned["verdict"], said)]
     several = len(better["sets"]) > 1
     for one in better["sets"]:
         gain = difference(one["delta"] or 0.0, one["ci95"] or (math.nan, math.nan))
@@ -126,12 +132,6 @@ def closing_lines(found: Mapping[str, Any]) -> list[Line]:
     if found["next"]:
         lines.append(Line("Next", "", found["next"]))
     return lines
-
-
-def _learned(one: Mapping[str, Any]) -> str:
-    if one["verdict"] == UNMEASURED:
-        return "no query was held out"
-    return f"agreement {_change(one)} on {one['queries']:,} held-out queries"
 
 
 def _change(one: Mapping[str, Any]) -> str:
