@@ -172,17 +172,14 @@ def _local_task(
     from mteb.abstasks.task_metadata import TaskMetadata
 
     settings: dict[str, Any] = {}
-    data: Any
+    data: Any = DatasetDict({split: Dataset.from_dict(columns)})
     match kind:
         case "sts":
-            base, data = abstasks.AbsTaskSTS, DatasetDict({split: Dataset.from_dict(columns)})
+            base = abstasks.AbsTaskSTS
         case "pair classification":
             base, settings = abstasks.AbsTaskPairClassification, {"label_column_name": "label"}
-            data = DatasetDict({split: Dataset.from_dict(columns)})
         case "classification":
-            assert train is not None
-            base, data = abstasks.AbsTaskClassification, DatasetDict({split: Dataset.from_dict(columns)})
-            data["train"] = Dataset.from_dict(train)
+            base, data["train"] = abstasks.AbsTaskClassification, Dataset.from_dict(train)
         case "clustering":
             base = abstasks.AbsTaskClustering
             settings = {"max_fraction_of_documents_to_embed": None, "max_document_to_embed": CLUSTERED}

@@ -35,19 +35,10 @@ def run_summary(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     own, released = origins(selected)
     seconds = sum(manifest.seconds for manifest in made if manifest)
     spent = spent_of(made)
-    paid = (
-        {"spent": asdict(spent) | {"money": money(run.config.price, spent.read, spent.written)}}
-        if spent.requests
-        else {}
-    )
-    return (
-        summary(result, own, seconds, released, asked_rows(selected))
-        | paid
-        | {
-            "model": "model",
-            "report": "report.html",
-        }
-    )
+    found = summary(result, own, seconds, released, asked_rows(selected))
+    if spent.requests:
+        found["spent"] = asdict(spent) | {"money": money(run.config.price, spent.read, spent.written)}
+    return found | {"model": "model", "report": "report.html"}
 
 
 def summary(

@@ -89,6 +89,8 @@ def _content(view: RunView, history: History) -> dict[str, Any]:
     result = _file(run, "evaluate", "results.json")
     seconds = sum(stages[stage].seconds for stage in history.of_teacher if stage in stages)
     own, released = origins(stages["select"])
+    sets = result["sets"].items() if result else ()
+    widths = (plots.widths(name, entry.get("widths", []), result["form"]) for name, entry in sets)
     found, tasks = statistics(view), Counter(row.task for row in rows)
     return {
         "config": config,
@@ -103,7 +105,7 @@ def _content(view: RunView, history: History) -> dict[str, Any]:
         "sets": _sets(result) if result else [],
         "agreement": _agreement(result) if result else [],
         "gain_plot": _placed(plots.gains(result_rows(result))) if result else None,
-        "width_plot": _placed(_width_plot(result)) if result else None,
+        "width_plot": _placed(next(filter(None, widths), None)),  # of the first set that was measured in several
         "growth_plot": _placed(_growth_plot(run, result)) if result else None,
         "check": _check(run, stages),
         "stages": stages,
@@ -169,12 +171,6 @@ def _agreement(result: dict[str, Any]) -> list[tuple[str, list[ResultRow]]]:
     rows = agreement_rows(result)
     tables = [(words, [row for row in rows if row.name == name]) for name, words in of.items()]
     return [(f"{table[0].queries:,} {words}", table) for words, table in tables if table]
-
-
-def _width_plot(result: dict[str, Any]) -> plots.Plot | None:
-    """Of the first set that was measured in several widths."""
-    found = (plots.widths(name, entry.get("widths", []), result["form"]) for name, entry in result["sets"].items())
-    return next(filter(None, found), None)
 
 
 def _growth_plot(run: Run, result: dict[str, Any]) -> plots.Plot | None:
