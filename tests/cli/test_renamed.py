@@ -5,7 +5,7 @@ import typer
 from typer.testing import CliRunner
 
 from gecko.cli.main import app
-from gecko.cli.renamed import RENAMED
+from gecko.cli.options import RENAMED
 
 
 def parsed(command: str, *arguments: str) -> dict[str, object]:

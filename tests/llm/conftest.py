@@ -1,8 +1,11 @@
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from gecko.llm.tree import Segments
 from gecko.prompts import Prompt, Variable
 
 LIKELIHOOD = Prompt(
@@ -113,3 +116,31 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _apart(own_cache: Path) -> None:
     """Nothing here may touch the user's cache."""
+
+
+def plain(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    asks: Segments,
+    sees: Segments,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`gecko.llm.tree.flash` computes, segment by segment, on any device."""
+    output, logsumexp = torch.empty_like(query), query.new_empty(query.shape[1], len(query), dtype=torch.float32)
+    share = query.shape[1] // key.shape[1]
+    starts, keys = asks.starts.tolist(), sees.starts.tolist()
+    used = [end - start for start, end in pairwise(keys)] if sees.used is None else sees.used.tolist()
+    for number, (first, last) in enumerate(pairwise(starts)):
+        part = slice(keys[number], keys[number] + used[number])
+        own = query[first:last].transpose(0, 1).float()  # (H, q, D)
+        others = key[part].repeat_interleave(share, dim=1).permute(1, 2, 0).float()  # (H, D, k)
+        scores = scale * (own @ others)
+        if causal:
+            hidden = torch.ones(scores.shape[1:], dtype=torch.bool, device=query.device)
+            scores = scores.masked_fill(hidden.triu(1 + scores.shape[2] - scores.shape[1]), -torch.inf)
+        logsumexp[:, first:last] = scores.logsumexp(dim=-1)
+        powers = scores.softmax(dim=-1) @ value[part].repeat_interleave(share, dim=1).transpose(0, 1).float()
+        output[first:last] = powers.transpose(0, 1).to(output.dtype)
+    return output, logsumexp

@@ -13,10 +13,9 @@ from gecko.core.errors import TeacherError
 from gecko.llm.base import Group, Sampling
 from gecko.llm.decoding import draw
 from gecko.llm.transformers import CACHE_SHARE, TransformersLM, _window
-from gecko.llm.tree import plain
 from gecko.prompts import Prompt
 
-from .conftest import LIKELIHOOD, RELEVANCE, SIZE, VARIED, save
+from .conftest import LIKELIHOOD, RELEVANCE, SIZE, VARIED, plain, save
 
 WRITE = Prompt("write", "completion", "Write.\n\nPassage: {passage}\nTask:", (), (), (), (), "write")
 GROUPS = [

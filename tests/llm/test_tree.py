@@ -14,9 +14,9 @@ from gecko.compute.device import texts_together
 from gecko.core.errors import TeacherError
 from gecko.llm.base import Group, Sampling
 from gecko.llm.transformers import TransformersLM
-from gecko.llm.tree import NAME, Kernel, Segments, joined, kernel_for, offer_tree, plain, segments
+from gecko.llm.tree import NAME, Kernel, Segments, joined, kernel_for, offer_tree, segments
 
-from .conftest import RELEVANCE
+from .conftest import RELEVANCE, plain
 from .test_transformers import GROUPS, PASSAGES, WRITE, greedy
 
 CPU = torch.device("cpu")

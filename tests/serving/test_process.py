@@ -12,8 +12,7 @@ import pytest
 from gecko.core.errors import ConfigError
 from gecko.serving.config import ServeConfig, make_serve_config
 from gecko.serving.keys import ApiKeys
-from gecko.serving.models import load_models, spec_name
-from gecko.serving.server import bind, check_open
+from gecko.serving.server import bind, check_open, load_models, spec_name
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from gecko.llm.fake import FakeLM
 from gecko.run.folder import Run
 from gecko.stages.mixture import mixture_rows, refuse_names
 from gecko.stages.runner import Pipeline, distill
+from gecko.stages.train import sampling_of, without_tasks
 from gecko.training import Sampling
-from gecko.training.mixture import sampling_of, without_tasks
 
 BASE = (
     "generate.queries=10",

@@ -17,8 +17,7 @@ from gecko.encoder.export import export_model
 from gecko.encoder.towers import Side, passage_identity
 from gecko.search import IndexConfig, build_index, open_index
 from gecko.training import train
-from gecko.training.collate import Collator
-from gecko.training.frozen import freeze_passages
+from gecko.training.collate import Collator, freeze_passages
 from gecko.training.loss import GeckoLoss
 from gecko.training.merge import merge_models
 from gecko.training.rows import to_dataset

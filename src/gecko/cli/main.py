@@ -27,8 +27,7 @@ from gecko import __version__
 from gecko.cli import distill, measure, models, rows, serve, stages
 from gecko.cli.exits import ERROR, STOPPED, exit_code
 from gecko.cli.help import START, epilog
-from gecko.cli.options import with_groups
-from gecko.cli.renamed import Command
+from gecko.cli.options import Command, with_groups
 from gecko.core.errors import GeckoError
 
 PANELS: dict[str, dict[str, Callable[..., None]]] = {  # in the order of the help

@@ -14,6 +14,7 @@ from gecko.cli.output import print_rows
 from gecko.cli.stages import on_run
 from gecko.core.errors import ConfigError
 from gecko.core.progress import Terminal, Ui
+from gecko.core.text import duration
 
 if TYPE_CHECKING:
     from gecko.evaluation.ablate import Ablation, Options
@@ -232,7 +233,6 @@ def ablate(
 
 def _ablations(runs: list[Path], options: "Options", held: ExitStack) -> "list[Ablation]":
     """The ablation of each run, which is held until the stack's end, and what is said to be left of it."""
-    from gecko.core.text import duration
     from gecko.evaluation.ablate import Ablation
     from gecko.run.folder import Run
     from gecko.stages.runner import Pipeline

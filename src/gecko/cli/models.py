@@ -1,7 +1,10 @@
 """What is done with a model: vectors of texts, a search, a graph, a mean of several."""
 
+import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +15,7 @@ from gecko.cli.output import print_table, say_left_out
 from gecko.cli.stdin import Lines, standard_input, typed_queries
 from gecko.core.errors import ConfigError
 from gecko.core.progress import Terminal
+from gecko.core.text import half_of_pair
 
 if TYPE_CHECKING:
     from gecko.core.records import Passage
@@ -80,8 +84,6 @@ def embed(
 
 def _read(specs: Sequence[str], lines: Lines | None, counts: Any, *, chunk: bool) -> "Iterable[Passage]":
     """The texts of all sources, read as they are asked for; ``-`` stands for the lines."""
-    from itertools import chain
-
     from gecko.config.stages import CorpusConfig
     from gecko.corpus import ingest
     from gecko.corpus.readers import Reader, read_source
@@ -96,8 +98,6 @@ def _read(specs: Sequence[str], lines: Lines | None, counts: Any, *, chunk: bool
 
 
 def _print_vectors(embedder: "Embedder", rows: "Iterable[Passage]", config: "BulkConfig", lines: Lines | None) -> None:
-    import json
-
     from gecko.search import embed_rows
 
     for batch, vectors in embed_rows(embedder, rows, config, *([lines.pause] if lines else [])):
@@ -179,8 +179,6 @@ def _filter(where: Iterable[str]) -> dict[str, str]:
 
 
 def _refuse_queries(queries: Iterable[str], k: int) -> None:
-    from gecko.core.text import half_of_pair
-
     if k < 1:
         raise ConfigError(f"k = {k}: give at least 1")
     for text in queries:
@@ -191,9 +189,6 @@ def _refuse_queries(queries: Iterable[str], k: int) -> None:
 
 
 def _print_json(query: str, hits: "Sequence[Hit]") -> None:
-    import json
-    from dataclasses import asdict
-
     print(json.dumps({"query": query, "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False), flush=True)
 
 

@@ -1,7 +1,8 @@
 """Options that several commands have, alone and in groups."""
 
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -9,12 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
+from typer.core import TyperCommand
 
 from gecko.core.errors import ConfigError
 from gecko.core.progress import Terminal
 
 if TYPE_CHECKING:
     from gecko.run.engine import Executor
+
+# Former names of options: they work, are not shown, and say on standard error what to write.
+RENAMED = {
+    "--backbone": ("--start",),
+    "--force": ("--accept-teacher", "--restart"),
+    "--queries": ("--limit",),  # where it was a number
+    "--split": ("--chunk",),  # where it was no name of a split
+}
 
 RunArg = Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")]
 Recipe = Annotated[Path | None, typer.Option("-c", "--config", help="A recipe: TOML with settings.")]
@@ -133,3 +143,26 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 def named(base: dict[str, Any], **options: Any) -> dict[str, Any]:
     """Settings, with those of the options that are given."""
     return base | {key: value for key, value in options.items() if value is not None}
+
+
+class Command(TyperCommand):
+    """A command that takes the former names of its options for those of today."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, former names replaced by those of their new ones that this command has."""
+        known = {name for option in self.params for name in option.opts}
+        return super().parse_args(ctx, list(_renewed(args, known)))
+
+
+def _renewed(args: list[str], known: set[str]) -> Iterable[str]:
+    for place, word in enumerate(args):
+        if word == "--":
+            yield from args[place:]
+            return
+        name, sign, value = word.partition("=")
+        names = [new for new in RENAMED.get(name, ()) if new in known]
+        if names and name not in known:
+            print(f"{name} is now {' and '.join(names)}; write that", file=sys.stderr)
+            yield from (f"{new}{sign}{value}" for new in names)
+        else:
+            yield word

@@ -1,5 +1,6 @@
 """What a run holds: sent to a hub, in numbers, and as examples of a prompt."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -39,8 +40,6 @@ def inspect(
     most: Annotated[int, typer.Option("--rows", min=1, help="Of a release: rows on the page, at most.")] = 500,
 ) -> None:
     """What the rows of a run are like, in numbers; of a release, a page to read them: queries with their candidates."""
-    import json
-
     from gecko.report.inspect import lines, statistics
     from gecko.report.release_page import is_release, write_page
 

@@ -48,9 +48,8 @@ def serve(
         raise ConfigError("no model; give a folder, hf:NAME or minilm")
     try:
         from gecko.serving.app import Service
-        from gecko.serving.models import load_models
         from gecko.serving.search import embed_corpus
-        from gecko.serving.server import bind, check_open
+        from gecko.serving.server import bind, check_open, load_models
         from gecko.serving.server import serve as run
     except ImportError as error:
         raise ConfigError(f"gecko serve needs more packages ({error}): pip install 'gecko-embed[serve]'") from error

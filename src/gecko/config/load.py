@@ -124,20 +124,15 @@ def override(values: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     changed = deepcopy(dict(values))
     for text in texts:
         (*path, last), value = _parse_override(text)
-        place, section = changed, _section_at(path)
+        place: dict[str, Any] = changed
+        section: type[BaseModel] | None = RunConfig
         for key in path:
+            section = _section(section, key)
             if not isinstance(place.get(key), dict):
                 place[key] = {}
             place = place[key]
         _merge(place, {last: value}, section)
     return changed
-
-
-def _section_at(path: Sequence[str]) -> type[BaseModel] | None:
-    section: type[BaseModel] | None = RunConfig
-    for key in path:
-        section = _section(section, key)
-    return section
 
 
 def make_config(values: Mapping[str, Any], place: str) -> RunConfig:

@@ -4,12 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    PrivateAttr,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from gecko.config.gone import GONE_KEYS, Gone
 from gecko.config.mixture import MixtureConfig

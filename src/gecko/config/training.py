@@ -3,11 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from gecko.config.gone import GONE_KEYS, Gone
 from gecko.config.section import Section

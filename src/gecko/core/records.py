@@ -13,7 +13,7 @@ Example    one training row, raw: only ``formats.py`` turns it into the text an 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import pyarrow as pa
 
@@ -68,37 +68,38 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """What one teacher says of one pair. Natural logarithms.
-
-    Attributes:
-        ql_sum: log-probability of the query's tokens given the passage, summed; ``ql_tokens`` is their number.
-        rc: log-odds of "relevant" against "not relevant".
-        prompt_hash: hash of the prompts that were used.
-    """
+class _OfPair:
+    """What is said of one candidate of a query, by whom; ``prompt_hash`` is that of the prompts that were used."""
 
     query_id: str
     passage_id: str
     teacher: str
     prompt_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score(_OfPair):
+    """What one teacher says of one pair. Natural logarithms.
+
+    Attributes:
+        ql_sum: log-probability of the query's tokens given the passage, summed; ``ql_tokens`` is their number.
+        rc: log-odds of "relevant" against "not relevant".
+    """
+
     ql_sum: float
     ql_tokens: int
     rc: float
 
 
 @dataclass(frozen=True, slots=True)
-class Grade:
+class Grade(_OfPair):
     """What one teacher answers about one pair: ``grade`` from 0 (of another subject) to 3 (answers the query in full)."""
 
-    query_id: str
-    passage_id: str
-    teacher: str
-    prompt_hash: str
     grade: int
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Place(_OfPair):
     """Where one teacher puts a candidate among those of its query.
 
     Attributes:
@@ -107,10 +108,6 @@ class Place:
         relevant: what the teacher answers about this pair alone; it is asked for the first by mean place, else None.
     """
 
-    query_id: str
-    passage_id: str
-    teacher: str
-    prompt_hash: str
     first: int
     second: int
     relevant: bool | None = None
@@ -171,50 +168,30 @@ class Example:
     fused: tuple[float, ...] = ()
 
 
-_PAIR = [(name, pa.string()) for name in ("query_id", "passage_id", "teacher", "prompt_hash")]
 _TEXT = pa.struct([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
-
-SCHEMAS: dict[type, pa.Schema] = {
-    Passage: pa.schema([(name, pa.string()) for name in ("id", "title", "text", "source")]),
-    Query: pa.schema([(name, pa.string()) for name in ("id", "task", "text", "seed_id", "llm", "split")]),
-    Candidate: pa.schema(
-        [
-            ("query_id", pa.string()),
-            ("passage_id", pa.string()),
-            ("rank", pa.int32()),
-            ("score", pa.float32()),
-            ("natural", pa.bool_()),
-        ]
-    ),
-    Score: pa.schema(
-        [
-            *_PAIR,
-            ("ql_sum", pa.float64()),
-            ("ql_tokens", pa.int32()),
-            ("rc", pa.float64()),
-        ]
-    ),
-    Grade: pa.schema([*_PAIR, ("grade", pa.int32())]),
-    Place: pa.schema([*_PAIR, ("first", pa.int32()), ("second", pa.int32()), ("relevant", pa.bool_())]),
-    Example: pa.schema(
-        [
-            ("dataset", pa.string()),
-            ("task", pa.string()),
-            ("query", pa.string()),
-            ("positive", _TEXT),
-            ("negatives", pa.list_(_TEXT)),
-            ("symmetric", pa.bool_()),
-            ("group", pa.string()),
-            ("weight", pa.float32()),
-            ("query_id", pa.string()),
-            ("seed_id", pa.string()),
-            ("candidates", pa.list_(pa.string())),
-            ("fused", pa.list_(pa.float64())),
-        ]
-    ),
+_ARROW: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int32(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    bool | None: pa.bool_(),
+    Text: _TEXT,
+    tuple[Text, ...]: pa.list_(_TEXT),
+    tuple[str, ...]: pa.list_(pa.string()),
+    tuple[float, ...]: pa.list_(pa.float64()),
 }
 
-Record = Passage | Query | Candidate | Judged | Example
+
+def _schema(kind: type, **narrower: pa.DataType) -> pa.Schema:
+    return pa.schema([(name, narrower.get(name, _ARROW[hint])) for name, hint in get_type_hints(kind).items()])
+
+
+SCHEMAS: dict[type, pa.Schema] = {
+    **{kind: _schema(kind) for kind in (Passage, Query, Score, Grade, Place)},
+    Candidate: _schema(Candidate, score=pa.float32()),
+    Example: _schema(Example, weight=pa.float32()),
+}
+
 R = TypeVar("R")
 
 

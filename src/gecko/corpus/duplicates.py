@@ -8,13 +8,13 @@ signature propose a pair, the whole signatures decide.
 
 import sqlite3
 from array import array
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any
 
 from gecko.core.disk import disk_errors
-from gecko.core.errors import CorpusError
 from gecko.core.text import words
+from gecko.corpus.language import needed
 
 CACHE_KB = 65_536
 PERMUTATIONS = 128
@@ -30,6 +30,9 @@ CREATE TABLE band (key BLOB, number INTEGER, PRIMARY KEY (key, number)) WITHOUT 
 """
 
 
+_rensa = partial(needed, "rensa", "corpus.near_duplicates")
+
+
 class Seen:
     """An index of the passages so far.
 
@@ -40,7 +43,7 @@ class Seen:
     def __init__(self, threshold: float | None = None) -> None:
         self.threshold = threshold
         if threshold is not None:
-            _minhash()
+            _rensa()
         self._folder = Path(gettempdir())
         self._base = sqlite3.connect("", isolation_level=None)
         with disk_errors(self._folder):
@@ -100,17 +103,7 @@ class Seen:
         self._base.close()
 
 
-def _minhash() -> Any:
-    try:
-        from rensa import RMinHash
-    except ImportError as error:
-        raise CorpusError(
-            "corpus.near_duplicates needs the package rensa; install it with: pip install 'gecko-embed[corpus]'"
-        ) from error
-    return RMinHash
-
-
 def _signature(shingles: list[str]) -> "array[int]":
-    found = _minhash()(PERMUTATIONS, SEED)
+    found = _rensa().RMinHash(PERMUTATIONS, SEED)
     found.update(shingles)
     return array("I", found.digest())

@@ -19,7 +19,7 @@ from gecko.config.stages import CorpusConfig
 from gecko.core.counts import Counts, drop_words, left_out
 from gecko.core.errors import CorpusError
 from gecko.core.records import Passage
-from gecko.corpus.cutting import Cutting, Found
+from gecko.corpus.chunk import Cutting, Found
 from gecko.corpus.documents import Documents
 from gecko.corpus.duplicates import Seen
 from gecko.corpus.language import language_of
@@ -127,7 +127,15 @@ def _pieces(config: CorpusConfig, reader: Reader, cutting: Cutting, seen: Seen) 
     counts = reader.counts
 
     def is_new(passage: Passage, place: str) -> bool:
-        return _is_new(passage, place, config, cutting, seen, counts)
+        content = _hash(normal(passage.title), normal(passage.text))
+        known = seen.id_content(_hash(passage.id), content)
+        if known is not None and known != content:
+            raise _clash(passage.id, place, config, cutting)
+        if seen.is_new(content):
+            return True
+        # An id that was made says no more than the text does.
+        counts.drop(SAME_TEXT if known is None or _is_made(passage) else SAME_ID, f"{place}: {passage.text}")
+        return False
 
     for found in _cleaned(config, reader):
         place, whole = found.place, found.passage
@@ -172,18 +180,6 @@ def _is_long_enough(passage: Passage, place: str, config: CorpusConfig, counts: 
         counts.drop(TOO_SHORT, f"{place}: {passage.text}")
     else:
         return True
-    return False
-
-
-def _is_new(passage: Passage, place: str, config: CorpusConfig, cutting: Cutting, seen: Seen, counts: Counts) -> bool:
-    content = _hash(normal(passage.title), normal(passage.text))
-    known = seen.id_content(_hash(passage.id), content)
-    if known is not None and known != content:
-        raise _clash(passage.id, place, config, cutting)
-    if seen.is_new(content):
-        return True
-    # An id that was made says no more than the text does.
-    counts.drop(SAME_TEXT if known is None or _is_made(passage) else SAME_ID, f"{place}: {passage.text}")
     return False
 
 

@@ -1,5 +1,6 @@
 """The language of a text."""
 
+import importlib
 from collections.abc import Collection
 from typing import Any
 
@@ -13,7 +14,7 @@ def language_of(text: str, setting: str) -> str:
 
     A few words, or code, are told badly. Raises CorpusError: the package that tells is missing, which ``setting`` needs.
     """
-    return str(_langid(setting).classify(text[:LANGUAGE_CHARS])[0])
+    return str(needed("py3langid", setting).classify(text[:LANGUAGE_CHARS])[0])
 
 
 def likeliest_of(languages: Collection[str], text: str, setting: str) -> str:
@@ -21,15 +22,15 @@ def likeliest_of(languages: Collection[str], text: str, setting: str) -> str:
 
     Raises CorpusError: as for :func:`language_of`.
     """
-    ranked = _langid(setting).rank(text[:LANGUAGE_CHARS])
+    ranked = needed("py3langid", setting).rank(text[:LANGUAGE_CHARS])
     return next((str(name) for name, _ in ranked if name in languages), "")
 
 
-def _langid(setting: str) -> Any:
+def needed(package: str, setting: str) -> Any:
+    """A package that not everyone has. Raises CorpusError: it is missing, and ``setting`` needs it."""
     try:
-        import py3langid
+        return importlib.import_module(package)
     except ImportError as error:
         raise CorpusError(
-            f"{setting} needs the package py3langid; install it with: pip install 'gecko-embed[corpus]'"
+            f"{setting} needs the package {package}; install it with: pip install 'gecko-embed[corpus]'"
         ) from error
-    return py3langid

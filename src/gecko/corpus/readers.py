@@ -21,7 +21,9 @@ nothing is repaired: rows that cannot be read are an error that names the file a
 member or a line that takes more than its share (of size, time or expansion) is left out and counted.
 """
 
+import platform
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -152,9 +154,6 @@ def source_identity(spec: str) -> str:
     Raises CorpusError: as :func:`read_source`, where it does not exist.
     """
     if spec == "stdlib":
-        import platform
-        import sys
-
         return digest(sys.version, sys.platform, platform.machine())
     if is_remote(spec):
         from gecko.corpus.remote import rows_identity

@@ -11,6 +11,8 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
+import pyarrow as pa
+
 from gecko.core.counts import Counts, left_out
 from gecko.core.disk import temporary_file
 from gecko.core.errors import CorpusError
@@ -168,7 +170,12 @@ def _without_queries(
     corpora = {path.parent for path in plain.values() if path.name == BEIR_FILE}
     told = [*plain.values(), *(PurePosixPath(plain_name(name)) for name in beside)]
     asked = {path.parent for path in told if path.stem == "queries"}
-    judged = {path.parents[place] for path in told for place in (0, 1)[: len(path.parents)] if _is_qrels(path)}
+    judged = {
+        path.parents[place]
+        for path in told
+        for place in (0, 1)[: len(path.parents)]
+        if "qrels" in (path.stem, path.parent.name)
+    }
     sets = corpora & (asked | judged)
     kept, folders = [], {}
     for name, path in plain.items():
@@ -185,19 +192,13 @@ def _without_queries(
 def _without_readmes(names: Sequence[str], root: str, counts: Counts, between: str = "/") -> list[str]:
     """The names without a README and its like, where there is nothing else beside files of rows."""
     documents = [name for name in names if ending_of(name) in (*DOCUMENT_ENDINGS, ".zip")]
-    if len(documents) == len(names) or not all(_plain_stem(name) in ABOUT for name in documents):
+    if len(documents) == len(names) or not all(
+        PurePosixPath(plain_name(_slashed(name))).stem.lower() in ABOUT for name in documents
+    ):
         return list(names)
     for name in documents:
         counts.note("files skipped: a README beside rows", f"{root}{between}{name}")
     return [name for name in names if name not in documents]
-
-
-def _plain_stem(name: str) -> str:
-    return PurePosixPath(plain_name(_slashed(name))).stem.lower()
-
-
-def _is_qrels(path: PurePosixPath) -> bool:
-    return "qrels" in (path.stem, path.parent.name)
 
 
 def _walk(folder: Path, counts: Counts) -> Iterator[str]:
@@ -349,8 +350,6 @@ def opened(file: SourceFile) -> Iterator[BinaryIO]:
             case ".gz":
                 raw = stack.enter_context(io.BufferedReader(Expanding(gzip.GzipFile(fileobj=raw), Allowance(packed))))
             case ".zst":
-                import pyarrow as pa
-
                 stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
                 raw = stack.enter_context(io.BufferedReader(Expanding(stream, Allowance(packed))))
         yield raw

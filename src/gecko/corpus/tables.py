@@ -22,16 +22,15 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
 
 from gecko.core.errors import CorpusError, TrainingError
 from gecko.core.files import digest, file_sha256
 from gecko.core.text import half_of_pair
 from gecko.corpus.bounds import decoded, lines
 from gecko.corpus.delimited import BadRow, Numbered, read_delimited
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Row = dict[str, Any]
 
@@ -96,7 +95,6 @@ def parquet_rows(path: Path, wanted: Callable[[list[str]], list[str]] | None = N
     ``wanted`` gets the names of the columns, and says which are read; none: all. Raises ValueError: it is no Parquet, or
     not whole; the message says after which row, and what to do. OSError: it cannot be read.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0

@@ -82,9 +82,10 @@ def torch_backend(model: "SentenceTransformer", precision: Precision) -> Backend
     if precision == "auto":
         precision = "bfloat16" if device in ("cpu", "cuda") and has_fast_bfloat16(device) else "float32"
         if packs and int8_works():
-            backend = int8_backend(model)
-            if sample_cosine(model, backend) >= INT8_COSINE and (
-                precision == "float32" or is_faster(backend, BertBackend(model, precision), sample_rows(model))
+            backend, rows = int8_backend(model), sample_rows(model)
+            cosine = float((backend(rows) * TorchBackend(model, "float32")(rows)).sum(axis=1).min())
+            if cosine >= INT8_COSINE and (
+                precision == "float32" or is_faster(backend, BertBackend(model, precision), rows)
             ):
                 return backend
     if precision == "bfloat16" and device == "cuda" and not has_fast_bfloat16("cuda"):
@@ -115,12 +116,6 @@ def int8_backend(model: "SentenceTransformer") -> Backend:
 def sample_rows(model: "SentenceTransformer") -> list[list[int]]:
     """The tokens of :data:`SAMPLE`."""
     return [model.tokenizer(text, truncation=True)["input_ids"] for text in SAMPLE]
-
-
-def sample_cosine(model: "SentenceTransformer", backend: Backend) -> float:
-    """The least cosine between the vectors of an backend and those in float32, over :data:`SAMPLE`."""
-    rows = sample_rows(model)
-    return float((backend(rows) * TorchBackend(model, "float32")(rows)).sum(axis=1).min())
 
 
 def is_faster(one: Backend, other: Backend, rows: Sequence[Sequence[int]]) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gecko.config.training import BackboneConfig
 from gecko.core.errors import ConfigError
+from gecko.weights.files import hub_commit
 
 if TYPE_CHECKING:
     import torch
@@ -50,9 +51,8 @@ def load_backbone(
     """
     import torch
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
     from sentence_transformers.util.file_io import is_sentence_transformer_model
-
-    from gecko.weights.hub import hub_commit
 
     config = config or BackboneConfig()
     loading: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
@@ -64,7 +64,10 @@ def load_backbone(
     if made:
         model = SentenceTransformer(target, revision=revision, trust_remote_code=False, model_kwargs=loading)
     else:
-        model = _around(_transformer(target, revision, loading, config))
+        transformer = _transformer(target, revision, loading, config)
+        pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
+        # Without weights there is nothing to move.
+        model = SentenceTransformer(modules=[transformer, pooling], device=None if weights else "meta")
     if config.projection is not None and config.projection != model.get_embedding_dimension():
         _project(model, config, target, seed)
     return model
@@ -101,15 +104,6 @@ def _transformer(target: str, revision: str | None, loading: dict[str, Any], con
     if module.model.device.type != "meta":
         _attend_both_ways(module.model, target)
     return module
-
-
-def _around(transformer: "Transformer") -> "SentenceTransformer":
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
-    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
-    place = "meta" if transformer.model.device.type == "meta" else None  # without weights there is nothing to move
-    return SentenceTransformer(modules=[transformer, pooling], device=place)
 
 
 def _attend_both_ways(model: Any, target: str) -> None:
@@ -200,28 +194,18 @@ def add_lora(model: "SentenceTransformer", config: BackboneConfig, seed: int) ->
         from peft import LoraConfig, LoraModel
     except ImportError as error:
         raise ConfigError(f"{config.SECTION}.lora_rank needs peft: pip install 'gecko-embed[lora]'") from error
+    transformer: Any = model.transformers_model
+    linear = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=_linear_layers(model),
+        target_modules=sorted(name for name in linear if not name.startswith("pooler")),
         bias="none",
     )
-    transformer: Any = model.transformers_model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LoraModel(transformer, lora, "default")
-
-
-def _linear_layers(model: "SentenceTransformer") -> list[str]:
-    import torch
-
-    transformer: Any = model.transformers_model
-    return sorted(
-        name
-        for name, module in transformer.named_modules()
-        if isinstance(module, torch.nn.Linear) and not name.startswith("pooler")
-    )
 
 
 def merge_lora(lora: "LoraModel") -> None:

@@ -41,8 +41,7 @@ from gecko.encoder.spec import CARD
 from gecko.encoder.tokens import own_tokenizer, written_tokenizer
 from gecko.encoder.towers import SIDES, Side, has_two_towers, passage_identity, tower
 from gecko.encoder.vectors import Output, Packed, Vectors, encode_output, refuse_not_finite, shorten
-from gecko.run.engine import another_model
-from gecko.run.remote_model import anywhere
+from gecko.run.engine import another_model, anywhere
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

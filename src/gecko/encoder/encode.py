@@ -6,6 +6,7 @@ What is notable here:
 * pooling and norm are in float32, whatever the transformer computes in
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,8 +31,6 @@ def pooled_in_float32(model: "SentenceTransformer", dtype: "torch.dtype | None" 
 
     Its buffers stay as they are: rotary frequencies in bfloat16 would turn every position by something else.
     """
-    import copy
-
     import torch
 
     twin = copy.deepcopy(model)

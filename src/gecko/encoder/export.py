@@ -11,6 +11,7 @@ The graph has the inputs ``input_ids`` and ``attention_mask``, int64 (B, T), pad
 reads the folder as a model.
 """
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never, get_args
 
 import numpy as np
 
+from gecko.compute.device import has_fast_bfloat16
 from gecko.core.arguments import folder_of, one_of, spec_of
 from gecko.core.errors import ConfigError
 from gecko.core.files import digest, made_aside, read_json, write_json
@@ -179,14 +181,17 @@ def require(target: Target, *, writes: bool = False, int8: bool = False) -> None
 
     It is to be read, or written, perhaps in 8 bits.
     """
-    from importlib.util import find_spec
-
     needed: dict[Target, tuple[str, ...]] = {
         "onnx": ("onnxruntime", *(("onnx",) if writes else ()), *(("onnx_ir",) if int8 else ())),
         "openvino": ("openvino", *(("nncf",) if int8 else ())),
     }
-    if missing := [name for name in needed[target] if find_spec(name) is None]:
-        raise ConfigError(f"{target} needs {', '.join(missing)}; install with: pip install 'gecko-embed[openvino]'")
+    refuse_missing(target, needed[target], "openvino")
+
+
+def refuse_missing(target: str, needed: Sequence[str], extra: str) -> None:
+    """Refuse early, and say what to install. Raises ConfigError: a package is missing."""
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"{target} needs {', '.join(missing)}; install with: pip install 'gecko-embed[{extra}]'")
 
 
 def graph_backend(folder: Path, card: ExportCard) -> "GraphBackend":
@@ -246,8 +251,6 @@ class OpenvinoBackend(GraphBackend):
         require("openvino")
         import openvino
         import torch
-
-        from gecko.compute.device import has_fast_bfloat16
 
         half = has_fast_bfloat16("cpu") and card.int8
         settings: dict[str, Any] = {

@@ -28,7 +28,7 @@ from gecko.core.files import CARD, made_aside, write_bytes
 from gecko.core.progress import quiet_libraries
 from gecko.encoder.backend import TorchBackend, saved_prompts
 from gecko.encoder.encoder import Encoder
-from gecko.encoder.export import CHECKED, load_plain, refuse_full
+from gecko.encoder.export import CHECKED, load_plain, refuse_full, refuse_missing
 from gecko.encoder.save import window_of
 from gecko.encoder.towers import Side
 from gecko.encoder.vectors import Vectors
@@ -55,14 +55,6 @@ class GgufCard:
     cosine: float
 
 
-def _require() -> None:
-    """Refuse early, and say what to install. Raises ConfigError: a package is missing."""
-    from importlib.util import find_spec
-
-    if missing := [name for name in ("gguf", "xllamacpp") if find_spec(name) is None]:
-        raise ConfigError(f"gguf needs {', '.join(missing)}; install with: pip install 'gecko-embed[gguf]'")
-
-
 def export_gguf(
     spec: str | os.PathLike[str],
     folder: str | os.PathLike[str],
@@ -78,7 +70,7 @@ def export_gguf(
     folder = folder_of(folder)
     one_of("quantize", quantize, get_args(Quantize))
     refuse_full(folder)
-    _require()
+    refuse_missing("gguf", ("gguf", "xllamacpp"), "gguf")
     encoder = load_plain(spec, side)
     pooling = _pooling_of(encoder)
     window = min(window_of(encoder.model) or 1 << 31, _bert(encoder.model).config.max_position_embeddings)

@@ -9,11 +9,13 @@ What is notable here:
   on its neighbours, as they would with the scale of a whole batch, and nothing has to be calibrated
 """
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gecko.compute.device import has_fast_bfloat16, has_fast_int8
 from gecko.encoder.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -41,8 +43,6 @@ def int8_works() -> bool:
     """Whether this processor and this torch multiply 8-bit integers, tried on a product that is known."""
     import torch
 
-    from gecko.compute.device import has_fast_int8
-
     if not has_fast_int8():
         return False
     weight = torch.arange(-128, 128, dtype=torch.float32).view(16, 16) / 128
@@ -62,11 +62,7 @@ class BertBackend:
     """
 
     def __init__(self, model: "SentenceTransformer", precision: str, rest: "torch.dtype | None" = None) -> None:
-        import copy
-
         import torch
-
-        from gecko.compute.device import has_fast_bfloat16
 
         self.precision = precision
         self.batch_tokens = PACKED_TOKENS

@@ -6,7 +6,8 @@ from pathlib import Path
 from gecko.core.arguments import spec_of
 from gecko.core.errors import ConfigError
 from gecko.core.files import digest, file_sha256
-from gecko.weights.hub import hub_commit
+from gecko.core.progress import Silent
+from gecko.weights.files import hub_commit
 
 CARD = "gecko_export.json"  # what an exported folder holds
 TOWER = "gecko_passages"  # in the configuration of a model of two towers: the identity of the model of its passages
@@ -27,7 +28,6 @@ def resolve_model(spec: str | os.PathLike[str]) -> str:
 
         return str(MODEL_DIR)
     if spec == "smollm2":
-        from gecko.core.progress import Silent
         from gecko.weights.embedded import EMBEDDED, fetch
         from gecko.weights.gguf import to_safetensors
 

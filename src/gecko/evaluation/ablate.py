@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from gecko.core.formats import InputFormat
 from gecko.core.progress import Silent, Ui
 from gecko.core.records import Candidate, Example, Judged, Passage, Place, Query, Score
 from gecko.core.text import points
+from gecko.encoder import Encoder, load_encoder, model_identity, resolve_model
 from gecko.evaluation.ablation_grid import Cell, all_cells, chosen_cells, drawn, first_candidates
 from gecko.evaluation.ablation_table import AGREEMENT, arrays, macro, order_rows, table, width_rows
 from gecko.evaluation.agreement import agreement
@@ -37,13 +38,10 @@ from gecko.evaluation.evaluate import HEADLINE, dense_run
 from gecko.evaluation.metrics import per_query
 from gecko.evaluation.sets import load_set
 from gecko.fret.fuse import Label
+from gecko.fret.release import Released
 from gecko.fret.select import group_labels, select
 from gecko.fret.view import all_scores, own_queries
 from gecko.run.folder import Run
-
-if TYPE_CHECKING:
-    from gecko.encoder import Encoder
-    from gecko.fret.release import Released
 
 VERSION = 1
 FOLDER = "ablate"
@@ -111,7 +109,8 @@ class Ablation:
             isinstance(score, Score) and score.ql_tokens > 0 for *_, scores in self._judged for score in scores
         )
         self.cells = chosen_cells(all_cells(config, self.with_likelihood), options.cells)
-        self.form: InputFormat = options.form or self._kept_form()
+        kept = run.path / "evaluate" / "results.json"
+        self.form: InputFormat = options.form or (read_json(kept)["form"] if kept.exists() else config.train.formats[0])
         self.sets: list[RetrievalSet] = [load_set(spec) for spec in options.sets or config.evaluate.sets]
         self._newest: tuple[tuple[str, int | None], dict[str, list[Label]]] | None = None
         self.labels = self._group(config.select)
@@ -121,11 +120,6 @@ class Ablation:
                 f"{run.path} has neither test sets nor held-out queries to measure with; name a BEIR folder with --eval"
             )
 
-    def _kept_form(self) -> InputFormat:
-        file = self.run.path / "evaluate" / "results.json"
-        form: InputFormat = read_json(file)["form"] if file.exists() else self.run.config.train.formats[0]
-        return form
-
     @property
     def folder(self) -> Path:
         """Where everything lies that the ablation writes."""
@@ -134,8 +128,6 @@ class Ablation:
     @cached_property
     def start(self) -> "Encoder":
         """The run's start model, in its own format."""
-        from gecko.encoder import load_encoder
-
         return load_encoder(self.run.config.backbone, pad_token=self.run.config.train.backbone.pad_token)
 
     @cached_property
@@ -216,8 +208,6 @@ class Ablation:
 
     @cached_property
     def _trained_identity(self) -> str:
-        from gecko.encoder import model_identity
-
         return model_identity(self.trained_from)
 
     def _file(self, key: str) -> Path:
@@ -267,7 +257,6 @@ class Ablation:
 
     def train(self, training: Training) -> dict[str, Any]:
         """Train a cell with one seed, and measure its student, which is then thrown away."""
-        from gecko.encoder import load_encoder, resolve_model
         from gecko.training import train
 
         cell, seed, rows = training.cell, training.seed, self.rows(training.cell, training.seed)
@@ -331,8 +320,6 @@ class Ablation:
     @cached_property
     def start_values(self) -> dict[str, list[float]]:
         """What the start model gets; kept as the cells are."""
-        from gecko.encoder import model_identity
-
         identity = model_identity(self.run.config.backbone)
         file = self._file(digest(str(VERSION), "start", identity, self._sets_identity))
         if not file.exists():
@@ -407,8 +394,6 @@ class Ablation:
 
     def _widths(self, spec: str) -> dict[int, dict[str, list[float]]]:
         """What a model gets at full width and at shorter ones, by width; kept as the cells are."""
-        from gecko.encoder import load_encoder, model_identity
-
         file = self._file(digest(str(VERSION), "dims", model_identity(spec), self._sets_identity))
         if not file.exists():
             encoder = load_encoder(spec, pad_token=self.run.config.train.backbone.pad_token)
@@ -447,7 +432,6 @@ def _training_speed(
     rows: Sequence[Example], spec: str, form: InputFormat, config: TrainConfig, passages: Mapping[str, Passage]
 ) -> tuple[float, float]:
     """Seconds of loading and saving a model, and of training on one row once, from two short trainings."""
-    from gecko.encoder import resolve_model
     from gecko.training import train
 
     start, seconds = resolve_model(spec), []

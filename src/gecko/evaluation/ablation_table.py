@@ -22,7 +22,10 @@ def table(
     names: Sequence[str],
 ) -> dict[str, Any]:
     """``headline``, ``start`` and ``cells`` of a result, from each query's values: of the start, of cells by seed."""
-    averaged = {label: _averaged(found) for label, found in values.items()}
+    averaged = {
+        label: {name: np.mean([one[name] for one in found], axis=0).tolist() for name in found[0]}
+        for label, found in values.items()
+    }
     agreed = AGREEMENT in base
     rows = []
     for cell in cells:
@@ -68,10 +71,6 @@ def _difference(
     """Of the macro means, with its paired 95 % interval."""
     pairs = zip(arrays(found, names), arrays(base, names), strict=True)
     return paired([ours - theirs for ours, theirs in pairs], RESAMPLES)
-
-
-def _averaged(found: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    return {name: np.mean([one[name] for one in found], axis=0).tolist() for name in found[0]}
 
 
 def macro(values: Sequence[Array]) -> float:

@@ -8,7 +8,7 @@
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def load_beir(spec: str | os.PathLike[str], split: str | None = None) -> Retriev
     if not passages:
         raise EvaluationError(f"{folder / CORPUS} holds no passages")
     known = {passage.id for passage in passages}
-    qrels = _qrels_file(folder, split)
+    qrels = folder / QRELS / f"{split}.tsv"
     lines = ((line.rstrip("\r\n"), f"{qrels}:{number}") for number, line in _lines(qrels) if line.strip())
     judged = read_qrels(qrels, lines, {key for key, _, _ in _rows(folder / QUERIES)}, known)
     queries = [(key, _text(row, "text", place)) for key, row, place in _rows(folder / QUERIES) if key in judged]
@@ -120,24 +120,35 @@ def load_beir(spec: str | os.PathLike[str], split: str | None = None) -> Retriev
         raise EvaluationError(f"no document that {qrels} judges is in {folder / CORPUS}; check that their ids match")
     if not any(max(judged[key].values()) > 0 for key, _ in queries):
         raise EvaluationError(f"{qrels} calls no document relevant; at least one grade must be above 0")
+    # In some sets, as in ArguAna, most queries are passages. Equal ids can be chance, so their texts must be equal.
+    texts = {passage.id: passage.text.split() for passage in passages}
+    own = sum(texts.get(key) == query.split() for key, query in queries)
+    return judged_set(folder.resolve().name, split, passages, queries, judged, exclude_own=2 * own > len(queries))
+
+
+def judged_set(
+    name: str,
+    split: str,
+    passages: list[Passage],
+    queries: list[tuple[str, str]],
+    judged: Mapping[str, dict[str, int]],
+    *,
+    exclude_own: bool,
+) -> RetrievalSet:
+    """A set of that name; ``judged`` may name documents and queries that it lacks."""
+    known = {passage.id for passage in passages}
     return RetrievalSet(
-        name=folder.resolve().name,
+        name=name,
         split=split,
         passages=passages,
         queries=queries,
         qrels={key: judged[key] for key, _ in queries},
-        task=TASKS.get(folder.resolve().name.lower(), DEFAULT_TASK),
+        task=TASKS.get(name.lower(), DEFAULT_TASK),
         unknown_documents=sum(document not in known for key, _ in queries for document in judged[key]),
         unknown_queries=len(judged) - len(queries),
-        symmetric=folder.resolve().name.lower() in SYMMETRIC,
-        exclude_own=_are_passages(queries, passages),
+        symmetric=name.lower() in SYMMETRIC,
+        exclude_own=exclude_own,
     )
-
-
-def _are_passages(queries: Sequence[tuple[str, str]], passages: Sequence[Passage]) -> bool:
-    """Whether most queries are passages of the set, as in ArguAna: equal ids can be chance, so their texts must be equal."""
-    texts = {passage.id: passage.text.split() for passage in passages}
-    return 2 * sum(texts.get(key) == query.split() for key, query in queries) > len(queries)
 
 
 def parse_spec(spec: str, split: str | None) -> tuple[Path, str]:
@@ -154,10 +165,6 @@ def is_beir(folder: Path) -> bool:
     return (folder / QRELS).is_dir() or any(folder.glob(f"{CORPUS}*")) or any(folder.glob(f"{QUERIES}*"))
 
 
-def _qrels_file(folder: Path, split: str) -> Path:
-    return folder / QRELS / f"{split}.tsv"
-
-
 def _refuse_gaps(folder: Path, split: str) -> None:
     for name in (CORPUS, QUERIES, QRELS):
         if not (folder / name).exists():
@@ -168,7 +175,7 @@ def _refuse_gaps(folder: Path, split: str) -> None:
                 + (f"there are {_named(there)}" if there else "the folder is empty")
                 + (f"; unpack {packed[0]}" if packed else "")
             )
-    if not _qrels_file(folder, split).is_file():
+    if not (folder / QRELS / f"{split}.tsv").is_file():
         files = sorted((folder / QRELS).glob("*"))
         present = ", ".join(path.stem for path in files if path.suffix == ".tsv") or "none"
         others = [path.name for path in files if path.suffix != ".tsv"]

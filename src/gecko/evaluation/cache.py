@@ -9,17 +9,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from gecko.core.files import digest
 from gecko.core.formats import InputFormat
 from gecko.core.records import Passage, Text
+from gecko.encoder import Encoder
 from gecko.encoder.vectors import Vectors, shorten
-
-if TYPE_CHECKING:
-    from gecko.encoder import Encoder
 
 VERSION = 2  # raised when the same texts give other vectors
 LIMIT = 8 << 30  # bytes of all files together

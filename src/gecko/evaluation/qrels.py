@@ -63,7 +63,7 @@ def read_qrels(
             between = "tabs" if tabs else "spaces"
             raise EvaluationError(f"{place}: {len(cells)} columns with {between} between them; needs {needed}")
         query, document, written = (cells[column] for column in columns)
-        if header and _is_header(cells, columns, queries, documents):
+        if header and not _is_number(written) and query not in queries and document not in documents:
             continue
         grade = _grade(written, place)
         if judged.setdefault(query, {}).setdefault(document, grade) != grade:
@@ -89,13 +89,6 @@ def _named(cells: Sequence[str], place: str) -> tuple[int, ...] | None:
             f"{place}: the header is {', '.join(cells)}; call its columns query-id, corpus-id and score"
         )
     return None
-
-
-def _is_header(
-    cells: Sequence[str], columns: Sequence[int], queries: Collection[str], documents: Collection[str]
-) -> bool:
-    query, document, written = (cells[column] for column in columns)
-    return not _is_number(written) and query not in queries and document not in documents
 
 
 def _is_number(written: str) -> bool:

@@ -97,17 +97,16 @@ def _model(embeddings: KeptEmbeddings, prompt: str) -> Any:
             if prompt_type == PromptType.document:
                 items = [Text("", "", text) for text in texts]  # mteb has put the title in front
                 if embeddings.form == "unified":
-                    items = [text for batch in batches for text in _titled(batch)]
+                    items = []
+                    for batch in batches:
+                        bodies = batch.get("body", batch["text"])
+                        titles = batch.get("title", [""] * len(bodies))
+                        items += [Text("", title, body) for title, body in zip(titles, bodies, strict=True)]
                 return np.asarray(embeddings.passages(items))
             # mteb's own order of looking for a prompt
             return np.asarray(embeddings.symmetric(texts, prompt, (task_metadata.name, task_metadata.type)))
 
     return Model()
-
-
-def _titled(batch: Mapping[str, Any]) -> list[Text]:
-    bodies = batch.get("body", batch["text"])
-    return [Text("", title, body) for title, body in zip(batch.get("title", [""] * len(bodies)), bodies, strict=True)]
 
 
 def _evidence(task: Any, split: str, subset: str, scores: Mapping[str, Any], kept: Any) -> Means | Pairs | None:

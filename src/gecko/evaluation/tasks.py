@@ -9,7 +9,7 @@ import os
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from gecko.core.arguments import spec_of
 from gecko.core.errors import EvaluationError
 from gecko.core.formats import DEFAULT_TASK, MTEB_TASKS
 from gecko.core.records import Passage
-from gecko.evaluation.beir import RetrievalSet, is_beir, json_lines, parse_spec
+from gecko.evaluation.beir import RetrievalSet, is_beir, json_lines, judged_set, parse_spec
 
 Kind = Literal["sts", "pair classification", "classification", "clustering", "reranking"]
 
@@ -145,31 +145,22 @@ def _columns(kind: Kind, rows: Sequence[dict[str, Any]], file: Path) -> dict[str
 
 
 def _value(kind: Kind, field: str, value: Any, place: str) -> Any:
-    match field:
-        case "score":
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-            raise EvaluationError(f'{place}: "score" must be a number, not {value!r}')
-        case "label" if kind == "pair classification":
-            if str(value) in ("0", "1"):
-                return int(value)
-            raise EvaluationError(f'{place}: "label" must be 0 or 1, not {value!r}')
-        case "label":
-            if isinstance(value, str | int):
-                return str(value)
-            raise EvaluationError(f'{place}: "label" must be a string or a whole number, not {value!r}')
-        case "positive" | "negative":
-            if (
-                isinstance(value, list)
-                and all(isinstance(text, str) for text in value)
-                and (value or field != "positive")
-            ):
-                return value
-            raise EvaluationError(f'{place}: "{field}" must be a list of texts, not {value!r}')
-        case _:
-            if isinstance(value, str):
-                return value
-            raise EvaluationError(f'{place}: "{field}" must be a string, not {value!r}')
+    fits = isinstance(value, str)
+    needed = "a string"
+    if field == "score":
+        needed, fits = "a number", isinstance(value, int | float) and not isinstance(value, bool)
+    elif field == "label" and kind == "pair classification":
+        needed, fits = "0 or 1", str(value) in ("0", "1")
+    elif field == "label":
+        needed, fits = "a string or a whole number", isinstance(value, str | int)
+    elif field in ("positive", "negative"):
+        listed = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        needed, fits = "a list of texts", listed and bool(value or field != "positive")
+    if not fits:
+        raise EvaluationError(f'{place}: "{field}" must be {needed}, not {value!r}')
+    if field == "label":
+        return int(value) if kind == "pair classification" else str(value)
+    return float(value) if field == "score" else value
 
 
 def _local_task(
@@ -181,17 +172,14 @@ def _local_task(
     from mteb.abstasks.task_metadata import TaskMetadata
 
     settings: dict[str, Any] = {}
-    data: Any
+    data: Any = DatasetDict({split: Dataset.from_dict(columns)})
     match kind:
         case "sts":
-            base, data = abstasks.AbsTaskSTS, DatasetDict({split: Dataset.from_dict(columns)})
+            base = abstasks.AbsTaskSTS
         case "pair classification":
             base, settings = abstasks.AbsTaskPairClassification, {"label_column_name": "label"}
-            data = DatasetDict({split: Dataset.from_dict(columns)})
         case "classification":
-            assert train is not None
-            base, data = abstasks.AbsTaskClassification, DatasetDict({split: Dataset.from_dict(columns)})
-            data["train"] = Dataset.from_dict(train)
+            base, data["train"] = abstasks.AbsTaskClassification, Dataset.from_dict(train)
         case "clustering":
             base = abstasks.AbsTaskClustering
             settings = {"max_fraction_of_documents_to_embed": None, "max_document_to_embed": CLUSTERED}
@@ -290,8 +278,6 @@ def _loaded(task: Any, split: str | None) -> "list[RetrievalSet | TaskSet | Skip
 
 
 def _retrieval(task: Any, subset: str, split: str, rows: Mapping[str, Any], several: bool) -> RetrievalSet:
-    from gecko.evaluation.beir import SYMMETRIC, TASKS
-
     name = str(task.metadata.name)
     judged = {key: dict(grades) for key, grades in rows["relevant_docs"].items() if grades}
     texts = dict(zip(rows["queries"]["id"], rows["queries"]["text"], strict=True))
@@ -302,19 +288,8 @@ def _retrieval(task: Any, subset: str, split: str, rows: Mapping[str, Any], seve
         for key, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
     ]
     queries = [(key, text) for key, text in texts.items() if key in judged]
-    known = {passage.id for passage in passages}
-    return RetrievalSet(
-        name=f"{name} ({', '.join(dict.fromkeys((subset, split)))})" if several else name,
-        split=split,
-        passages=passages,
-        queries=queries,
-        qrels={key: judged[key] for key, _ in queries},
-        task=TASKS.get(name.lower(), DEFAULT_TASK),
-        unknown_documents=sum(document not in known for key, _ in queries for document in judged[key]),
-        unknown_queries=len(judged) - len(queries),
-        symmetric=name.lower() in SYMMETRIC,
-        exclude_own=bool(task.ignore_identical_ids),
-    )
+    found = judged_set(name, split, passages, queries, judged, exclude_own=bool(task.ignore_identical_ids))
+    return replace(found, name=f"{name} ({', '.join(dict.fromkeys((subset, split)))})") if several else found
 
 
 @contextlib.contextmanager

@@ -43,7 +43,9 @@ def export_rows(view: RunView, folder: Path, library: str) -> dict[str, int]:
     rows = view.run.read("select", Example)
     if not rows:
         raise RunError(f"{view.run.path}: no row was selected; lower select.min_rc, or raise the budget")
-    if library != "sentence-transformers" and (unknown := _unknown(view)):
+    # With a candidate of which nothing is known but its place.
+    unknown = next((key for key, ranked in view.labels.items() if any(math.isnan(label.rc) for label in ranked)), "")
+    if library != "sentence-transformers" and unknown:
         raise RunError(
             f"{view.run.path}: the teacher put the candidates of query {unknown} in order (relabel.judge=listwise) and says "
             f"of the first alone whether it is relevant, so there are no scores for {library}; take sentence-transformers"
@@ -56,11 +58,6 @@ def export_rows(view: RunView, folder: Path, library: str) -> dict[str, int]:
     counts = {name: len(table) for name, table in tables.items()}
     write_bytes(folder / CARD, _card(view, folder, library, counts).encode())
     return counts
-
-
-def _unknown(view: RunView) -> str:
-    """A query with a candidate of which nothing is known but its place; empty: there is none."""
-    return next((key for key, ranked in view.labels.items() if any(math.isnan(label.rc) for label in ranked)), "")
 
 
 def _triplets(view: RunView, rows: Sequence[Example]) -> dict[str, list[dict[str, Any]]]:

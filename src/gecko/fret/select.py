@@ -55,7 +55,28 @@ def select(
     (``config.min_rc``) is dropped and counted, as is a held-out query, one without labels, and one that fails the
     settings on quality; then those of a kind of task of which there are too many.
     """
-    rows = list(_rows(queries, labels, passages, config, seed, counts))
+    rows = []
+    for query in queries:
+        if query.split != "train":
+            counts.drop("held out", query.text)
+            continue
+        ranked = labels.get(query.id)
+        if not ranked:
+            counts.drop("not judged in full", query.text)
+            continue
+        if query.asked and config.positive == "seed":
+            counts.drop("no seed, since somebody asked it", query.text)
+            continue
+        row = make_row(query, ranked, passages, config, seed)
+        rc = next(label.rc for label in ranked if label.passage_id == row.positive.id)
+        if config.min_rc is not None and not rc > config.min_rc:  # where it is not known, too
+            text = f"{rc:+.1f}: {query.text} ← {passages[row.positive.id].content}"
+            counts.drop(f"positive not relevant (RC <= {config.min_rc:g})", text)
+            continue
+        if flaw := _flaw(query, passages, config):
+            counts.drop(*flaw)
+            continue
+        rows.append(row)
     for row in _evened(rows, seed, counts) if config.task_rows == "uniform" else rows:
         counts.notes["positive is not the seed"] += row.seed_id not in ("", row.positive.id)
         yield row
@@ -89,37 +110,6 @@ def _flaw(query: Query, passages: Mapping[str, Passage], config: SelectConfig) -
     return None
 
 
-def _rows(
-    queries: Sequence[Query],
-    labels: dict[str, list[Label]],
-    passages: Mapping[str, Passage],
-    config: SelectConfig,
-    seed: int,
-    counts: Counts,
-) -> Iterator[Example]:
-    for query in queries:
-        if query.split != "train":
-            counts.drop("held out", query.text)
-            continue
-        ranked = labels.get(query.id)
-        if not ranked:
-            counts.drop("not judged in full", query.text)
-            continue
-        if query.asked and config.positive == "seed":
-            counts.drop("no seed, since somebody asked it", query.text)
-            continue
-        row = make_row(query, ranked, passages, config, seed)
-        rc = next(label.rc for label in ranked if label.passage_id == row.positive.id)
-        if config.min_rc is not None and not rc > config.min_rc:  # where it is not known, too
-            text = f"{rc:+.1f}: {query.text} ← {passages[row.positive.id].content}"
-            counts.drop(f"positive not relevant (RC <= {config.min_rc:g})", text)
-            continue
-        if flaw := _flaw(query, passages, config):
-            counts.drop(*flaw)
-            continue
-        yield row
-
-
 def make_row(
     query: Query, ranked: Sequence[Label], passages: Mapping[str, Passage], config: SelectConfig, seed: int
 ) -> Example:
@@ -138,19 +128,17 @@ def make_row(
             negatives = []
         case _:
             assert_never(config.negative)
+    chosen = [passages[identifier] for identifier in (positive, *negatives)]
+    texts = [Text(passage.id, passage.title, passage.text) for passage in chosen]
     return Example(
         dataset=DATASET,
         task=query.task,
         query=query.text,
-        positive=_text(passages[positive]),
-        negatives=tuple(_text(passages[identifier]) for identifier in negatives),
+        positive=texts[0],
+        negatives=tuple(texts[1:]),
         group=positive,
         query_id=query.id,
         seed_id=query.seed_id,
         candidates=tuple(label.passage_id for label in ranked),
         fused=tuple(standardized(ranked) if config.targets == "standardized" else (label.fused for label in ranked)),
     )
-
-
-def _text(passage: Passage) -> Text:
-    return Text(passage.id, passage.title, passage.text)

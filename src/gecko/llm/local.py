@@ -14,9 +14,8 @@ from gecko.core.progress import Ui, quiet_libraries
 from gecko.llm.base import LanguageModel
 from gecko.weights.cache import file_identity
 from gecko.weights.embedded import EMBEDDED, fetch
-from gecko.weights.files import why_not_loaded
+from gecko.weights.files import hub_commit, why_not_loaded
 from gecko.weights.gguf import to_safetensors
-from gecko.weights.hub import hub_commit
 
 
 def identity(spec: str) -> str:
@@ -30,19 +29,23 @@ def identity(spec: str) -> str:
             what = "does not exist" + ("; it is a folder: name a .gguf file in it" if path.is_dir() else "")
             raise ConfigError(f"--llm {spec}: the file {name} {what}")
         return file_identity(path)
-    return _folder_identity(path) if path.is_dir() else digest(spec, hub_commit(name))
-
-
-def _folder_identity(folder: Path) -> str:
-    files = sorted(file for pattern in ("*.json", "*.safetensors", "*.jinja") for file in folder.glob(pattern))
-    if not (folder / "config.json").exists():
-        raise ConfigError(f"--llm hf:{folder}: the folder has no config.json, so it is no transformers model")
-    return digest(*(text for file in files for text in (file.name, file_identity(file))))
+    if not path.is_dir():
+        return digest(spec, hub_commit(name))
+    if not (path / "config.json").exists():
+        raise ConfigError(f"--llm hf:{path}: the folder has no config.json, so it is no transformers model")
+    files = sorted(file for pattern in ("*.json", "*.safetensors", "*.jinja") for file in path.glob(pattern))
+    found = digest(*(text for file in files for text in (file.name, file_identity(file))))
+    return digest("vllm", found) if kind == "vllm" else found
 
 
 def load(spec: str, identity: str, config: RelabelConfig, ui: Ui) -> LanguageModel:
     """See :class:`gecko.llm.base.Backend`."""
     kind, _, source = spec.partition(":")
+    if kind == "vllm":  # runs that were made with it are still read
+        raise ConfigError(
+            f"--llm {spec}: start a vLLM server (vllm serve {source} --no-enable-prefix-caching) and give its address, --llm "
+            "openai:http://HOST:8000/v1#MODEL"
+        )
     name = source
     if spec in EMBEDDED:
         source, name = str(to_safetensors(fetch(spec, ui), identity, ui)), EMBEDDED[spec].name

@@ -154,13 +154,17 @@ class OpenAILM(Answering, LanguageModel):
                 self._top[form] = top
                 break
         try:
-            self._chat_scores = self._reliable(self._chat_given)
+            self._chat_scores = self._reliable(
+                lambda text: self._once(
+                    "/chat/completions", self._first_token("chat", text) | {"prompt_logprobs": 0}, prompt_logprobs
+                )
+            )
         except (RefusedError, DamagedError) as refusal:
             refusals.append(f"prompt_logprobs: {refusal}")
         for most in (0, 1):
             self._echo = most
             try:
-                if self._reliable(self._echo_given):
+                if self._reliable(lambda text: self._once("/completions", self._echo_body(text), self._echoed)):
                     break
             except (RefusedError, DamagedError) as refusal:
                 refusals.append(f"echo with max_tokens={most}: {refusal}")
@@ -224,13 +228,6 @@ class OpenAILM(Answering, LanguageModel):
         if not pairs or len({round(one, 6) for one, _ in pairs}) == 1:
             raise DamagedError("it gives no log-probabilities of the text")
         return True
-
-    def _chat_given(self, text: str) -> Given:
-        body = self._first_token("chat", text) | {"prompt_logprobs": 0}
-        return self._once("/chat/completions", body, prompt_logprobs)
-
-    def _echo_given(self, text: str) -> Given:
-        return self._once("/completions", self._echo_body(text), self._echoed)
 
     def _can_score_under(self, prompt: Prompt) -> None:
         if not self.can_score:

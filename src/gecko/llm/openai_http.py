@@ -27,7 +27,7 @@ import httpx2
 
 from gecko.core.errors import TeacherError
 from gecko.llm.base import Usage
-from gecko.llm.openai_address import Address
+from gecko.llm.openai_address import Address, FailedError, Sentences
 from gecko.llm.openai_kept import CALLS, KeptReplies
 from gecko.llm.openai_refusals import Refusals
 from gecko.llm.openai_replies import (
@@ -40,7 +40,6 @@ from gecko.llm.openai_replies import (
     status_of,
     words,
 )
-from gecko.llm.openai_sentences import FailedError, Sentences
 
 T = TypeVar("T")
 R = TypeVar("R", bound=tuple[Any, ...])

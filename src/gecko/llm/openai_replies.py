@@ -161,11 +161,6 @@ def first_shown(reply: dict[str, Any]) -> dict[str, float]:
     )
 
 
-def first_completed(reply: dict[str, Any]) -> dict[str, float]:
-    """The same of a completion."""
-    return _likeliest(reply["choices"][0]["logprobs"]["top_logprobs"][0].items())
-
-
 def _likeliest(items: Iterable[tuple[str, Any]]) -> dict[str, float]:
     shown: dict[str, float] = {}
     for token, value in items:
@@ -178,7 +173,7 @@ def _likeliest(items: Iterable[tuple[str, Any]]) -> dict[str, float]:
 
 SHOWN: dict[Form, Callable[[dict[str, Any]], dict[str, float]]] = {
     "chat": first_shown,
-    "completion": first_completed,
+    "completion": lambda reply: _likeliest(reply["choices"][0]["logprobs"]["top_logprobs"][0].items()),
 }
 
 

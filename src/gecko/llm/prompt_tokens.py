@@ -58,11 +58,8 @@ class PromptTokens:
         Raises:
             TeacherError: the model has no chat template for it, or one that refuses it, or nothing stands before the passage.
         """
-        if prompt.hash not in self._cuts:
-            self._cuts[prompt.hash] = self._cut(prompt)
-        return self._cuts[prompt.hash]
-
-    def _cut(self, prompt: Prompt) -> Cut:
+        if known := self._cuts.get(prompt.hash):
+            return known
         is_chat = prompt.form == "chat"
         text = self._chat(prompt) if is_chat else prompt.text
         before, _, after = text.partition("{passage}")
@@ -71,7 +68,7 @@ class PromptTokens:
         preamble = start + self.control(before.removesuffix(" "))
         if not preamble:
             raise TeacherError(f"prompt {prompt.name!r}: no text stands before {{passage}}; write some, a word will do")
-        return Cut(
+        made = self._cuts[prompt.hash] = Cut(
             preamble=preamble,
             middle=self.control(middle.removesuffix(" ") if second else middle),
             end=self.control(end),
@@ -79,6 +76,7 @@ class PromptTokens:
             space_before_second=bool(second) and middle.endswith(" "),
             has_second=bool(second),
         )
+        return made
 
     def _chat(self, prompt: Prompt) -> str:
         if not self.tokenizer.chat_template:

@@ -46,7 +46,7 @@ BACKENDS = {
     "openai": Row("openai:URL#MODEL", "gecko.llm.openai", reads_once=False, answers=True, asked=True),
     "fake": Row("fake", "gecko.llm.fake", answers=True),
 }
-RETIRED = {"vllm": Row("vllm:NAME", "gecko.llm.vllm", reads_once=False)}  # runs that were made with it are still read
+RETIRED = {"vllm": Row("vllm:NAME", "gecko.llm.local", reads_once=False)}  # runs that were made with it are still read
 
 
 def row(spec: str) -> Row:

@@ -14,7 +14,7 @@ that nothing is copied when a text grows or ends, and heads that share keys read
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -63,34 +63,6 @@ def flash(
         query, key, value, asks.starts, sees.starts, longest, sees.longest, 0.0, causal, False, scale=scale,
         seqused_k=sees.used,
     )  # fmt: skip
-    return output, logsumexp
-
-
-def plain(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    asks: Segments,
-    sees: Segments,
-    causal: bool,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What :func:`flash` computes, segment by segment, on any device: what tests hold it against."""
-    output, logsumexp = torch.empty_like(query), query.new_empty(query.shape[1], len(query), dtype=torch.float32)
-    share = query.shape[1] // key.shape[1]
-    starts, keys = asks.starts.tolist(), sees.starts.tolist()
-    used = [end - start for start, end in pairwise(keys)] if sees.used is None else sees.used.tolist()
-    for number, (first, last) in enumerate(pairwise(starts)):
-        part = slice(keys[number], keys[number] + used[number])
-        own = query[first:last].transpose(0, 1).float()  # (H, q, D)
-        others = key[part].repeat_interleave(share, dim=1).permute(1, 2, 0).float()  # (H, D, k)
-        scores = scale * (own @ others)
-        if causal:
-            hidden = torch.ones(scores.shape[1:], dtype=torch.bool, device=query.device)
-            scores = scores.masked_fill(hidden.triu(1 + scores.shape[2] - scores.shape[1]), -torch.inf)
-        logsumexp[:, first:last] = scores.logsumexp(dim=-1)
-        powers = scores.softmax(dim=-1) @ value[part].repeat_interleave(share, dim=1).transpose(0, 1).float()
-        output[first:last] = powers.transpose(0, 1).to(output.dtype)
     return output, logsumexp
 
 

@@ -18,16 +18,7 @@ from typing import Any, Literal
 from gecko.core.errors import ConfigError
 from gecko.core.files import digest
 
-NAMES = (
-    "generate",
-    "generate_completion",
-    "generate_kinds",
-    "generate_varied",
-    "graded",
-    "listwise",
-    "query_likelihood",
-    "relevance",
-)
+NAMES = tuple(sorted(file.name[:-5] for file in files("gecko.prompts").iterdir() if file.name.endswith(".toml")))
 QUERY, VARIABLES, VALUE = "{query}", "{variables}", "{value}"
 KINDS, KIND_SLOT = "kinds", "{kind}"
 KIND = "kind"  # the variable by which a prompt of several kinds is drawn
@@ -147,8 +138,10 @@ def read_files(name: str) -> list[bytes]:
         if name in found:
             raise ConfigError(f"prompt {name}: its examples are its own (examples_of); write them out")
         found[name] = _read(name)
-        other = _parse(name, found[name]).get("examples_of")
-        name = _beside(name, other) if other else ""
+        other: str = _parse(name, found[name]).get("examples_of") or ""
+        # A file's path is relative to the file that names it.
+        is_beside = name.endswith(".toml") and other.endswith(".toml")
+        name = str(Path(name).parent / other) if is_beside else other
     return list(found.values())
 
 
@@ -189,11 +182,6 @@ def _parse(name: str, raw: bytes) -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"prompt {name}: not valid TOML: {error}") from error
-
-
-def _beside(name: str, other: str) -> str:
-    """Another prompt as a prompt names it: a file's path is relative to the file that names it."""
-    return str(Path(name).parent / other) if name.endswith(".toml") and other.endswith(".toml") else other
 
 
 def _of_kinds(name: str, values: dict[str, Any], content_hash: str) -> Prompt:

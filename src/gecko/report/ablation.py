@@ -1,13 +1,13 @@
 """An ablation as a table for the terminal and for Markdown, and as a plot that stands alone."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gecko.core.files import write_bytes, write_json
 from gecko.core.text import difference, points
-from gecko.report.plots import ACCENT, INK, SECOND, draw_svg, standalone
+from gecko.report.plots import ACCENT, INK, SECOND, draw_svg, draw_widths, standalone
 from gecko.report.text import markdown_table
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def cell_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 points(cell["score"]),
                 difference(cell["delta_start"], cell["ci95_start"]),
                 other,
-                points(_deviation(cell["seeds"])),
+                points(statistics.stdev(cell["seeds"]) if len(cell["seeds"]) > 1 else 0.0),
                 agreed,
             )
         )
@@ -81,11 +81,6 @@ def dim_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         delta = difference(row["delta"], row["ci95"]) if "delta" in row else ""
         rows.append((str(row["dim"]), start, points(row["score"]), delta))
     return rows
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """Standard deviation over the seeds; 0 for one."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -128,17 +123,8 @@ def dims_plot(result: Mapping[str, Any]) -> str | None:
         return None
 
     def draw(axes: "Axes") -> None:
-        starts = [row for row in rows if "start" in row]
-        models = (("the run's model", "score", rows, ACCENT), ("start model", "start", starts, SECOND))
-        for label, key, measured, colour in models:
-            widths, scores = [row["dim"] for row in measured], [100 * row[key] for row in measured]
-            axes.plot(widths, scores, marker="o", color=colour, label=label)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([row["dim"] for row in rows], [str(row["dim"]) for row in rows])
-        axes.minorticks_off()
-        axes.set_xlabel("dimensions")
-        axes.set_ylabel(f"{_named(result)}, points")
-        axes.legend(frameon=False)
+        models = (("score", ACCENT, "the run's model"), ("start", SECOND, "start model"))
+        draw_widths(axes, rows, models, "dimensions", f"{_named(result)}, points")
 
     return standalone(draw_svg("dims", 3.0, draw))
 

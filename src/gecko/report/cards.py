@@ -14,9 +14,8 @@ from gecko.core.files import read_json
 from gecko.corpus.sources import SQL_SCHEMES
 from gecko.fret.release import COLUMNS
 from gecko.fret.view import RunView, judged_form
-from gecko.report.render import templates
 from gecko.report.table import asked_rows, closing_rows, origins
-from gecko.report.text import shown
+from gecko.report.text import shown, templates
 
 UNKNOWN = "unknown"
 # Of what a fresh installation works with: the documentation, the teachers and the start models.

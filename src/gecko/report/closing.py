@@ -35,19 +35,10 @@ def run_summary(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     own, released = origins(selected)
     seconds = sum(manifest.seconds for manifest in made if manifest)
     spent = spent_of(made)
-    paid = (
-        {"spent": asdict(spent) | {"money": money(run.config.price, spent.read, spent.written)}}
-        if spent.requests
-        else {}
-    )
-    return (
-        summary(result, own, seconds, released, asked_rows(selected))
-        | paid
-        | {
-            "model": "model",
-            "report": "report.html",
-        }
-    )
+    found = summary(result, own, seconds, released, asked_rows(selected))
+    if spent.requests:
+        found["spent"] = asdict(spent) | {"money": money(run.config.price, spent.read, spent.written)}
+    return found | {"model": "model", "report": "report.html"}
 
 
 def summary(
@@ -110,7 +101,13 @@ def _next(verdict: str, rows: int, seconds: float) -> str | None:
 def closing_lines(found: Mapping[str, Any]) -> list[Line]:
     """The summary in lines: learned, better (a line a set), rows, and what to try next where there is such."""
     learned, better = found["learned"], found["better"]
-    lines = [Line("Learned from the teacher", learned["verdict"], _learned(learned))]
+    measured = learned["verdict"] != UNMEASURED
+    said = (
+        f"agreement {_change(learned)} on {learned['queries']:,} held-out queries"
+        if measured
+        else "no query was held out"
+    )
+    lines = [Line("Learned from the teacher", learned["verdict"], said)]
     several = len(better["sets"]) > 1
     for one in better["sets"]:
         gain = difference(one["delta"] or 0.0, one["ci95"] or (math.nan, math.nan))
@@ -120,21 +117,12 @@ def closing_lines(found: Mapping[str, Any]) -> list[Line]:
         lines.append(Line("Better search", UNMEASURED, "no test set was given"))
     lines.append(Line("Rows", "", _rows(found["rows"])))
     if "spent" in found:
-        lines.append(Line("Teacher", "", _spent(found["spent"])))
+        amount = found["spent"]["money"]
+        spent = Spent(**{name: value for name, value in found["spent"].items() if name != "money"})
+        lines.append(Line("Teacher", "", spent_words(spent, amount)))
     if found["next"]:
         lines.append(Line("Next", "", found["next"]))
     return lines
-
-
-def _spent(found: Mapping[str, Any]) -> str:
-    spent = Spent(found["read"], found["written"], found["requests"], found["errors"])
-    return spent_words(spent, found["money"])
-
-
-def _learned(one: Mapping[str, Any]) -> str:
-    if one["verdict"] == UNMEASURED:
-        return "no query was held out"
-    return f"agreement {_change(one)} on {one['queries']:,} held-out queries"
 
 
 def _change(one: Mapping[str, Any]) -> str:

@@ -1,26 +1,26 @@
 """``report.html``: what a run did and what came of it, in one file that needs nothing else.
 
 It is made from the run folder alone, so no model is loaded, and equal runs give equal bytes but for the seconds. The page
-forbids itself scripts and outside resources; ``render.py`` sees to it that foreign text on it is text.
+forbids itself scripts and outside resources; ``text.py`` sees to it that foreign text on it is text.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gecko.core.files import read_json, write_bytes
 from gecko.core.records import Candidate, Example, Passage, Query
+from gecko.fret.fuse import Label
 from gecko.fret.quality import copied
 from gecko.fret.variables import draw
 from gecko.fret.view import RunView, asked_queries
 from gecko.report import plots
 from gecko.report.closing import SIZES, closing_lines, summary
 from gecko.report.inspect import KINDS, QUANTILES, relabelled, shares, spreads, statistics
-from gecko.report.render import render
 from gecko.report.table import (
     AGREEMENT,
     AGREEMENT_ASKED,
@@ -31,11 +31,9 @@ from gecko.report.table import (
     result_rows,
     word,
 )
+from gecko.report.text import render
 from gecko.run.folder import Run
 from gecko.run.manifest import Manifest
-
-if TYPE_CHECKING:
-    from gecko.fret.fuse import Label
 
 EXAMPLES = 50
 TASKS = 15
@@ -91,7 +89,9 @@ def _content(view: RunView, history: History) -> dict[str, Any]:
     result = _file(run, "evaluate", "results.json")
     seconds = sum(stages[stage].seconds for stage in history.of_teacher if stage in stages)
     own, released = origins(stages["select"])
-    found = statistics(view)
+    sets = result["sets"].items() if result else ()
+    widths = (plots.widths(name, entry.get("widths", []), result["form"]) for name, entry in sets)
+    found, tasks = statistics(view), Counter(row.task for row in rows)
     return {
         "config": config,
         "passages": len(view.passages),
@@ -105,7 +105,7 @@ def _content(view: RunView, history: History) -> dict[str, Any]:
         "sets": _sets(result) if result else [],
         "agreement": _agreement(result) if result else [],
         "gain_plot": _placed(plots.gains(result_rows(result))) if result else None,
-        "width_plot": _placed(_width_plot(result)) if result else None,
+        "width_plot": _placed(next(filter(None, widths), None)),  # of the first set that was measured in several
         "growth_plot": _placed(_growth_plot(run, result)) if result else None,
         "check": _check(run, stages),
         "stages": stages,
@@ -114,7 +114,10 @@ def _content(view: RunView, history: History) -> dict[str, Any]:
         "loss_plot": _placed(plots.losses(_losses(run, stages, config.train.formats))),
         "time_plot": _placed(plots.times({stage: manifest.seconds for stage, manifest in stages.items()})),
         "labels": _labels(view, rows),
-        "tasks": _tasks(rows),
+        "tasks": {
+            "different": len(tasks),
+            "first": sorted(tasks.items(), key=lambda item: (-item[1], item[0]))[:TASKS],
+        },
         "found": found,
         "spreads": spreads(found),
         "quantiles": QUANTILES,
@@ -168,14 +171,6 @@ def _agreement(result: dict[str, Any]) -> list[tuple[str, list[ResultRow]]]:
     rows = agreement_rows(result)
     tables = [(words, [row for row in rows if row.name == name]) for name, words in of.items()]
     return [(f"{table[0].queries:,} {words}", table) for words, table in tables if table]
-
-
-def _width_plot(result: dict[str, Any]) -> plots.Plot | None:
-    """Of the first set that was measured in several widths."""
-    for name, entry in result["sets"].items():
-        if plot := plots.widths(name, entry.get("widths", []), result["form"]):
-            return plot
-    return None
 
 
 def _growth_plot(run: Run, result: dict[str, Any]) -> plots.Plot | None:
@@ -247,11 +242,6 @@ def _labels(view: RunView, rows: Sequence[Example]) -> dict[str, Any]:
         "seed_plot": _placed(plots.seed_ranks(places)),
         "rc_plot": _placed(plots.relevance(relevance)),
     }
-
-
-def _tasks(rows: Sequence[Example]) -> dict[str, Any]:
-    counted = Counter(row.task for row in rows)
-    return {"different": len(counted), "first": sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:TASKS]}
 
 
 def _examples(view: RunView, rows: Sequence[Example]) -> list[dict[str, Any]]:

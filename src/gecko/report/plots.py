@@ -7,7 +7,7 @@ stays text, in the page's font, and the two colours become the page's, so that a
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,15 +85,8 @@ def widths(name: str, values: Sequence[Mapping[str, float]], student: str) -> Pl
     ordered = sorted(values, key=lambda entry: entry["dim"])
 
     def draw(axes: "Axes") -> None:
-        for label, colour, text in ((student, ACCENT, "student"), ("start", SECOND, "start model")):
-            points = [(entry["dim"], 100 * entry[label]) for entry in ordered if label in entry]
-            axes.plot([dim for dim, _ in points], [value for _, value in points], color=colour, marker="o", label=text)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([entry["dim"] for entry in ordered], [str(int(entry["dim"])) for entry in ordered])
-        axes.minorticks_off()
-        axes.set_xlabel("dimensions that are kept")
-        axes.set_ylabel("nDCG@10")
-        axes.legend(frameon=False)
+        models = ((student, ACCENT, "student"), ("start", SECOND, "start model"))
+        draw_widths(axes, ordered, models, "dimensions that are kept", "nDCG@10")
 
     alt = "; ".join(
         f"{entry['dim']} dimensions: student {100 * entry[student]:.1f}"
@@ -101,6 +94,22 @@ def widths(name: str, values: Sequence[Mapping[str, float]], student: str) -> Pl
         for entry in ordered
     )
     return Plot(f"Quality of shortened vectors on {cut(shown(name), 40)}.", alt, draw_svg("widths", 2.6, draw))
+
+
+def draw_widths(
+    axes: "Axes", rows: Sequence[Mapping[str, float]], models: Iterable[tuple[str, str, str]], across: str, up: str
+) -> None:
+    """A line a model of what it gets (0–1) at each width ``dim``; ``models`` are key, colour and label."""
+    for key, colour, label in models:
+        known = [row for row in rows if key in row]
+        scores = [100 * row[key] for row in known]
+        axes.plot([row["dim"] for row in known], scores, color=colour, marker="o", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([row["dim"] for row in rows], [str(int(row["dim"])) for row in rows])
+    axes.minorticks_off()
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.legend(frameon=False)
 
 
 def seed_ranks(places: Sequence[int]) -> Plot | None:

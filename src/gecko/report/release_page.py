@@ -22,7 +22,7 @@ from gecko.corpus import ingest
 from gecko.fret.fuse import fuse
 from gecko.fret.quality import kind
 from gecko.fret.release import FILE, judged_pair, read_release, shipped
-from gecko.report.render import render
+from gecko.report.text import render
 
 NEEDED = frozenset({"query_id", "query", "task", "seed_id", "candidates"})
 MISSING = "(the passage is not part of the release)"
@@ -47,7 +47,8 @@ def write_page(spec: Path, path: Path, most: int) -> tuple[int, int]:
         raise RunError(f"{spec} holds no row, so there is nothing to show; make it again")
     ids = {row["query_id"] for row in sorted(rows, key=lambda row: digest(row["query_id"]))[:most]}
     drawn = [row for row in rows if row["query_id"] in ids]
-    known = _stdlib() if str(spec) in shipped() else {}
+    corpus = ingest(CorpusConfig(), Counts()) if str(spec) in shipped() else ()
+    known = {passage.id: (passage.title, passage.text) for passage in corpus}
     passages: dict[str, int] = {}
     texts: list[dict[str, str]] = []
     data = {"rows": [_shown_row(row, passages, texts, known) for row in drawn], "passages": texts}
@@ -71,10 +72,6 @@ def _rows(spec: Path) -> Iterator[dict[str, Any]]:
         if lacking := sorted(NEEDED - set(table.column_names)):
             raise RunError(f"{path} has no column {lacking[0]}, so it holds no rows of a release; name another folder")
         yield from ({"split": path.parent.name, **row} for row in table.to_pylist())
-
-
-def _stdlib() -> dict[str, tuple[str, str]]:
-    return {passage.id: (passage.title, passage.text) for passage in ingest(CorpusConfig(), Counts())}
 
 
 def _shown_row(

@@ -1,15 +1,19 @@
-"""How text and times are written for people.
+"""How pages, text and times are written for people.
 
-Passages and generated queries are foreign text. HTML escaping is the template's work; this is about the characters that
-escaping leaves alone: those that a terminal or a browser obeys instead of showing.
+Passages and generated queries are foreign text, and nothing in it may act: a page escapes everything, and characters that a
+terminal or a browser would obey instead of showing are written out.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from gecko.core.text import shown
+from gecko.core.text import difference, duration, points, shown
 
-__all__ = ["cut", "known_words", "markdown_table", "shown"]
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["cut", "known_words", "markdown_table", "render", "shown", "templates"]
 
 _WORD = re.compile(r"\w+")
 
@@ -35,3 +39,25 @@ def known_words(text: str, query: str) -> list[tuple[str, bool]]:
             pieces += [(text[end : match.start()], False), (match[0], True)]
             end = match.end()
     return [*pieces, (text[end:], False)]
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """A page of this package from its template; everything in it is escaped."""
+    environment = templates(autoescape=True, finalize=_seen)
+    environment.filters.update(
+        points=points, difference=difference, duration=duration, cut=cut, known_words=known_words
+    )
+    return environment.get_template(template).render(content)
+
+
+def templates(**options: Any) -> "Environment":
+    """The templates of this package; those of Markdown put foreign text through a filter of their own."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("gecko", "report")
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)  # noqa: S701
+
+
+def _seen(value: Any) -> Any:
+    """Every value on its way into the page; an SVG is markup already, and made of cleaned text."""
+    return shown(value) if type(value) is str else value

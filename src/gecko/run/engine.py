@@ -7,14 +7,18 @@ model), so a worker elsewhere needs neither the run folder nor the corpus, and d
 
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from gecko.core.counts import Counts
+from gecko.core.errors import ConfigError
 
 R = TypeVar("R")
 Task = TypeVar("Task")
+Model = TypeVar("Model")
 Do = Callable[[Task, "Counts"], Iterable[R]]
 Take = Callable[[], tuple[int, Task] | None]
 
@@ -97,3 +101,33 @@ def another_model(spec: str, here: str, there: str) -> str:
         f"{spec} is another model on {socket.gethostname()} ({here}) than in the run ({there}); "
         "put the same files on every machine"
     )
+
+
+@dataclass
+class RemoteModel(ABC, Generic[Model]):
+    """A model by name, to be sent to another process: loaded where it is first called; ``identity`` is what it must have."""
+
+    spec: str
+    identity: str
+    _loaded: Model | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.spec = anywhere(self.spec)
+
+    def __call__(self) -> Model:
+        """The model. Raises ConfigError: it cannot be loaded, or is another one here."""
+        if self._loaded is None:
+            loaded: Any = self._load()
+            if loaded.identity != self.identity:
+                raise ConfigError(another_model(self.spec, loaded.identity, self.identity))
+            self._loaded = loaded
+        return self._loaded
+
+    @abstractmethod
+    def _load(self) -> Model: ...
+
+
+def anywhere(spec: str) -> str:
+    """A folder by its absolute path: the other process may work in another one."""
+    path = Path(spec).expanduser()
+    return str(path.absolute()) if path.is_dir() else spec

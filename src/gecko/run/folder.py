@@ -23,6 +23,7 @@ the teacher was paid for under the other amounts, and :mod:`gecko.stages.reuse` 
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -44,7 +45,7 @@ from gecko.run.settings import settle
 R = TypeVar("R")
 
 
-class Run:
+class Run(AbstractContextManager["Run"]):
     """A run folder, held by one process at a time. Use it as a context manager.
 
     Args:
@@ -81,7 +82,8 @@ class Run:
             raise RunError(
                 f"{path} is not a run (it has no config.json); start one with: gecko distill CORPUS -o {path}"
             )
-        self._lock = lock_folder(path)
+        self._held = ExitStack()
+        self._held.enter_context(lock_folder(path))
         try:
             sweep(path)
             settled = settle(path, config, force=force, keep=keep, same_prompts=same_prompts, say=say)
@@ -100,11 +102,8 @@ class Run:
         name = getattr(self.config.prompts, role)
         return make_prompt(name, self._prompt_files.get(role) or kept_files(self.path, role, name) or read_files(name))
 
-    def __enter__(self) -> "Run":
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._held.close()
 
     def manifest(self, stage: str) -> Manifest | None:
         """What ``stage`` has done so far, if anything.

@@ -1,6 +1,8 @@
 """One process at a time in a folder."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,22 +13,23 @@ from gecko.core.errors import RunError
 _ASIDE = re.compile(r"\..+\.\d+")  # the names that write_bytes uses until a file is whole
 
 
-def lock_folder(path: Path, wait: float = 0) -> FileLock:
-    """Make a folder if need be, and keep other processes out of it until the lock is released.
+@contextmanager
+def lock_folder(path: Path, wait: float = 0) -> Iterator[None]:
+    """Make a folder if need be, and keep other processes out of it for the length of a block.
 
     Another process has ``wait`` seconds to end. Raises RunError: one works there, or it is a file. StorageError: it
     cannot be made or written.
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; give the path of a folder")
-    lock = FileLock(path / ".lock")
     try:
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=wait)
+            held = FileLock(path / ".lock").acquire(timeout=wait)
     except Timeout:
         raise RunError(f"another process works in {path}; wait for it to end, or use another folder") from None
-    return lock
+    with held:
+        yield
 
 
 def sweep(path: Path) -> None:

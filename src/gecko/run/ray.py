@@ -10,6 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from gecko.run.engine import Do, Done, R, Take, Task, perform
 TRIES = 3  # of a shard, before it is taken for the reason why its workers die
 
 
-class Cluster:
+class Cluster(AbstractContextManager["Cluster"]):
     """See :class:`gecko.run.engine.Executor`; a context manager, which connects and leaves again.
 
     ``address`` is that of a running cluster, or ``auto``; without one, one of this machine's own is made for as long as
@@ -59,9 +60,6 @@ class Cluster:
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = f"--address {address}" if address else "a cluster of this machine"
             raise ConfigError(f"{where}: Ray does not answer ({error}); start it with: ray start --head") from error
-
-    def __enter__(self) -> "Cluster":
-        return self
 
     def __exit__(self, *_: object) -> None:
         for worker in self._idle:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 from gecko.core.counts import Counts
 from gecko.core.disk import disk_errors
@@ -76,7 +76,31 @@ def run_shards(
     manifest = _reopened(run, run.prepare(stage, parts, growing))
     if manifest.done:
         return manifest
-    return _fill(run, manifest, kind, shards, job, engine, bar, key)
+    folder = run.path / manifest.stage
+    for shard in manifest.shards:
+        run.verify(folder / shard.file, shard)
+    if manifest.shards:
+        run.say(f"{manifest.stage}: continues at part {len(manifest.shards) + 1} of {len(shards)}")
+    known = {shard.index: shard for shard in manifest.shards}
+    ahead = run.ahead(folder, manifest)
+    for shard in ahead.values():
+        run.verify(folder / shard.file, shard)
+    known.update(ahead)
+    if ahead:
+        run.say(f"{manifest.stage}: {len(ahead)} of {len(shards)} parts were made out of turn, and are taken over")
+    if ahead or not shards:
+        _record(run, manifest, known, len(shards))
+    wanted = [index for index in range(len(shards)) if index not in known]
+    if not wanted:
+        return manifest
+    work = job(known)
+    with bar(len(wanted)) if bar else Silent().bar("", None, "") as advance:
+        for index, rows, counts, seconds in _made(run, engine, work, wanted, known):
+            known[index] = _write_shard(run, manifest.stage, index, kind, rows, counts, seconds)
+            known[index].key = key(shards[index])
+            _record(run, manifest, known, len(shards))
+            advance(1)
+    return manifest
 
 
 def run_stream(
@@ -100,7 +124,10 @@ def run_stream(
         run.say(f"{stage}: continues at part {written + 1}")
     start = time.perf_counter()
     for index, (rows, counts) in enumerate(batches()):
-        if index < written and not _is_as_written(run, stage, manifest.shards[index], kind, rows, index in lost):
+        if index < written and not (
+            len(rows) == manifest.shards[index].rows  # of a shard that was deleted only their number is known
+            and (index in lost or rows == run.read_shard(run.path / stage, manifest.shards[index], kind))
+        ):
             raise RunError(
                 f"{run.path / stage}: the input of part {index + 1} has changed while the stage was not running, or "
                 f"this version reads it otherwise; delete the folder to do it again"
@@ -140,9 +167,9 @@ def build_file(run: Run, stage: str, parts: dict[str, str], file: str, make: Cal
     return final
 
 
-def build_json(run: Run, stage: str, parts: dict[str, str], file: str, make: Callable[[], Any]) -> Any:
+def build_json(run: Run, stage: str, parts: dict[str, str], file: str, make: Callable[[], R]) -> R:
     """:func:`build_file` of what ``make`` gives, as JSON; returns what is in the file."""
-    return read_json(build_file(run, stage, parts, file, lambda path: write_json(path, make())))
+    return cast(R, read_json(build_file(run, stage, parts, file, lambda path: write_json(path, make()))))
 
 
 def _lost(run: Run, manifest: Manifest) -> list[int]:
@@ -162,43 +189,6 @@ def _reopened(run: Run, manifest: Manifest) -> Manifest:
         _write_part(run, folder / AHEAD, manifest, behind)  # first, so that a kill in between loses none
         manifest.shards, manifest.done = manifest.shards[: lost[0]], False
         run.save(manifest)
-    return manifest
-
-
-def _fill(
-    run: Run,
-    manifest: Manifest,
-    kind: type[R],
-    items: Sequence[Item],
-    make_job: Callable[[Mapping[int, Shard]], Job[Task, R]],
-    engine: Executor,
-    bar: Bar | None,
-    key: Callable[[Item], str],
-) -> Manifest:
-    folder = run.path / manifest.stage
-    for shard in manifest.shards:
-        run.verify(folder / shard.file, shard)
-    if manifest.shards:
-        run.say(f"{manifest.stage}: continues at part {len(manifest.shards) + 1} of {len(items)}")
-    known = {shard.index: shard for shard in manifest.shards}
-    ahead = run.ahead(folder, manifest)
-    for shard in ahead.values():
-        run.verify(folder / shard.file, shard)
-    known.update(ahead)
-    if ahead:
-        run.say(f"{manifest.stage}: {len(ahead)} of {len(items)} parts were made out of turn, and are taken over")
-    if ahead or not items:
-        _record(run, manifest, known, len(items))
-    wanted = [index for index in range(len(items)) if index not in known]
-    if not wanted:
-        return manifest
-    job = make_job(known)
-    with bar(len(wanted)) if bar else Silent().bar("", None, "") as advance:
-        for index, rows, counts, seconds in _made(run, engine, job, wanted, known):
-            known[index] = _write_shard(run, manifest.stage, index, kind, rows, counts, seconds)
-            known[index].key = key(items[index])
-            _record(run, manifest, known, len(items))
-            advance(1)
     return manifest
 
 
@@ -244,11 +234,6 @@ def _record(run: Run, manifest: Manifest, known: Mapping[int, Shard], count: int
 def _write_part(run: Run, file: Path, manifest: Manifest, shards: Mapping[int, Shard]) -> None:
     part = Manifest(manifest.stage, manifest.fingerprint, manifest.parts, [shards[index] for index in sorted(shards)])
     write_json(file, asdict(part))
-
-
-def _is_as_written(run: Run, stage: str, shard: Shard, kind: type[R], rows: list[R], is_lost: bool) -> bool:
-    """Whether a shard was made from these rows; of one that was deleted only their number is known."""
-    return len(rows) == shard.rows and (is_lost or rows == run.read_shard(run.path / stage, shard, kind))
 
 
 def _write_shard(

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -20,7 +21,7 @@ from gecko.core.errors import CorpusError, RunError
 from gecko.core.files import digest, made_aside, remove, write_json
 from gecko.core.progress import Ui
 from gecko.core.records import Passage
-from gecko.encoder.vectors import Vectors
+from gecko.encoder.vectors import Vectors, encode_output
 from gecko.search.bulk import hash_rows, in_batches
 from gecko.search.manifest import FILES, UPDATE, WORDS, IndexConfig, IndexManifest, damaged, read_manifest, reading
 from gecko.search.passages import Passages
@@ -142,7 +143,7 @@ def changed_rows(database: Passages, passages: Iterable[Passage]) -> Iterable[Pa
     return None
 
 
-class Known:
+class Known(AbstractContextManager["Known"]):
     """Vectors by the content of their passages, from what is there of indices of one model. Use it as a context manager."""
 
     def __init__(self, indices: Sequence[tuple[Path, IndexManifest]]) -> None:
@@ -163,9 +164,6 @@ class Known:
         self._order = np.argsort(joined, kind="stable")
         self._keys = joined[self._order]
         self._ends = np.cumsum([len(vectors) for vectors in self._vectors])
-
-    def __enter__(self) -> "Known":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._vectors.clear()  # what was read of a mapped file counts as memory
@@ -221,8 +219,6 @@ def _vectors_file(folder: Path, manifest: IndexManifest) -> Iterator[Any]:
 def build_faiss(folder: Path, config: IndexConfig, manifest: IndexManifest) -> None:
     """Build what finds the candidates, a block of vectors at a time."""
     import faiss as library
-
-    from gecko.encoder.vectors import encode_output
 
     faiss: Any = library  # its generated signatures are wrong in places
     rows, dim = manifest.rows, manifest.dim

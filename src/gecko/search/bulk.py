@@ -11,7 +11,6 @@ A killed run continues at the next shard. It reads the input again up to there, 
 model or an option is another one.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -36,9 +35,8 @@ from gecko.encoder import Embedder, load
 from gecko.encoder.backend import Precision
 from gecko.encoder.spec import CARD
 from gecko.encoder.vectors import Output, Packed, not_finite
-from gecko.run.engine import LOCAL, Executor
+from gecko.run.engine import LOCAL, Executor, RemoteModel
 from gecko.run.lock import lock_folder
-from gecko.run.remote_model import RemoteModel
 
 LAYOUT = 1
 MANIFEST = ".manifest.parquet"
@@ -189,7 +187,7 @@ def embed_to_folder(
     """
     ui, folder = ui or Silent(), folder_of(folder)
     parts = {"model": embedder.identity, "form": embedder.form, "precision": embedder.precision, **asdict(config)}
-    with hold(folder):
+    with lock_folder(folder):
         manifest = _open(folder, parts)
         batches = in_batches(rows, config.shard_rows)
         for number, shard in enumerate(manifest.shards):
@@ -241,16 +239,6 @@ def _vectors(
     batch: list[Passage], counts: Counts, *, model: Callable[[], Embedder], config: BulkConfig
 ) -> list[Packed]:
     return [embed_batch(model(), batch, config)]
-
-
-@contextlib.contextmanager
-def hold(folder: Path, wait: float = 0) -> Iterator[None]:
-    """:func:`gecko.run.lock.lock_folder` for the length of a block."""
-    lock = lock_folder(folder, wait)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def in_batches(rows: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -14,12 +14,14 @@ bits (``int8``, ``binary``) finds more candidates than asked for and scores them
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, assert_never, get_args
 
 import numpy as np
 
+from gecko import __version__
 from gecko.core.arguments import folder_of, one_of, strings, whole
 from gecko.core.errors import ConfigError, RunError, StorageError
 from gecko.core.files import digest
@@ -28,9 +30,10 @@ from gecko.core.records import Passage
 from gecko.encoder import Embedder
 from gecko.encoder.forked import survives_fork
 from gecko.encoder.nearest import top_k_parts
-from gecko.encoder.vectors import Vectors
+from gecko.encoder.vectors import Vectors, encode_output
+from gecko.run.lock import lock_folder
 from gecko.search.build import build_faiss, fill, finish, save, update
-from gecko.search.bulk import BulkConfig, embed_batch, hold
+from gecko.search.bulk import BulkConfig, embed_batch
 from gecko.search.manifest import WORDS, IndexConfig, IndexManifest, Kind, Store, damaged, read_manifest, reading
 from gecko.search.passages import PATIENCE, Passages, query_words
 
@@ -113,7 +116,7 @@ def build_index(
         def embed(batch: list[Passage]) -> Vectors:
             return embed_batch(embedder, batch, bulk)
 
-        with hold(folder):
+        with lock_folder(folder):
             manifest = read_manifest(folder, parts) or IndexManifest(parts, dim, words=WORDS, state=state)
             if manifest.rows and manifest.is_other(state):
                 update(embed, passages, folder, config, manifest, state, ui)
@@ -156,7 +159,7 @@ def open_index(embedder: Embedder, folder: str | os.PathLike[str]) -> "Index":
     return Index(embedder, folder, _brought_up(folder))
 
 
-class Index:
+class Index(AbstractContextManager["Index"]):
     """A finished index, open for queries, with the model it was built with.
 
     Use it as a context manager, or :meth:`close` it.
@@ -179,9 +182,6 @@ class Index:
 
     def __len__(self) -> int:
         return self.manifest.rows
-
-    def __enter__(self) -> "Index":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -244,8 +244,6 @@ class Index:
         self, queries: Sequence[str], k: int, task: str, where: Mapping[str, str] | None
     ) -> list[list[tuple[int, float]]]:
         """(place, cosine) of the best passages of each query; candidates are always scored with the float32 vectors."""
-        from gecko.encoder.vectors import encode_output
-
         if not queries:
             return []
         vectors: Vectors = self._embedder.embed(queries, task=task, dim=self.manifest.dim)  # (n, dim)
@@ -296,7 +294,6 @@ def sources_state(sources: Sequence[str]) -> str:
 
     It says when to look at them again. Whether a passage has changed is decided by its text.
     """
-    from gecko import __version__
     from gecko.corpus.readers import source_identity
     from gecko.corpus.sources import source_files
 
@@ -324,7 +321,7 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[tuple[Key, float]]]) -> l
 def _brought_up(folder: Path) -> IndexManifest:
     """The manifest of an index of an earlier version, after its texts were split into words as this version does."""
     try:
-        with hold(folder, PATIENCE):
+        with lock_folder(folder, PATIENCE):
             manifest = read_manifest(folder, None)
             assert manifest is not None
             if manifest.words != WORDS:
@@ -344,8 +341,6 @@ def _brought_up(folder: Path) -> IndexManifest:
 def _open_faiss(folder: Path, manifest: IndexManifest, vectors: Vectors) -> Any:
     """Read ``index.faiss``. Raises RunError: it is missing or damaged, or not of these vectors."""
     import faiss as library
-
-    from gecko.encoder.vectors import encode_output
 
     faiss: Any = library
     file, binary = folder / "index.faiss", manifest.store == "binary"

@@ -121,9 +121,8 @@ def read_manifest(folder: Path, parts: dict[str, Any] | None) -> IndexManifest |
             f"{file} is not the manifest of an index ({error}); give another folder, or remove this one and build the "
             "index again"
         ) from error
-    if (
-        "state" not in raw and parts and "sources" in manifest.parts
-    ):  # an earlier version hashed the files' times with them
+    if "state" not in raw and parts and "sources" in manifest.parts:
+        # An earlier version hashed the files' times with them.
         manifest.parts |= {key: value for key, value in parts.items() if key == "sources"}
     changed = [key for key, value in (parts or {}).items() if value != manifest.parts.get(key)]
     if changed and parts:

@@ -3,6 +3,7 @@
 import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ _WORDS = (
 )
 
 
-class Passages:
+class Passages(AbstractContextManager["Passages"]):
     """The database of an index, open: ``ro`` to read, ``rw`` to write to one that is there, ``rwc`` to make one.
 
     Raises RunError: it is missing or damaged. StorageError: it cannot be written.
@@ -44,9 +45,6 @@ class Passages:
     def close(self) -> None:
         """Close the database."""
         self._base.close()
-
-    def __enter__(self) -> "Passages":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, assert_never
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request
@@ -19,7 +20,7 @@ from starlette.routing import Route
 from gecko import __version__
 from gecko.core.errors import GeckoError, NonFiniteError
 from gecko.core.formats import TASKS
-from gecko.encoder.vectors import shorten
+from gecko.encoder.vectors import Vectors, shorten
 from gecko.serving.batcher import TURN, Asked, Batcher, ClosedError, Model, QueueFullError
 from gecko.serving.config import ServeConfig
 from gecko.serving.errors import RequestError, error_response
@@ -41,9 +42,6 @@ from gecko.serving.schemas import (
 )
 from gecko.serving.search import PassageSearch
 
-if TYPE_CHECKING:
-    from gecko.encoder.vectors import Vectors
-
 log = logging.getLogger("gecko.serving")
 
 Result = TypeVar("Result")
@@ -56,6 +54,7 @@ _CSP = (
 )
 
 
+@dataclass(eq=False)
 class Service:
     """What the routes share.
 
@@ -66,24 +65,19 @@ class Service:
         search: the passages that the page ranks; none: those that it sends.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Model],
-        config: ServeConfig,
-        keys: ApiKeys,
-        search: PassageSearch | None = None,
-    ) -> None:
-        self.models = dict(models)
-        self.config = config
-        self.keys = keys
-        self.search = search
+    models: Mapping[str, Model]
+    config: ServeConfig
+    keys: ApiKeys
+    search: PassageSearch | None = None
+
+    def __post_init__(self) -> None:
         self.draining = False
         self.started = int(time.time())
         self.metrics = Metrics(lambda: self.batcher.queued_tokens)
         self.batcher = Batcher(
             self.models,
-            batch_tokens=config.batch_tokens,
-            max_queue_tokens=config.max_queue_tokens,
+            batch_tokens=self.config.batch_tokens,
+            max_queue_tokens=self.config.max_queue_tokens,
             observe=self.metrics.batch,
         )
 
@@ -132,18 +126,6 @@ class Service:
                 )
 
     async def embed(
-        self,
-        name: str,
-        texts: Sequence[str],
-        task: str,
-        place: Callable[[int], str],
-        titles: Sequence[str] | None = None,
-    ) -> "tuple[Vectors, int]":
-        """Vectors of all dimensions, and the tokens read; errors as :meth:`embed_together`."""
-        [found] = await self.embed_together(name, [Asked(texts, task, titles)], place)
-        return found
-
-    async def embed_together(
         self, name: str, asked: Sequence[Asked], place: Callable[[int], str]
     ) -> "list[tuple[Vectors, int]]":
         """For each part of a request its vectors of all dimensions, and the tokens read.
@@ -292,15 +274,14 @@ def _add_openai(app: FastAPI, service: Service) -> None:
             raise RequestError(400, "task: named twice, here and in the model's name", param="task")
         task = check_task(suffix or body.task or DEFAULT_TASK)
         service.check_texts(body.input, "input")
-        vectors, tokens = await unless_left(
-            request, len(body.input), service.embed(name, body.input, task, "input.{}".format)
-        )
-        rows = shorten(vectors, dim)
+        job = service.embed(name, [Asked(body.input, task)], "input.{}".format)
+        [(vectors, tokens)] = await unless_left(request, len(body.input), job)
+        rows, packed = shorten(vectors, dim), body.encoding_format == "base64"
         pieces = []
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
             data = [
-                {"object": "embedding", "index": start + index, "embedding": _openai_vector(row, body.encoding_format)}
+                {"object": "embedding", "index": start + index, "embedding": _base64(row) if packed else row}
                 for index, row in enumerate(part)
             ]
             pieces.append(_json(data)[1:-1])
@@ -322,11 +303,11 @@ def _add_openai(app: FastAPI, service: Service) -> None:
 
 
 def _add_google(app: FastAPI, service: Service) -> None:
-    def check(name: str, body: EmbedContentRequest, place: str) -> tuple[str, str, str | None]:
-        """Text, task and title of a request."""
+    def check(name: str, body: EmbedContentRequest, place: str) -> tuple[str, str, str | None, int]:
+        """Text, task, title and dimensions of a request."""
         if body.model is not None and body.model.removeprefix("models/") != name:
             raise RequestError(400, f"{place}model: {body.model[:100]!r} is not the model of the URL, models/{name}")
-        service.dimensions(name, body.output_dimensionality)
+        dim = service.dimensions(name, body.output_dimensionality)
         task = DEFAULT_TASK if body.task_type in (None, UNSPECIFIED) else body.task_type
         if task not in TASKS:
             raise RequestError(
@@ -339,7 +320,7 @@ def _add_google(app: FastAPI, service: Service) -> None:
         service.check_texts([part.text for part in body.content.parts], f"{place}content.parts")
         text = "\n".join(part.text for part in body.content.parts)
         service.check_texts([text], f"{place}content")
-        return text, task, body.title
+        return text, task, body.title, dim
 
     @app.post("/v1/models/{model}:embedContent", tags=["Google"])
     @app.post("/v1beta/models/{model}:embedContent", tags=["Google"])
@@ -347,10 +328,10 @@ def _add_google(app: FastAPI, service: Service) -> None:
         """Embed one text, as Google's API does."""
         service.model(model)
         body = parse(EmbedContentRequest, await service.body(request))
-        text, task, title = check(model, body, "")
-        titles = None if title is None else [title]
-        vectors, _ = await service.embed(model, [text], task, lambda _: "content", titles)
-        return _answer(_json({"embedding": {"values": shorten(vectors, _dim(service, model, body))[0]}}))
+        text, task, title, dim = check(model, body, "")
+        asked = Asked([text], task, None if title is None else [title])
+        [(vectors, _)] = await service.embed(model, [asked], lambda _: "content")
+        return _answer(_json({"embedding": {"values": shorten(vectors, dim)[0]}}))
 
     @app.post("/v1/models/{model}:batchEmbedContents", tags=["Google"])
     @app.post("/v1beta/models/{model}:batchEmbedContents", tags=["Google"])
@@ -363,7 +344,7 @@ def _add_google(app: FastAPI, service: Service) -> None:
             raise RequestError(400, f"requests: {len(body.requests)} of them; a batch has at most {most}")
         checked = [check(model, one, f"requests.{place}.") for place, one in enumerate(body.requests)]
         groups: dict[str, list[int]] = {}
-        for place, (_, task, _) in enumerate(checked):
+        for place, (_, task, _, _) in enumerate(checked):
             groups.setdefault(task, []).append(place)
         asked = [
             Asked(
@@ -374,12 +355,12 @@ def _add_google(app: FastAPI, service: Service) -> None:
             for task, places in groups.items()
         ]
         order = [place for places in groups.values() for place in places]
-        job = service.embed_together(model, asked, lambda number: f"requests.{order[number]}.content")
+        job = service.embed(model, asked, lambda number: f"requests.{order[number]}.content")
         results = await unless_left(request, len(checked), job)
         values: list[Any] = [None] * len(checked)
         for places, (vectors, _) in zip(groups.values(), results, strict=True):
             for place, row in zip(places, vectors, strict=True):
-                values[place] = shorten(row[None], _dim(service, model, body.requests[place]))[0]
+                values[place] = shorten(row[None], checked[place][3])[0]
         pieces = []
         for start in range(0, len(values), _ROWS):
             pieces.append(_json([{"values": row} for row in values[start : start + _ROWS]])[1:-1])
@@ -443,34 +424,25 @@ def _add_page(app: FastAPI, service: Service) -> None:
         results = []
         for name, model in service.models.items():
             dim = min(body.dimensions or model.dim, model.dim)
-            query = (await service.embed(name, [body.query], task, lambda _: "query"))[0][0]
+            [(query, _)] = await service.embed(name, [Asked([body.query], task)], lambda _: "query")
             if body.passages is not None:
-                job = service.embed(name, body.passages, DOCUMENT, "passages.{}".format)
-                passages = PassageSearch.of_texts(name, body.passages, (await unless_left(request, TURN + 1, job))[0])
+                job = service.embed(name, [Asked(body.passages, DOCUMENT)], "passages.{}".format)
+                [(vectors, _)] = await unless_left(request, TURN + 1, job)
+                passages = PassageSearch([("", text) for text in body.passages], {name: vectors})
             else:
                 assert service.search is not None
                 passages = service.search
-            hits = await asyncio.to_thread(passages.top, name, query, dim, body.k)
+            hits = await asyncio.to_thread(passages.top, name, query[0], dim, body.k)
             results.append({"model": name, "dimensions": dim, "hits": hits})
         return _answer(_json({"results": results}))
-
-
-def _dim(service: Service, name: str, body: EmbedContentRequest) -> int:
-    return service.dimensions(name, body.output_dimensionality)
 
 
 def _model_card(service: Service, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": service.started, "owned_by": "gecko"}
 
 
-def _openai_vector(row: "Vectors", encoding: Literal["float", "base64"] | None) -> Any:
-    match encoding:
-        case "float" | None:
-            return row
-        case "base64":
-            return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode()
-        case _:
-            assert_never(encoding)
+def _base64(row: Vectors) -> str:
+    return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode()
 
 
 def _json(value: Any) -> bytes:

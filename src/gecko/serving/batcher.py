@@ -96,6 +96,7 @@ class _Job:
     future: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
+@dataclass(eq=False)
 class Batcher:
     """Embeds texts of many requests at once, in a thread of its own, about ``batch_tokens`` a batch.
 
@@ -103,18 +104,12 @@ class Batcher:
     loop with each finished batch.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Model],
-        *,
-        batch_tokens: int,
-        max_queue_tokens: int,
-        observe: Callable[[Batch], None] = lambda _batch: None,
-    ) -> None:
-        self._models = models
-        self._batch_tokens = batch_tokens
-        self._max_queue = max_queue_tokens
-        self._observe = observe
+    models: Mapping[str, Model]
+    batch_tokens: int
+    max_queue_tokens: int
+    observe: Callable[[Batch], None] = lambda _batch: None
+
+    def __post_init__(self) -> None:
         self._jobs: deque[_Job] = deque()
         self._queued = 0
         self._pace = 0.0  # estimated tokens a second
@@ -161,7 +156,7 @@ class Batcher:
         NonFiniteError: the model has no vector for a text; ``index`` counts the texts of all parts. GeckoError: the model
         refuses the texts or the task.
         """
-        encoder = self._models[model]
+        encoder = self.models[model]
         window = encoder.max_tokens or 2**31
         jobs: list[_Job] = []
         first = 0
@@ -174,8 +169,9 @@ class Batcher:
         with self._wake:
             if self._closed:
                 raise ClosedError("the server is stopping")
-            if self._queued and self._queued + cost > self._max_queue:
-                raise QueueFullError(self._seconds_to_go(self._queued + cost - self._max_queue))
+            if self._queued and self._queued + cost > self.max_queue_tokens:
+                seconds = (self._queued + cost - self.max_queue_tokens) / self._pace if self._pace else 1
+                raise QueueFullError(max(1, min(60, math.ceil(seconds))))
             self._queued += cost
             self._jobs.extend(jobs)
             self._wake.notify()
@@ -187,9 +183,6 @@ class Batcher:
                 if job.future.cancelled():
                     self._forget(job)
         return [(job.vectors, job.tokens) for job in jobs]
-
-    def _seconds_to_go(self, tokens: int) -> int:
-        return max(1, min(60, math.ceil(tokens / self._pace))) if self._pace else 1
 
     def _forget(self, job: _Job) -> None:
         with self._wake:
@@ -203,7 +196,7 @@ class Batcher:
         picks: list[tuple[_Job, int, int]] = []
         model = self._jobs[0].model
         others: list[_Job] = []
-        budget = self._batch_tokens
+        budget = self.batch_tokens
         while self._jobs and budget > 0:
             job = self._jobs.popleft()
             if job.model != model:
@@ -243,7 +236,7 @@ class Batcher:
             self._loop.call_soon_threadsafe(self._deliver, picks, Batch(model, texts, tokens, seconds))
 
     def _compute(self, model: str, picks: Sequence[tuple[_Job, int, int]]) -> int:
-        encoder = self._models[model]
+        encoder = self.models[model]
         prepared: list[Any] = []
         counts = []
         for job, start, stop in picks:
@@ -282,7 +275,7 @@ class Batcher:
             self._queued -= cost
 
     def _deliver(self, picks: Sequence[tuple[_Job, int, int]], batch: Batch) -> None:
-        self._observe(batch)
+        self.observe(batch)
         for job, start, stop in picks:
             job.left -= stop - start
             if job.future.done():

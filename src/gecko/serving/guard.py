@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,6 +22,7 @@ log = logging.getLogger("gecko.serving")
 OPEN = frozenset({"/", "/page.css", "/page.js", "/healthz", "/readyz"})  # say nothing that a key should guard
 
 
+@dataclass(eq=False)
 class Guard:
     """ASGI middleware. ``draining``: connections are to be closed after their next answer.
 
@@ -28,19 +30,18 @@ class Guard:
     to 127.0.0.1 and read the answers in its visitors' browsers. HTTP/1.0 has requests without a ``Host``.
     """
 
-    def __init__(self, app: "ASGIApp", *, keys: ApiKeys, metrics: "Metrics", draining: Callable[[], bool]) -> None:
-        self._app = app
-        self._keys = keys
-        self._metrics = metrics
-        self._draining = draining
+    app: "ASGIApp"
+    keys: ApiKeys
+    metrics: "Metrics"
+    draining: Callable[[], bool]
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Serve one request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        self._metrics.accepted.inc()
+        self.metrics.accepted.inc()
         status = 0
 
         async def send_on(message: "Message") -> None:
@@ -49,17 +50,17 @@ class Guard:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-content-type-options"] = "nosniff"
-                if self._draining():
+                if self.draining():
                     headers["connection"] = "close"
             await send(message)
 
         try:
             self._check(scope)
-            await self._app(scope, receive, send_on)
+            await self.app(scope, receive, send_on)
         except RequestError as error:
             await error_response(scope["path"], error)(scope, receive, send_on)
         except ClientDisconnect:
-            self._metrics.left.inc()
+            self.metrics.left.inc()
         except Exception:
             log.exception("%s failed", _route(scope))
             if status:
@@ -68,13 +69,13 @@ class Guard:
             await error_response(scope["path"], failure)(scope, receive, send_on)
         if status:
             route = _route(scope)
-            self._metrics.answered.labels(route, status).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+            self.metrics.answered.labels(route, status).inc()
+            self.metrics.seconds.labels(route).observe(time.perf_counter() - began)
             log.info("%s %s %d %.1f ms", scope["method"], route, status, (time.perf_counter() - began) * 1000)
 
     def _check(self, scope: "Scope") -> None:
         headers = Headers(scope=scope)
-        if not self._keys:
+        if not self.keys:
             name = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
             unnamed = "host" not in headers and scope["http_version"] == "1.0"  # no browser sends such a request
             if not (is_loopback(name) or is_loopback(headers.get("host", "")) or unnamed):
@@ -84,7 +85,7 @@ class Guard:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else headers.get("x-goog-api-key", "")
-        if not self._keys.accept(given.encode("latin-1")):
+        if not self.keys.accept(given.encode("latin-1")):
             what = "the API key is not known" if given else "an API key is needed"
             raise RequestError(
                 401,

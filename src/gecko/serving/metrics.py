@@ -1,6 +1,7 @@
 """What ``/metrics`` says, in the text format of Prometheus."""
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -15,27 +16,17 @@ class Metrics:
     """Counts of one server; ``queued_tokens`` reads the length of the queue."""
 
     def __init__(self, queued_tokens: Callable[[], float]) -> None:
-        self._registry = CollectorRegistry()
-        registry = self._registry
-        self.accepted = Counter("gecko_requests_accepted", "Requests whose head was read.", registry=registry)
-        self.answered = Counter(
-            "gecko_requests", "Requests answered, by route and status.", ("route", "status"), registry=registry
-        )
-        self.left = Counter("gecko_requests_left", "Requests whose client went before the answer.", registry=registry)
-        self.seconds = Histogram(
-            "gecko_request_seconds",
-            "From the request's head to its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.batch_seconds = Histogram(
-            "gecko_batch_seconds", "Time in the model of a batch.", ("model",), buckets=_SECONDS, registry=registry
-        )
-        self.batch_texts = Histogram(
-            "gecko_batch_texts", "Texts of a batch.", ("model",), buckets=_TEXTS, registry=registry
-        )
-        self.tokens = Counter("gecko_tokens", "Tokens read by the model.", ("model",), registry=registry)
+        self._registry = registry = CollectorRegistry()
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        self.accepted = counter("gecko_requests_accepted", "Requests whose head was read.")
+        self.answered = counter("gecko_requests", "Requests answered, by route and status.", ("route", "status"))
+        self.left = counter("gecko_requests_left", "Requests whose client went before the answer.")
+        head = "From the request's head to its answer."
+        self.seconds = histogram("gecko_request_seconds", head, ("route",), buckets=_SECONDS)
+        model = "Time in the model of a batch."
+        self.batch_seconds = histogram("gecko_batch_seconds", model, ("model",), buckets=_SECONDS)
+        self.batch_texts = histogram("gecko_batch_texts", "Texts of a batch.", ("model",), buckets=_TEXTS)
+        self.tokens = counter("gecko_tokens", "Tokens read by the model.", ("model",))
         queue = Gauge("gecko_queue_tokens", "Tokens that wait or are computed, estimated.", registry=registry)
         queue.set_function(queued_tokens)
 

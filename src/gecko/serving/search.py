@@ -23,11 +23,6 @@ class PassageSearch:
     def __len__(self) -> int:
         return len(self._passages)
 
-    @classmethod
-    def of_texts(cls, model: str, texts: Sequence[str], vectors: "Vectors") -> "PassageSearch":
-        """Passages without titles, under one model."""
-        return cls([("", text) for text in texts], {model: vectors})
-
     def top(self, model: str, query: "Vectors", dim: int, k: int) -> list[dict[str, Any]]:
         """The best k passages (all if there are fewer) by the first ``dim`` dimensions, equal scores in passage order.
 

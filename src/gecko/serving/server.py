@@ -1,4 +1,4 @@
-"""Listens, and stops without losing what was accepted."""
+"""Loads the models, listens, and stops without losing what was accepted."""
 
 import asyncio
 import logging
@@ -9,12 +9,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gecko.core.errors import ConfigError
+from gecko.encoder import Embedder, load
+from gecko.encoder.backend import Precision
 from gecko.serving.app import Service, create_app
 from gecko.serving.keys import VARIABLE, ApiKeys, is_loopback
 
@@ -22,6 +25,32 @@ _KEEP_ALIVE = 75  # seconds: longer than clients and proxies keep idle connectio
 _HEAD_BYTES = 65_536
 _NO_PATH = re.compile(rb"^[a-zA-Z]+://[^/?]+(?=\?|$)")  # a target like http://localhost, whose path is /
 _SWITCH = 0.0005  # seconds after which a thread must let another run: the encoder's small steps wait for the event loop
+
+
+def load_models(model: str, start: str | None, name: str | None, precision: Precision = "auto") -> dict[str, Embedder]:
+    """Load what is served, each by its SPEC; ``start``, to hold the model against, comes first, as on the page.
+
+    ``name`` is the model's in requests; none: from its SPEC. Raises ConfigError: a model cannot be loaded, or a name does
+    not fit into a URL.
+    """
+    called = _checked(name or spec_name(model))
+    second = _checked(spec_name(start)) if start is not None else ""
+    if second == called:
+        second += "-start"
+    models = {second: load(start, precision=precision)} if start is not None else {}
+    return models | {called: load(model, precision=precision)}
+
+
+def spec_name(spec: str) -> str:
+    """The name of a model in requests: its folder's; for the model of a run, the run's."""
+    path = PurePath(spec.removeprefix("hf:"))
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError(f"model name {name!r}: give one of letters, digits and . _ - with --name")
+    return name
 
 
 def check_open(host: str, keys: ApiKeys) -> None:
@@ -173,10 +202,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         self._service.draining = True
-        asyncio.get_running_loop().call_later(self._service.config.drain, self._close)
-
-    def _close(self) -> None:
-        self.should_exit = True
+        asyncio.get_running_loop().call_later(self._service.config.drain, setattr, self, "should_exit", True)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

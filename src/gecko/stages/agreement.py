@@ -1,7 +1,7 @@
 """Stage ``agreement``: how far each trained model agrees with the teacher on held-out queries."""
 
-from typing import TYPE_CHECKING
-
+import gecko.encoder
+from gecko.encoder import Encoder
 from gecko.evaluation.agreement import agreement
 from gecko.run.shards import build_json
 from gecko.stages.context import Context
@@ -11,27 +11,20 @@ from gecko.stages.select import SELECT
 from gecko.stages.stage import Stage
 from gecko.stages.train import TRAIN, student_folder
 
-if TYPE_CHECKING:
-    from gecko.encoder import Encoder
-
 
 def make(context: Context) -> dict[str, list[float]]:
     """Agreement with the teacher on each held-out query: for ``start`` and each trained format."""
-    from gecko.encoder import load_encoder
-
     folders = {form: student_folder(context, form) for form in context.config.train.formats}
 
     def measure() -> dict[str, list[float]]:
         models: dict[str, Encoder] = {"start": context.models.start}
-        models.update({form: load_encoder(str(folder)) for form, folder in folders.items()})
+        models.update({form: gecko.encoder.load_encoder(str(folder)) for form, folder in folders.items()})
         return {
             label: agreement(context.heldout, context.labels, context.by_id, encoder).tolist()
             for label, encoder in models.items()
         }
 
-    parts = AGREEMENT.parts(context)
-    values: dict[str, list[float]] = build_json(context.run, AGREEMENT.name, parts, "agreement.json", measure)
-    return values
+    return build_json(context.run, AGREEMENT.name, AGREEMENT.parts(context), "agreement.json", measure)
 
 
 AGREEMENT = Stage(

@@ -1,6 +1,7 @@
 """What a stage works with: the run as it is read, its models, who does the work, and where sentences go."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar, cast
 
 from gecko.core.errors import ConfigError, RunError, TeacherRefused
@@ -14,6 +15,7 @@ from gecko.run.folder import Run
 from gecko.stages.models import Models
 
 T = TypeVar("T")
+C = TypeVar("C", bound="Context")
 
 
 class Context(RunView):
@@ -33,7 +35,7 @@ class Context(RunView):
         super().__init__(run)
         self.ui: Ui = ui or Silent()
         self.engine = engine
-        self.models = Models(run.config, self.ui, engine, self._may_ask, self._can_judge, self._needs_likelihood)
+        self.models = Models(self)
         self._form: JudgeForm | None = None  # that was found by asking the teacher
         # Whoever changes settings has not yet seen what the teacher check says of them.
         self.override_check = force and not run.changed
@@ -63,7 +65,7 @@ class Context(RunView):
         """
         found = self._known_form("relabel", self.config.llm) or self._form
         if found is None:
-            self._can_judge(self.models.teacher)  # it was not asked where it was not loaded here
+            self.can_judge(self.models.teacher)  # it was not asked where it was not loaded here
             assert self._form is not None
             found = self._form
         return found
@@ -107,7 +109,7 @@ class Context(RunView):
                 return form_of(manifest.parts)
         return None
 
-    def _can_judge(self, teacher: LanguageModel) -> None:
+    def can_judge(self, teacher: LanguageModel) -> None:
         """Decide how the teacher judges, if nothing has decided it, and make sure that it can.
 
         Raises TeacherError: it cannot.
@@ -130,7 +132,8 @@ class Context(RunView):
         self.ui.say(said)
         return FORMS[name]
 
-    def _needs_likelihood(self) -> bool:
+    def needs_likelihood(self) -> bool:
+        """Whether the teacher must return the log-probabilities of a given text."""
         return self.form.name == "logprobs" and self.config.select.fusion != "rc"
 
     @property
@@ -148,9 +151,20 @@ class Context(RunView):
                 raise
             self.ui.say(f"warning, going on because of --accept-teacher: {refusal}")
 
-    def _may_ask(self) -> None:
+    def may_ask(self) -> None:
+        """Called before a teacher is loaded. Raises RunError: none may be."""
         if not self._asks:
             raise RunError(
                 f"{self.run.path}: the stage {self.command} has to ask the teacher (its settings changed, or it is not "
                 f"finished); run: gecko {self.command} {self.run.path}"
             )
+
+
+def once(make: Callable[[C], T]) -> Callable[[C], T]:
+    """A function of the context whose result is dear: made when it is first asked for, and the same for the whole call."""
+
+    @wraps(make)
+    def kept(context: C) -> T:
+        return context.once(f"{make.__module__}.{make.__qualname__}", lambda: make(context))
+
+    return kept

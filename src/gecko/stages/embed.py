@@ -9,24 +9,21 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gecko.core.counts import Counts
 from gecko.core.files import read_json, tree_sha256, write_bytes, write_json
 from gecko.core.records import Passage
+from gecko.encoder.encoder import Encoder
 from gecko.run.engine import LOCAL, Executor
 from gecko.run.folder import Run
 from gecko.run.manifest import Shard
 from gecko.run.shards import build_file
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.ingest import INGEST
 from gecko.stages.models import EncoderLoader
 from gecko.stages.stage import Stage
-
-if TYPE_CHECKING:
-    from gecko.encoder.encoder import Encoder
 
 FILE = "passages.npy"
 INDEX = "shards.json"
@@ -117,10 +114,10 @@ def _earlier(run: Run, stage: str, parts: Mapping[str, str]) -> Iterator[tuple[s
             start += rows
 
 
+@once
 def vectors(context: Context) -> np.ndarray:
     """The start model's embeddings of the corpus: float32 (passages, d), unit rows."""
-    models = context.models
-    return context.once(EMBED.name, lambda: embedded(context, EMBED, models.start_identity, models.start_loader))
+    return embedded(context, EMBED, context.models.start_identity, context.models.start_loader)
 
 
 def known_rows(context: Context) -> dict[tuple[str, str], int]:

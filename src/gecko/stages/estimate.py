@@ -19,6 +19,8 @@ def estimate(context: Context) -> str:
 
     Raises GeckoError: the corpus, a source of queries, a test set or the teacher cannot be used.
     """
+    from gecko.training.schedule import enough_steps
+
     config = context.config
     people = user_queries.read(context, Counts())
     ingest.make(context)
@@ -29,10 +31,15 @@ def estimate(context: Context) -> str:
         read_speed, write_speed, _ = measure(context)
     writing = cost.generate_read / read_speed + cost.written / write_speed
     judged, further = cost.read - cost.generate_read, len(config.relabel.teachers)
-    text = _seconds_a_passage(context)
-    training, epochs = _training(context, queries, text)
+    start, passages = context.models.start, context.passages
+    start.passages(passages[:1])  # loaded and warm
+    began = time.perf_counter()
+    start.passages(passages[:SAMPLE])
+    text = (time.perf_counter() - began) / min(len(passages), SAMPLE)  # seconds of embedding one
     tested = sum(len(load_set(spec).passages) for spec in config.evaluate.sets)
-    forms = len(config.train.formats)
+    forms, epochs = len(config.train.formats), enough_steps(config.train, queries).epochs
+    # A step forwards and backwards takes about three times an encoding; a row has a query and two passages.
+    training = 3 * 2.5 * text * queries * epochs * forms
     testing = text * tested * (1 + forms) / 60
     before = context.run.manifest("generate")
     paid = before.rows + before.drops.total() if before else 0
@@ -45,7 +52,7 @@ def estimate(context: Context) -> str:
     known = [f"{paid:,} queries are there; what is paid for is in these numbers and not paid again"] if paid else []
     return "\n".join(
         [
-            f"{len(context.passages):,} passages, {queries:,} queries"
+            f"{len(passages):,} passages, {queries:,} queries"
             + (f" ({plan.asked:,} that people asked)" if plan.asked else "")
             + f", {config.mine.n} candidates each",
             f"generate: {cost.generate_read:,} tokens read, {cost.written:,} written, about {writing / 60:.1f} minutes",
@@ -59,22 +66,3 @@ def estimate(context: Context) -> str:
             f"(measured: {read_speed:.0f} tokens/s read, {write_speed:.0f} written, {1 / text:.0f} passages/s embedded)",
         ]
     )
-
-
-def _seconds_a_passage(context: Context) -> float:
-    """How long the start model takes for a passage."""
-    start, passages = context.models.start, context.passages
-    start.passages(passages[:1])  # loaded and warm
-    began = time.perf_counter()
-    start.passages(passages[:SAMPLE])
-    return (time.perf_counter() - began) / min(len(passages), SAMPLE)
-
-
-def _training(context: Context, queries: int, text: float) -> tuple[float, int]:
-    """Seconds of training and passes, if a text is embedded in ``text`` seconds."""
-    from gecko.training.schedule import enough_steps
-
-    config = context.config.train
-    epochs = enough_steps(config, queries).epochs
-    # A step forwards and backwards takes about three times an encoding; a row has a query and two passages.
-    return 3 * 2.5 * text * queries * epochs * len(config.formats), epochs

@@ -5,20 +5,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+import gecko.encoder
 from gecko.config.mixture import FRET
 from gecko.core.errors import CorpusError
 from gecko.core.files import digest, read_json, tree_sha256
 from gecko.core.formats import InputFormat
 from gecko.corpus.readers import source_identity
+from gecko.encoder import Encoder
 from gecko.evaluation import builtin
 from gecko.evaluation.beir import RetrievalSet, parse_spec
+from gecko.evaluation.cache import KeptEmbeddings
 from gecko.evaluation.evaluate import BM25, SetScores, evaluate_retrieval
 from gecko.evaluation.metrics import paired
 from gecko.evaluation.sets import load_set
+from gecko.fret.user_queries import likeness
 from gecko.run.shards import build_json
 from gecko.stages import agreement, choose
 from gecko.stages.choose import CHOOSE, chosen_format
@@ -26,10 +30,6 @@ from gecko.stages.context import Context
 from gecko.stages.embed import known_rows, vectors
 from gecko.stages.stage import Stage, value
 from gecko.stages.train import TRAIN, student_folder, training_rows
-
-if TYPE_CHECKING:
-    from gecko.encoder import Encoder
-    from gecko.evaluation.cache import KeptEmbeddings
 
 START, STUDENT = "start", "student"
 SHOWN = ("ndcg@10", "recall@20")
@@ -46,8 +46,6 @@ def measure_run(context: Context) -> dict[str, Any]:
         teacher on held-out queries, and ``asked``, those of them that people asked, where there are any; ``rows``: what was
         trained on, and ``recipe``, a hash of how, so that evaluations of one recipe can be put beside each other.
     """
-    from gecko.encoder import load_encoder
-
     config, chosen = context.config, chosen_format(context)
     forms, sets = config.train.formats, [load_set(spec) for spec in config.evaluate.sets]
     result: dict[str, Any] = {"form": chosen, "formats": list(forms), "sets": {}, "agreement": None}
@@ -57,7 +55,7 @@ def measure_run(context: Context) -> dict[str, Any]:
     result |= {"rows": len(training_rows(context)), "recipe": digest(how)}
     if sets:
         models = {START: context.models.start}
-        models |= {form: load_encoder(str(student_folder(context, form))) for form in forms}
+        models |= {form: gecko.encoder.load_encoder(str(student_folder(context, form))) for form in forms}
         result["sets"] = _measured(context, sets, models, chosen)
     if context.heldout:
         values = {label: np.array(row) for label, row in agreement.make(context).items()}
@@ -76,8 +74,6 @@ def _measured(
     context: Context, sets: list[RetrievalSet], models: "dict[str, Encoder]", chosen: InputFormat
 ) -> dict[str, Any]:
     """The numbers of each test set."""
-    from gecko.evaluation.cache import KeptEmbeddings
-
     config = context.config
     context.ui.say(f"measuring {len(models)} models on {', '.join(data.name for data in sets)}")
     for data in sets:
@@ -88,7 +84,9 @@ def _measured(
         _reuse(context, sets, models[START], whole[START])
         scores = evaluate_retrieval(sets, whole, progress=True)
         widths: dict[str, list[dict[str, Any]]] = {name: [] for name in scores}
-        for dim in _widths(context, chosen):
+        # The widths that the model was trained in, largest first.
+        dims: list[int] = read_json(context.run.path / f"train-{chosen}" / "training.json")["dims"]
+        for dim in dims if len(dims) > 1 else ():
             labels = [label for label in (START, chosen) if dim <= models[label].dim]
             cut = {
                 label: KeptEmbeddings(models[label].truncated(dim), kept) for label in labels if dim < models[label].dim
@@ -130,8 +128,6 @@ def _reuse(context: Context, sets: list[RetrievalSet], start: "Encoder", kept: "
 
 def _trained_on(context: Context, sets: list[RetrievalSet]) -> dict[str, int]:
     """By test set how many of its queries are among the rows that people asked; sets without such are left out."""
-    from gecko.fret.user_queries import likeness
-
     taught = {likeness(row.query) for row in training_rows(context) if row.dataset == FRET and not row.seed_id}
     found = {data.name: sum(likeness(text) in taught for _, text in data.queries) for data in sets}
     return {name: count for name, count in found.items() if count}
@@ -146,12 +142,6 @@ def _scratch(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _widths(context: Context, form: str) -> list[int]:
-    """The widths that the model was trained in, largest first; none where it was one."""
-    dims: list[int] = read_json(context.run.path / f"train-{form}" / "training.json")["dims"]
-    return dims if len(dims) > 1 else []
 
 
 def _set(score: SetScores, forms: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
@@ -179,9 +169,8 @@ def _against(values: np.ndarray, base: np.ndarray, resamples: int, seed: int, is
 def make(context: Context) -> dict[str, Any]:
     """Hold the start model, the trained ones and BM25 against the test sets; for the numbers see :func:`measure_run`."""
     choose.make(context)
-    parts, measure = EVALUATE.parts(context), partial(measure_run, context)
-    result: dict[str, Any] = build_json(context.run, EVALUATE.name, parts, "results.json", measure)
-    return result
+    measure = partial(measure_run, context)
+    return build_json(context.run, EVALUATE.name, EVALUATE.parts(context), "results.json", measure)
 
 
 def _depends(context: Context) -> dict[str, str]:

@@ -23,17 +23,18 @@ from gecko.corpus.chunk import load_tokenizer
 from gecko.corpus.documents import Documents, Extractor
 from gecko.corpus.ingest import READ_IN_PART
 from gecko.corpus.readers import Reader, parsed_documents, source_identity
+from gecko.encoder import Encoder
+from gecko.encoder.encoder import load_outline
+from gecko.encoder.save import most_positions, window_of
 from gecko.encoder.spec import model_identity, resolve_model
 from gecko.run.engine import Executor
 from gecko.run.manifest import Manifest
 from gecko.run.shards import run_stream
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.stage import Stage, section
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from gecko.encoder import Encoder
 
 
 @dataclass
@@ -86,19 +87,13 @@ def _new(config: CorpusConfig, documents: Documents) -> Iterator[tuple[str, tupl
                 yield key, (path.read_bytes(), ending)
 
 
+@once
 def tokens_read(context: Context) -> int:
     """So many tokens of a passage's title and text are read by the start model, by the student and by the teacher.
 
     Of the models it is what they read less special tokens and prompt, each in its own tokens. Raises ConfigError: a model
     cannot be loaded.
     """
-    return context.once("tokens read", lambda: _tokens_read(context))
-
-
-def _tokens_read(context: Context) -> int:
-    from gecko.encoder.encoder import load_outline
-    from gecko.encoder.save import most_positions, window_of
-
     config, start = context.config, context.models.start_outline
     rooms = [config.relabel.passage_tokens, _room(start, config.train.max_tokens, window_of(start.model))]
     if config.student:
@@ -123,8 +118,6 @@ def _tokenizer(context: Context) -> "Tokenizer | None":
 
 
 def _in_part(context: Context, longer: int) -> str:
-    from gecko.encoder.save import window_of
-
     train, teacher, read = context.config.train.max_tokens, context.config.relabel.passage_tokens, tokens_read(context)
     most = window_of(context.models.start_outline.model)
     raised = f", or raise train.max_tokens and relabel.passage_tokens (the start model reads {most or 'any number'})"

@@ -22,17 +22,17 @@ from gecko.core.files import write_json
 from gecko.core.formats import DEFAULT_TASK, native_prompt, render_query
 from gecko.core.progress import Ui
 from gecko.core.records import Example, Passage
+from gecko.encoder import Encoder, resolve_model
 from gecko.encoder.nearest import top_k
 from gecko.evaluation.bm25 import Bm25
 from gecko.run.shards import build_file
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.embed import vectors
 from gecko.stages.ingest import INGEST
 from gecko.stages.select import SELECT
 from gecko.stages.stage import Stage, section, value
 
 if TYPE_CHECKING:
-    from gecko.encoder import Encoder
     from gecko.training.lexical import Ranked
 
 DEPTH = 32  # of each of the two rankings
@@ -55,12 +55,10 @@ class Agreement:
         return max(self.by_weight, key=lambda weight: (self.by_weight[weight], -weight)) / 2 if self.by_weight else 0.0
 
 
+@once
 def make(context: Context) -> Path | None:
     """The folder of the start model that has learned from the corpus's words; none where they add nothing."""
-    return context.once(LEXICAL.name, lambda: _made(context))
 
-
-def _made(context: Context) -> Path | None:
     def fit(path: Path) -> None:
         learn(
             path,
@@ -100,7 +98,6 @@ def learn(
         config: the run's settings.
         ui: where sentences and progress go.
     """
-    from gecko.encoder import resolve_model
     from gecko.encoder.build import load_backbone
     from gecko.training.lexical import learn_ranking
     from gecko.training.trainer import widths

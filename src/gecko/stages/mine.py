@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+import gecko.encoder
 from gecko.config.training import WITHOUT_EFFECT
 from gecko.core.counts import Counts
 from gecko.core.errors import ConfigError, RunError
@@ -20,7 +21,7 @@ from gecko.run.engine import Job
 from gecko.run.manifest import Manifest, Shard
 from gecko.run.shards import build_json, run_shards
 from gecko.stages import warmup
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.embed import EMBED, embedded, vectors
 from gecko.stages.generate import GENERATE
 from gecko.stages.ingest import INGEST
@@ -81,7 +82,7 @@ def seeds_found(context: Context) -> int:
         hits = [place[query.seed_id] in row for query, row in zip(queries, found.tolist(), strict=True)]
         return {"found": sum(hits), "asked": len(hits)}
 
-    return int(build_json(context.run, SEEDS.name, SEEDS.parts(context), "found.json", count)["found"])
+    return build_json(context.run, SEEDS.name, SEEDS.parts(context), "found.json", count)["found"]
 
 
 def _identity(context: Context) -> str:
@@ -109,21 +110,16 @@ def _miner(context: Context) -> tuple[EncoderLoader, np.ndarray]:
 
 def _own_model(context: Context) -> EncoderLoader:
     """The model that ``mine.model`` names, where the work is done."""
-    from gecko.encoder import load_encoder
-
     spec, identity = context.config.mine.model, _identity(context)
     if context.engine.remote:
         return RemoteEncoder(spec, identity)
-    return context.once("mine.model", lambda: cache(lambda: load_encoder(spec)))
+    return context.once("mine.model", lambda: cache(lambda: gecko.encoder.load_encoder(spec)))
 
 
+@once
 def _own_vectors(context: Context) -> np.ndarray:
     """That model's embeddings of the corpus: float32 (passages, d), unit rows."""
-
-    def make() -> np.ndarray:
-        return embedded(context, EMBED_MINER, _identity(context), _own_model(context))
-
-    return context.once(EMBED_MINER.name, make)
+    return embedded(context, EMBED_MINER, _identity(context), _own_model(context))
 
 
 def _depends(context: Context) -> dict[str, str]:

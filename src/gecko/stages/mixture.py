@@ -12,7 +12,7 @@ the passages of the set that the start model ranks first, and the teacher's fuse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gecko.config.mixture import FeverSet, MixtureSet, RetrievalSet
 from gecko.config.run import RunConfig
@@ -20,6 +20,10 @@ from gecko.core.counts import Counts, drop_words
 from gecko.core.errors import ConfigError, TrainingError
 from gecko.core.files import digest
 from gecko.core.records import Candidate, Example, Passage, Query
+from gecko.corpus.tables import source_identity
+from gecko.encoder.vectors import Vectors
+from gecko.fret.mine import mine
+from gecko.fret.select import group_labels, select
 from gecko.fret.view import judgements
 from gecko.run.folder import Run
 from gecko.run.manifest import schema_digest
@@ -29,9 +33,6 @@ from gecko.stages.judging import Judge, Work
 from gecko.stages.mine import QUERIES_A_SHARD
 from gecko.stages.spending import spending_bar
 from gecko.stages.stage import Stage
-
-if TYPE_CHECKING:
-    from gecko.encoder.vectors import Vectors
 
 VERSION = 1  # raised by hand when a set gives other rows for the same source and settings
 DRAWN_BY = {"weight", "relabel"}  # settings of a set that its rows do not depend on
@@ -59,7 +60,6 @@ def mixture_rows(context: Context) -> list[Example]:
     Raises TrainingError: a set cannot be read or converted; the message names set and row. RunError: a shard on disk is
     damaged.
     """
-    from gecko.corpus.tables import source_identity
     from gecko.training.converters import convert
 
     run, config = context.run, context.config
@@ -110,13 +110,13 @@ class _Relabelled:
         self.context, self.run, self.config, self.name = context, context.run, context.config, name
         texts = [text for row in human for text in (row.positive, *row.negatives)]
         self.passages = {
-            (made := _passage_id(text.title, text.text)): Passage(made, text.title, text.text, name) for text in texts
+            (made := digest(text.title, text.text)): Passage(made, text.title, text.text, name) for text in texts
         }
         if len(self.passages) < 2:
             raise TrainingError(f"set {name!r}: it has one passage only; there is nothing to relabel")
         first = {row.query: row for row in reversed(human)}  # of several rows with one query the first
         self.queries = [
-            Query(row.query_id, row.task, row.query, _passage_id(row.positive.title, row.positive.text), "")
+            Query(row.query_id, row.task, row.query, digest(row.positive.title, row.positive.text), "")
             for row in human
             if first[row.query] is row
         ]
@@ -128,19 +128,14 @@ class _Relabelled:
 
     def rows(self) -> list[Example]:
         """Mine, relabel, select."""
-        from gecko.fret.select import group_labels, select
-
         self._mine()
         self._relabel()
-        stage, settings = f"select-{self.name}", self.config.select.model_copy(update={"task_rows": None})
+        settings = self.config.select.model_copy(update={"task_rows": None})
         parts = {
-            **self.source,
             "candidates": self.run.finished(f"mine-{self.name}").identity,
             "scores": self.run.finished(f"relabel-{self.name}").identity,
             "settings": settings.model_dump_json(),
             "seed": str(self.config.seed),
-            "schema": schema_digest(Example),
-            "version": str(VERSION),
         }
 
         def work(_: int, counts: Counts) -> list[Example]:
@@ -157,8 +152,8 @@ class _Relabelled:
             )
             return rows
 
-        run_local(self.run, stage, Example, parts, [0], work)
-        rows = self.run.read(stage, Example)
+        self._make("select", Example, parts, [0], work)
+        rows = self.run.read(f"select-{self.name}", Example)
         if not rows:
             raise TrainingError(
                 f"set {self.name!r}: the teacher finds no positive relevant; lower select.min_rc, or leave the set out"
@@ -166,25 +161,17 @@ class _Relabelled:
         return rows
 
     def _mine(self) -> None:
-        from gecko.fret.mine import mine
-
         n = min(self.config.mine.n, len(self.passages))
         shards = [
             self.queries[start : start + QUERIES_A_SHARD] for start in range(0, len(self.queries), QUERIES_A_SHARD)
         ]
-        parts = {
-            **self.source,
-            "model": self.context.models.start_identity,
-            "candidates": str(n),
-            "schema": schema_digest(Candidate),
-            "version": str(VERSION),
-        }
+        parts = {"model": self.context.models.start_identity, "candidates": str(n)}
 
         def work(shard: Sequence[Query], _: Counts) -> list[Candidate]:
             asked = self.context.models.start.queries([query.text for query in shard], [query.task for query in shard])
             return list(mine(shard, asked, list(self.passages), [lambda: self._vectors], n))
 
-        run_local(self.run, f"mine-{self.name}", Candidate, parts, shards, work)
+        self._make("mine", Candidate, parts, shards, work)
 
     @cached_property
     def _vectors(self) -> "Vectors":
@@ -195,29 +182,22 @@ class _Relabelled:
         form, queries = context.form, {query.id: query for query in self.queries}
         work = Work(queries, self.passages, self.run.read(f"mine-{self.name}", Candidate))
         parts = {
-            **self.source,
             **context.judging_parts(form),
             **context.precision_parts,
             "candidates": self.run.finished(f"mine-{self.name}").identity,
             "settings": config.model_dump_json(include={"passage_tokens", "shard_passages"}),
-            "schema": schema_digest(form.record),
-            "version": str(VERSION),
         }
         judge = Judge(context.models.loaded_teacher, form, context.prompts, config.window)
         title = f"{self.name}: {work.title(form, config.shard_passages)}"
-        run_local(
-            self.run,
-            f"relabel-{self.name}",
-            form.record,
-            parts,
-            work.shards(form, config.shard_passages),
-            judge,
-            lambda left: spending_bar(context, title, left),
-        )
+        shards = work.shards(form, config.shard_passages)
+        self._make("relabel", form.record, parts, shards, judge, lambda left: spending_bar(context, title, left))
 
-
-def _passage_id(title: str, text: str) -> str:
-    return digest(title, text)
+    def _make(
+        self, stage: str, kind: type, parts: dict[str, str], shards: Sequence[Any], work: Any, bar: Any = None
+    ) -> None:
+        """:func:`run_local` of a step, whose folder has the set's name; all of them depend on the set's rows."""
+        parts = {**self.source, **parts, "schema": schema_digest(kind), "version": str(VERSION)}
+        run_local(self.run, f"{stage}-{self.name}", kind, parts, shards, work, bar)
 
 
 def _folders(config: RunConfig) -> list[str]:

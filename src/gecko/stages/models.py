@@ -2,22 +2,22 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-from gecko.config.run import RunConfig
 from gecko.config.stages import RelabelConfig
 from gecko.core.counts import Counts
 from gecko.core.errors import TeacherError
-from gecko.core.progress import Silent, Ui
-from gecko.run.engine import Executor, another_model
-from gecko.run.remote_model import RemoteModel
+from gecko.core.progress import Silent
+from gecko.run.engine import RemoteModel, another_model
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
     from gecko.llm.base import LanguageModel, Usage
+    from gecko.stages.context import Context
 
 TeacherLoader = Callable[[Counts], "LanguageModel"]
 EncoderLoader = Callable[[], "Encoder"]
@@ -33,6 +33,13 @@ class RemoteEncoder(RemoteModel["Encoder"]):
         from gecko.encoder import load_encoder
 
         return load_encoder(self.spec, pad_token=self.pad_token)
+
+
+@contextmanager
+def _waiting(counts: Counts) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    counts.waited += time.perf_counter() - began
 
 
 @dataclass
@@ -56,37 +63,22 @@ class RemoteTeacher:
         if self._loaded is None:
             from gecko.llm.registry import check_scores, load_teacher
 
-            began = time.perf_counter()
-            loaded = load_teacher(self.spec, self.config, Silent())
-            if loaded.identity != self.identity:
-                raise TeacherError(another_model(self.spec, loaded.identity, self.identity))
-            if self.scores:
-                check_scores(loaded)
+            with _waiting(counts):
+                loaded = load_teacher(self.spec, self.config, Silent())
+                if loaded.identity != self.identity:
+                    raise TeacherError(another_model(self.spec, loaded.identity, self.identity))
+                if self.scores:
+                    check_scores(loaded)
             self._loaded = loaded
-            counts.waited += time.perf_counter() - began
         return self._loaded
 
 
 class Models:
-    """The start model and the teachers of a run; where ``engine`` does the work elsewhere, models are loaded there.
+    """The start model and the teachers of a run; where its engine does the work elsewhere, models are loaded there."""
 
-    ``may_ask`` is called before a teacher is loaded, and raises where none may be; ``can_judge`` when it is, and raises
-    where it cannot do what the run needs. ``needs_likelihood``: it must return the log-probabilities of a given text.
-    """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        ui: Ui,
-        engine: Executor,
-        may_ask: Callable[[], None],
-        can_judge: "Callable[[LanguageModel], None]",
-        needs_likelihood: Callable[[], bool],
-    ) -> None:
-        self.config, self.ui, self.engine, self.may_ask = config, ui, engine, may_ask
-        self.can_judge, self.needs_likelihood = can_judge, needs_likelihood
+    def __init__(self, context: "Context") -> None:
+        self.context, self.config, self.ui, self.engine = context, context.config, context.ui, context.engine
         self._teacher: LanguageModel | None = None
-        self._loading = 0.0
 
     @cached_property
     def start_identity(self) -> str:
@@ -129,9 +121,8 @@ class Models:
         if self._teacher is None:
             began = time.perf_counter()
             teacher = self._load(self.config.llm)
-            self.can_judge(teacher)
+            self.context.can_judge(teacher)
             self._teacher = teacher
-            self._loading += time.perf_counter() - began
             self.ui.say(f"{teacher.name} is ready after {time.perf_counter() - began:.0f} s")
         return self._teacher
 
@@ -146,16 +137,14 @@ class Models:
 
     def loaded_teacher(self, counts: Counts) -> "LanguageModel":
         """The teacher; the time that loading it takes is not counted as work."""
-        before = self._loading
-        teacher = self.teacher
-        counts.waited += self._loading - before
-        return teacher
+        with _waiting(counts):
+            return self.teacher
 
     @property
     def teacher_loader(self) -> TeacherLoader:
         """The teacher where the work is done."""
         if self.engine.remote:
-            scores = self.needs_likelihood()
+            scores = self.context.needs_likelihood()
             self.forget_teacher()  # this process has no more use for it, and may share its memory with a worker
             return RemoteTeacher(self.config.llm, self.teacher_identity, self.config.relabel, scores)
         return self.loaded_teacher
@@ -163,7 +152,7 @@ class Models:
     def _load(self, spec: str) -> "LanguageModel":
         from gecko.llm.registry import load_teacher
 
-        self.may_ask()
+        self.context.may_ask()
         self.ui.say(f"loading the teacher ({spec})")
         return load_teacher(spec, self.config.relabel, self.ui)
 
@@ -180,10 +169,8 @@ class Models:
             return self._load(spec)
 
         def loaded(counts: Counts) -> "LanguageModel":
-            began = time.perf_counter()
-            teacher = load()
-            counts.waited += time.perf_counter() - began
-            return teacher
+            with _waiting(counts):
+                return load()
 
         return loaded
 

@@ -4,7 +4,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from gecko.fret.seeds import Cost, Seed, draw_seeds, most_seeds, prefix_costs, w
 from gecko.fret.view import ASKED, asked_queries
 from gecko.run.shards import build_json
 from gecko.stages import check
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.costs import (
     neighbours_and_lengths,
     new_reading,
@@ -57,27 +56,18 @@ class Plan:
     asked: int = 0
 
 
+@once
 def make(context: Context) -> Plan:
     """The seeds of the run. Speeds are measured when the plan is first made, and never again.
 
     Raises ConfigError: the budget is too small for anything.
     """
-    return context.once(PLAN.name, lambda: _read(context))
-
-
-def _read(context: Context) -> Plan:
-    def make() -> dict[str, Any]:
-        return asdict(new_plan(context, asked_queries(context.run)))
-
-    raw = build_json(context.run, PLAN.name, PLAN.parts(context), PLAN_FILE, make)
-    return Plan(
-        blocks=[[Seed(**seed) for seed in block] for block in raw["blocks"]],
-        relabel_tokens=raw["relabel_tokens"],
-        read_speed=raw["read_speed"],
-        write_speed=raw["write_speed"],
-        expected=Cost(**raw["expected"]),
-        asked=raw.get("asked", 0),
+    parts = PLAN.parts(context)
+    raw = build_json(
+        context.run, PLAN.name, parts, PLAN_FILE, lambda: asdict(new_plan(context, asked_queries(context.run)))
     )
+    blocks = [[Seed(**seed) for seed in block] for block in raw["blocks"]]
+    return Plan(**raw | {"blocks": blocks, "expected": Cost(**raw["expected"])})
 
 
 def released_parts(context: Context) -> dict[str, str]:

@@ -4,18 +4,15 @@ import shutil
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gecko.config.training import WITHOUT_EFFECT
 from gecko.core.counts import drop_words
 from gecko.core.errors import RunError, TrainingError
 from gecko.core.files import digest, replace_folder, write_json
 from gecko.core.progress import Silent, Ui
+from gecko.core.records import Example
 from gecko.run.folder import Run
 from gecko.run.shards import build_file
-
-if TYPE_CHECKING:
-    from gecko.core.records import Example
 
 VERSION = 2  # raised by hand when the same pairs and settings give other weights
 

@@ -17,6 +17,7 @@ from gecko.core.files import write_json
 from gecko.core.progress import Ui
 from gecko.evaluation.builtin import STDLIB_QUESTIONS
 from gecko.evaluation.sets import load_set
+from gecko.report import closing, write_report
 from gecko.run.engine import LOCAL, Executor
 from gecko.run.folder import Run
 from gecko.run.manifest import Manifest
@@ -54,8 +55,6 @@ class Pipeline(Context):
         self.command = stage.command or stage.name
         made = stage.make(self)
         if name == "evaluate":
-            from gecko.report import closing
-
             write_json(self.run.path / closing.FILE, closing.run_summary(self.run, made))
         return made
 
@@ -93,8 +92,6 @@ class Pipeline(Context):
 
     def report(self, figures: Path | None = None) -> Path:
         """Write ``RUN/report.html``, and the cards of the model and the rows; the plots, too, where a folder is named."""
-        from gecko.report import write_report
-
         path = self.run.path / "report.html"
         write_report(self, graph.history(self.run), path, figures)
         write_cards(self)

@@ -7,8 +7,8 @@ for an earlier test set, is not judged again.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import gecko.encoder
 from gecko.config.stages import AskedConfig
 from gecko.core.arguments import whole
 from gecko.core.counts import Counts, left_out
@@ -17,6 +17,7 @@ from gecko.core.files import digest
 from gecko.core.records import Candidate, Place, Query, Score
 from gecko.evaluation.beir import DEFAULT_SPLIT, RetrievalSet
 from gecko.evaluation.bm25 import bm25_run
+from gecko.evaluation.cache import KeptEmbeddings, SupportsEmbedding
 from gecko.evaluation.evaluate import BM25, dense_run
 from gecko.evaluation.testset import Judged, judged, pool, write_testset
 from gecko.fret.user_queries import asked_id, likeness, read_asked
@@ -29,9 +30,6 @@ from gecko.stages.ingest import INGEST
 from gecko.stages.judging import Work
 from gecko.stages.relabel import RELABEL, judge_pairs
 from gecko.stages.stage import Stage
-
-if TYPE_CHECKING:
-    from gecko.evaluation.cache import SupportsEmbedding
 
 START, STUDENT = "start", "student"
 
@@ -147,9 +145,6 @@ def _queries(context: Context, request: Request) -> tuple[list[Query], str]:
 
 def _rankings(context: Context, request: Request, queries: Sequence[Query]) -> dict[str, dict[str, dict[str, float]]]:
     """The first passages of BM25, the start model, the student and the models that are named, by label and query id."""
-    from gecko.encoder import load_encoder
-    from gecko.evaluation.cache import KeptEmbeddings
-
     student = context.run.path / "model"
     specs = {START: context.config.backbone} | ({STUDENT: str(student)} if student.is_dir() else {})
     for spec in request.models:
@@ -161,7 +156,8 @@ def _rankings(context: Context, request: Request, queries: Sequence[Query]) -> d
     data = RetrievalSet(context.run.path.name, DEFAULT_SPLIT, context.passages, asked, {})
     found = {BM25: bm25_run(data.passages, data.queries, request.depth)}
     loaded = {
-        label: context.models.start if label == START else load_encoder(spec) for label, spec in specs.items()
+        label: context.models.start if label == START else gecko.encoder.load_encoder(spec)
+        for label, spec in specs.items()
     }  # all of them first: a mistake in the last one should show before the first has embedded a corpus
     for label, encoder in loaded.items():
         context.ui.say(f"{label}: ranks {len(data.passages):,} passages for {len(queries):,} queries")

@@ -1,8 +1,12 @@
 """Stage ``train``: the start model is trained in each input format that is asked for."""
 
 import shutil
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gecko.config.mixture import FRET, MixtureConfig
 from gecko.config.training import TRAINING_VERSION, WITHOUT_EFFECT
@@ -11,13 +15,17 @@ from gecko.core.errors import TrainingError
 from gecko.core.files import digest, write_json
 from gecko.core.formats import InputFormat
 from gecko.core.records import Example
+from gecko.encoder import model_identity, resolve_model
 from gecko.run.shards import build_file
 from gecko.stages import lexical
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.lexical import LEXICAL
 from gecko.stages.mixture import MIXTURE, mixture_rows
 from gecko.stages.select import SELECT
 from gecko.stages.stage import Stage, section, value
+
+if TYPE_CHECKING:
+    from gecko.training.batches import Sampling
 
 
 def make(context: Context) -> dict[InputFormat, Path]:
@@ -35,16 +43,35 @@ def make(context: Context) -> dict[InputFormat, Path]:
     return {form: student_folder(context, form) for form in context.config.train.formats}
 
 
+@once
 def training_rows(context: Context) -> list[Example]:
     """What is trained on: the rows of FRet and those of the mixture."""
-    from gecko.training.mixture import without_tasks
+    mixture = context.config.mixture
+    fret = context.run.read(SELECT.name, Example) if mixture.fret_weight > 0 else []
+    return without_tasks([*fret, *mixture_rows(context)], mixture.task_dropout, context.config.seed)
 
-    def read() -> list[Example]:
-        mixture = context.config.mixture
-        fret = context.run.read(SELECT.name, Example) if mixture.fret_weight > 0 else []
-        return without_tasks([*fret, *mixture_rows(context)], mixture.task_dropout, context.config.seed)
 
-    return context.once("training rows", read)
+def sampling_of(config: MixtureConfig) -> "Sampling | None":
+    """Weights and temperature for the trainer; none where FRet is alone and rows need no order of their own."""
+    from gecko.training.batches import Sampling
+
+    if not config.sets and not config.bucket:
+        return None
+    weights = {entry.name: entry.weight for entry in config.sets}
+    if config.fret_weight > 0:
+        weights[FRET] = config.fret_weight
+    return Sampling(weights, config.sampling_temperature, config.bucket)
+
+
+def without_tasks(rows: Sequence[Example], share: float, seed: int) -> list[Example]:
+    """The rows, of which a random ``share`` has lost its task string and is read with the default one.
+
+    So a model whose user names no task is not asked for something it never saw. The same rows for the same seed.
+    """
+    if not share:
+        return list(rows)
+    dropped = np.random.default_rng([seed, len(rows)]).random(len(rows)) < share
+    return [replace(row, task="") if drop else row for row, drop in zip(rows, dropped, strict=True)]
 
 
 def student_folder(context: Context, form: InputFormat) -> Path:
@@ -53,7 +80,6 @@ def student_folder(context: Context, form: InputFormat) -> Path:
 
     def fit(path: Path) -> None:
         from gecko.training import train
-        from gecko.training.mixture import sampling_of
         from gecko.training.schedule import TOO_FEW
 
         examples = training_rows(context)
@@ -86,21 +112,18 @@ def student_folder(context: Context, form: InputFormat) -> Path:
 
 def start_of(context: Context) -> str:
     """The model that is trained: a folder, or a name on the hub."""
-    from gecko.encoder import resolve_model
-
     config = context.config
     taught = lexical.make(context) if LEXICAL.applies(config) else None
     return str(taught) if taught else resolve_model(config.student or config.backbone)
 
 
 def _depends(context: Context) -> dict[str, str]:
-    from gecko.encoder import model_identity
-
     student = context.config.student
     start = model_identity(student) if student else context.models.start_identity
-    return {"start model": start, **context.once("mixture parts", lambda: _mixture_parts(context))}
+    return {"start model": start, **_mixture_parts(context)}
 
 
+@once
 def _mixture_parts(context: Context) -> dict[str, str]:
     """What a training depends on beside FRet; nothing where FRet is alone."""
     mixture = context.config.mixture

@@ -3,36 +3,30 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+import gecko.encoder
 from gecko.config.training import WITHOUT_EFFECT, TrainConfig
 from gecko.core.errors import ConfigError
 from gecko.core.records import Query
+from gecko.encoder import Encoder, resolve_model
 from gecko.fret.fuse import Label
 from gecko.fret.select import make_row
 from gecko.run.shards import build_file
-from gecko.stages.context import Context
+from gecko.stages.context import Context, once
 from gecko.stages.embed import EMBED, embedded
 from gecko.stages.generate import GENERATE
 from gecko.stages.models import EncoderLoader, RemoteEncoder
 from gecko.stages.stage import Stage, value
 
-if TYPE_CHECKING:
-    from gecko.encoder import Encoder
 
-
+@once
 def make(context: Context) -> "Encoder":
     """The start model after training on (q, p_seed) with in-batch negatives: the paper's initial embedder.
 
     Raises ConfigError: no query is written.
     """
-    return context.once(WARMUP.name, lambda: _load(context))
-
-
-def _load(context: Context) -> "Encoder":
-    from gecko.encoder import load_encoder, resolve_model
     from gecko.training import train
 
     run, config = context.run, context.config
@@ -60,7 +54,7 @@ def _load(context: Context) -> "Encoder":
         )
         shutil.rmtree(checkpoints, ignore_errors=True)
 
-    return load_encoder(str(build_file(run, WARMUP.name, WARMUP.parts(context), "model", fit)))
+    return gecko.encoder.load_encoder(str(build_file(run, WARMUP.name, WARMUP.parts(context), "model", fit)))
 
 
 def _settings(train: TrainConfig, epochs: int) -> TrainConfig:
@@ -78,10 +72,10 @@ def loader(context: Context) -> EncoderLoader:
     return lambda: model
 
 
+@once
 def vectors(context: Context) -> np.ndarray:
     """The trained embedder's embeddings of the corpus: float32 (passages, d), unit rows."""
-    identity = make(context).identity
-    return context.once(EMBED_WARMUP.name, lambda: embedded(context, EMBED_WARMUP, identity, loader(context)))
+    return embedded(context, EMBED_WARMUP, make(context).identity, loader(context))
 
 
 WARMUP = Stage(

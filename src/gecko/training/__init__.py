@@ -7,12 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gecko.training.batches import Sampling
-    from gecko.training.collate import Collator
-    from gecko.training.devices import TrainReport
-    from gecko.training.loss import GeckoLoss, RowIds, gecko_loss, matryoshka_loss
-    from gecko.training.rows import to_dataset
-    from gecko.training.trainer import train
+    from gecko.training.batches import Sampling as Sampling
+    from gecko.training.collate import Collator as Collator
+    from gecko.training.devices import TrainReport as TrainReport
+    from gecko.training.loss import GeckoLoss as GeckoLoss
+    from gecko.training.loss import RowIds as RowIds
+    from gecko.training.loss import gecko_loss as gecko_loss
+    from gecko.training.loss import matryoshka_loss as matryoshka_loss
+    from gecko.training.rows import to_dataset as to_dataset
+    from gecko.training.trainer import train as train
 
 _HOMES = {
     "Collator": "collate",
@@ -26,17 +29,7 @@ _HOMES = {
     "train": "trainer",
 }
 
-__all__ = [
-    "Collator",
-    "GeckoLoss",
-    "RowIds",
-    "Sampling",
-    "TrainReport",
-    "gecko_loss",
-    "matryoshka_loss",
-    "to_dataset",
-    "train",
-]
+__all__ = [*_HOMES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,11 @@
 """What happens beside the steps of a training: when to stop, what the batches are told, what is shown and logged."""
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from gecko.config.training import TrainConfig
 from gecko.core.errors import TrainingError
@@ -33,15 +34,12 @@ class Epochs(TrainerCallback):
         self.batches.set_epoch(int(state.epoch + 1e-6))
 
 
-class Bar(TrainerCallback):
+class Bar(TrainerCallback, AbstractContextManager["Bar"]):
     """Shows how far a training is and its loss, on standard error. A context manager."""
 
     def __init__(self, *, shown: bool = True) -> None:
         self._open, self._shown = ExitStack(), shown
         self._advance: Advance | None = None
-
-    def __enter__(self) -> "Bar":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
@@ -71,6 +69,4 @@ def tensorboard(folder: Path, config: TrainConfig) -> TrainerCallback:
         raise TrainingError(
             f"{config.SECTION}.tensorboard needs the package tensorboard ({error}); install it with: pip install tensorboard"
         ) from error
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
     return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))  # type: ignore[no-untyped-call]

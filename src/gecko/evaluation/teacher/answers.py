@@ -159,6 +159,7 @@ class Answers:
         self.seconds += row["seconds"]
 
 
+@dataclass(eq=False)
 class Judge:
     """Asks a teacher what is not yet known. The teacher is loaded only if something is missing.
 
@@ -166,26 +167,20 @@ class Judge:
     are put in order in one request.
     """
 
-    def __init__(
-        self,
-        identity: str,
-        load: Callable[[], LanguageModel],
-        passage_tokens: int,
-        ui: Ui,
-        precision: str = "auto",
-        window: int = 20,
-    ) -> None:
-        self.identity = identity
-        self.passage_tokens = passage_tokens
-        self.ui = ui
-        self.window = window
-        self._load = load
+    identity: str
+    load: Callable[[], LanguageModel]
+    passage_tokens: int
+    ui: Ui
+    precision: str = "auto"
+    window: int = 20
+
+    def __post_init__(self) -> None:
         self._lists: dict[str, Sequence[Passage]] = {}  # by query, what was put in order
         self._teacher: LanguageModel | None = None
         self._known: dict[str, Any] | None = None
         self._answers: dict[tuple[Reading, str], Answers] = {}
-        how = "" if precision == "auto" else f"-{precision}"  # answers of another precision are kept apart
-        self.folder = cache_room("checks") / f"teacher-{identity}{how}"
+        how = "" if self.precision == "auto" else f"-{self.precision}"  # answers of another precision are kept apart
+        self.folder = cache_room("checks") / f"teacher-{self.identity}{how}"
 
     @contextmanager
     def alone(self, wait: bool = False) -> Iterator[None]:
@@ -196,19 +191,17 @@ class Judge:
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock", timeout=-1 if wait else 0)
         try:
-            lock.acquire()
+            held = lock.acquire()
         except Timeout:
             raise RunError(f"another check of this teacher is at work (lock {lock.lock_file}); wait for it") from None
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     @property
     def teacher(self) -> LanguageModel:
         """The teacher, loaded on first use; its name and what it can do are noted."""
         if self._teacher is None:
-            self._teacher = self._load()
+            self._teacher = self.load()
             self._known = {"name": self._teacher.name, "can_score": self._teacher.can_score}
             write_json(self.folder / "teacher.json", self._known)
         return self._teacher

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from gecko.core.counts import drop_words
 from gecko.core.errors import TeacherError, TeacherRefused
 from gecko.core.progress import Silent, Ui
 from gecko.core.text import difference, points
+from gecko.encoder import Encoder
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.builtin import probe
 from gecko.evaluation.evaluate import dense_run
@@ -26,9 +26,6 @@ from gecko.evaluation.teacher.answers import Form, Judge, orders
 from gecko.fret.judging import FormName
 from gecko.llm.base import LanguageModel
 from gecko.prompts import Prompt
-
-if TYPE_CHECKING:
-    from gecko.encoder import Encoder
 
 TOLD_BY = 10  # fewer texts than these tell no share
 INSTEAD = (

@@ -6,26 +6,25 @@ with the retriever's rank. Differences are paired, query by query. No pair is as
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from gecko.config.stages import RelabelConfig
 from gecko.core.errors import EvaluationError, TeacherError
 from gecko.core.files import digest, read_json, write_json
 from gecko.core.progress import Silent, Ui
 from gecko.core.records import Passage
+from gecko.encoder import Encoder, load_encoder, model_identity
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.evaluate import HEADLINE, dense_run, refuse_equal_names
 from gecko.evaluation.metrics import Array, macro_ci, paired
 from gecko.evaluation.teacher.answers import VERSION, Form, Judge, load_form, orders, spread_forms
 from gecko.llm.answers import Kind
 from gecko.llm.base import LanguageModel
-from gecko.llm.registry import judging_form
+from gecko.llm.registry import judging_form, load_teacher, teacher_identity
 from gecko.prompts import load_prompt
 from gecko.weights.cache import cache_folder
-
-if TYPE_CHECKING:
-    from gecko.encoder import Encoder
 
 RUN_QUERIES = 1000  # of the run whose cost is estimated
 
@@ -288,10 +287,6 @@ def connect(
     llm: str, backbone: str, config: ValueConfig, ui: Ui | None = None
 ) -> "tuple[Judge, Callable[[], Encoder], str]":
     """What measuring needs: a judge that loads the teacher when it must, the start model's loader and its identity."""
-    from gecko.config.stages import RelabelConfig
-    from gecko.encoder import load_encoder, model_identity
-    from gecko.llm.registry import load_teacher, teacher_identity
-
     shown = ui or Silent()
 
     def load() -> LanguageModel:
