@@ -324,6 +324,19 @@ def test_passages_are_cut_licensed_and_kept(home: Path, tiny: Path, tmp_path: Pa
     assert len(some) == 10 and len(more) == 30 and some == more[:10]
 
 
+def test_what_a_recipe_leaves_out_is_counted(home: Path, tiny: Path, tmp_path: Path) -> None:
+    mirror = (home / "mirror").as_uri()
+    [_, words] = corpora.load_corpora(home / "corpora")
+    before = list(corpora.make_passages(words, tmp_path / "before", mirror).rows())
+    word = before[0]["text"].split()[0]
+    text = (home / "corpora" / "words.toml").read_text()
+    (tmp_path / "words.toml").write_text(f'{text}\n[passages]\nleave_out = ["\\\\b{word.upper()}\\\\b"]\n')
+    made = corpora.make_passages(*corpora.load_corpora(tmp_path), tmp_path / "after", mirror)
+    gone = [row for row in before if word in row["text"].split()]
+    assert list(made.rows()) == [row for row in before if row not in gone]
+    assert made.facts["drops"]["left out by a pattern of the recipe"] == len(gone) > 0
+
+
 def test_a_licence_that_is_stated_is_looked_for(home: Path, tmp_path: Path) -> None:
     text = (home / "corpora" / "words.toml").read_text()
     stated = f'{text}\n[licence]\nname = "Expat"\nevidence = "do as you like"\n'

@@ -46,7 +46,7 @@ KEYS = {
     "licence": {"name", "evidence", "source"},
     "package": {"name", "version", "path", "sha256"},
     "read": {"reader", "root", "include", "exclude", "without", "title_without", "skip_sections"},
-    "passages": {"most", "of_a_document", "min_words"},
+    "passages": {"most", "of_a_document", "min_words", "leave_out"},
     "queries": {"kinds", "languages", "max_title", "min_seed_chars", "prompt"},
 }
 
@@ -285,7 +285,11 @@ def _clean(passage: Passage, corpus: Corpus) -> Passage:
 
 
 def _unfit(passage: Passage, corpus: Corpus) -> str:
-    """Why a passage is not worth a query: a section that all pages have, too few words, or mostly signs."""
+    """Why a passage is not worth a query: what its recipe leaves out, a section that all pages have, few words, signs."""
+    if any(
+        re.search(pattern, passage.text, re.IGNORECASE) for pattern in corpus.table("passages").get("leave_out", ())
+    ):
+        return "left out by a pattern of the recipe"
     sections = passage.title.split(" › ")[1:]
     if any(section in corpus.table("read").get("skip_sections", ()) for section in sections):
         return "section without content"
