@@ -31,7 +31,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Shows a file of the repository that is no page by its path: on the site there is nothing to link to."""
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+(recipes/[^)]+)\)", r"\1 (`\2`)", markdown)
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+((?:data|recipes)/[^)]+)\)", r"\1 (`\2`)", markdown)
 
 
 def cli_page() -> str:

@@ -56,7 +56,7 @@ SCHEMA = pa.schema(
 COLUMNS = {
     "query_id": "made from the seed's id, the prompt's hash and the run's random seed",
     "corpus": "which of the corpora below",
-    "kind": "what kind of query was asked for: question, how-to, claim, keywords, problem, sentence",
+    "kind": "what kind of query was asked for: question, how-to, claim, keywords, problem, sentence, word",
     "language": "of the query, as far as can be told",
     "task": "the retrieval task as the teacher worded it, in English",
     "query": "the query that the teacher wrote for the seed",
@@ -214,6 +214,7 @@ def write_card(out: Path) -> None:
         columns=COLUMNS,
         licences=_added(facts["passages"]["licences"] for facts in corpora),
         kinds=_added(facts["kinds"] for facts in corpora),
+        others=any(facts["passages"]["language"] != "en" for facts in corpora),
         languages=_added(facts["languages"] for facts in corpora),
         dropped=_added(facts["dropped"] for facts in corpora),
         removed=_added(facts["drops"]["release"] for facts in corpora),
