@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from gecko.config.run import RunConfig
 from gecko.config.stages import RelabelConfig
 from gecko.core.counts import Counts
 from gecko.core.errors import TeacherError
-from gecko.core.progress import Silent
-from gecko.run.engine import RemoteModel, another_model
+from gecko.core.progress import Silent, Ui
+from gecko.run.engine import Executor, RemoteModel, another_model
 
 if TYPE_CHECKING:
     from gecko.encoder import Encoder
     from gecko.llm.base import LanguageModel, Usage
-    from gecko.stages.context import Context
 
 TeacherLoader = Callable[[Counts], "LanguageModel"]
 EncoderLoader = Callable[[], "Encoder"]
@@ -73,10 +73,30 @@ class RemoteTeacher:
         return self._loaded
 
 
+class Asks(Protocol):
+    """Who asks for models: the context of a run, which decides whether and how its teachers may be asked."""
+
+    ui: Ui
+    engine: Executor
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings of the run."""
+
+    def may_ask(self) -> None:
+        """Called before a teacher is loaded. Raises RunError: none may be."""
+
+    def can_judge(self, teacher: "LanguageModel") -> None:
+        """Called with the teacher that was loaded. Raises TeacherError: it cannot do what the run needs."""
+
+    def needs_likelihood(self) -> bool:
+        """Whether the teacher must return the log-probabilities of a given text."""
+
+
 class Models:
     """The start model and the teachers of a run; where its engine does the work elsewhere, models are loaded there."""
 
-    def __init__(self, context: "Context") -> None:
+    def __init__(self, context: Asks) -> None:
         self.context, self.config, self.ui, self.engine = context, context.config, context.ui, context.engine
         self._teacher: LanguageModel | None = None
 
