@@ -127,8 +127,7 @@ class _ByteAttention:
 
     def __init__(self, groups: list[tuple[int, int, int]], heads: int, width: int) -> None:
         self._heads = heads
-        starts, texts, lengths = np.array(groups, np.int64).T.copy()
-        self._groups = starts, texts, lengths
+        self._groups = tuple(np.array(groups, np.int64).T.copy())  # starts, texts, lengths
 
     def __call__(self, product: kernels.Product, bias: kernels.Floats, rows: _Rows) -> None:
         """Of the (N, 3 D) product with ``rows``, whose bytes and scales become the result's."""
