@@ -68,6 +68,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved
 
 
+@pytest.fixture(scope="session")
+def towers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two towers: passages have the vectors of the tiny model, queries those of another."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from gecko.encoder import save_model
+    from gecko.encoder.towers import name_passages, two_towers
+
+    queries, passages = (SentenceTransformer(str(tiny_model), device="cpu") for _ in range(2))
+    moved = torch.Generator().manual_seed(1)
+    for weight in queries.parameters():
+        weight.data += 0.1 * torch.randn(weight.shape, generator=moved)
+    folder = tmp_path_factory.mktemp("towers") / "model"
+    save_model(two_towers(queries, passages), folder, "native")
+    name_passages(folder, str(tiny_model))
+    return folder
+
+
 TEXT = """
 river stone bread light engine garden winter copper signal market forest bottle school violin harbour pepper
 saddle thunder meadow pencil carpet bridge candle orchard compass hammer lantern pillow ribbon tunnel walnut

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
@@ -23,7 +22,6 @@ from gecko.config.stages import CorpusConfig
 from gecko.core.counts import Counts
 from gecko.corpus import ingest
 from gecko.encoder import save_model
-from gecko.encoder.towers import name_passages, two_towers
 from gecko.search import Hit, Index, IndexConfig, build_index
 
 from .postgresql import serve
@@ -56,19 +54,6 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose passages and queries have prompts of their own."""
     folder = tmp_path_factory.mktemp("unified") / "model"
     save_model(SentenceTransformer(str(tiny_model), device="cpu"), folder, "unified", [32, 16])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def towers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of two towers: passages have the vectors of the tiny model, queries those of another."""
-    queries, passages = (SentenceTransformer(str(tiny_model), device="cpu") for _ in range(2))
-    moved = torch.Generator().manual_seed(1)
-    for weight in queries.parameters():
-        weight.data += 0.1 * torch.randn(weight.shape, generator=moved)
-    folder = tmp_path_factory.mktemp("towers") / "model"
-    save_model(two_towers(queries, passages), folder, "native")
-    name_passages(folder, str(tiny_model))
     return folder
 
 

@@ -38,6 +38,19 @@ def test_the_second_time_embeds_nothing(encoder: Encoder, tmp_path: Path, monkey
     assert narrow.shape == (3, 8)
 
 
+def test_passages_of_two_towers_are_those_of_their_start(
+    encoder: Encoder, towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passages = [Passage(str(place), "old house", text) for place, text in enumerate(TEXTS)]
+    two = load_encoder(str(towers), bf16=False)
+    asked = KeptEmbeddings(encoder, tmp_path).queries(TEXTS)
+    found = KeptEmbeddings(encoder, tmp_path).passages(passages)
+    np.testing.assert_allclose(KeptEmbeddings(two, None).passages(passages), found, atol=1e-6)
+    assert not np.allclose(KeptEmbeddings(two, tmp_path).queries(TEXTS), asked, atol=1e-3)
+    monkeypatch.setattr(Encoder, "passages", refuse)
+    np.testing.assert_array_equal(KeptEmbeddings(two, tmp_path).passages(passages), found)
+
+
 def test_a_narrower_width_is_the_encoders_own(encoder: Encoder, tmp_path: Path) -> None:
     got = KeptEmbeddings(encoder.truncated(8), tmp_path).queries(TEXTS)
     np.testing.assert_allclose(got, encoder.truncated(8).queries(TEXTS), atol=1e-6)

@@ -39,7 +39,7 @@ from gecko.encoder.forked import Lock, survives_fork
 from gecko.encoder.save import window_of
 from gecko.encoder.spec import CARD
 from gecko.encoder.tokens import own_tokenizer, written_tokenizer
-from gecko.encoder.towers import SIDES, Side, has_two_towers, passage_identity, tower
+from gecko.encoder.towers import SIDES, Side, has_two_towers, tower
 from gecko.encoder.vectors import Output, Packed, Vectors, encode_output, refuse_not_finite, shorten
 from gecko.run.engine import another_model, anywhere
 
@@ -99,7 +99,7 @@ class Embedder:
         self.form: InputFormat = encoder.form
         self.spec = encoder.spec
         self.identity = encoder.identity
-        self.passage_identity = passage_identity(self.spec) if has_two_towers(model) and self.spec else self.identity
+        self.passage_identity = encoder.passage_identity
         self.dim = encoder.dim
         self.max_tokens = window_of(model)
         self._prompts, self._default_prompt = saved_prompts(model)

@@ -23,7 +23,7 @@ from gecko.encoder.encode import encode_texts, pooled_in_float32
 from gecko.encoder.forked import survives_fork
 from gecko.encoder.save import detect_form, most_positions
 from gecko.encoder.spec import model_identity, refuse_pickles, resolve_model
-from gecko.encoder.towers import has_two_towers
+from gecko.encoder.towers import has_two_towers, passage_identity
 from gecko.encoder.vectors import Vectors, refuse_not_finite
 from gecko.weights.files import why_not_loaded
 
@@ -80,6 +80,11 @@ class Encoder:
         """What else than weights and text its numbers depend on: the device, and what that computes in."""
         device = self.model.device.type
         return f"{device} {self.bf16} {has_fast_bfloat16(device)}"
+
+    @property
+    def passage_identity(self) -> str:
+        """What its passage vectors are known by: of a model of two towers, the identity of the model that made them."""
+        return passage_identity(self.spec) if self.spec and has_two_towers(self.model) else self.identity
 
     def truncated(self, dim: int) -> "Encoder":
         """The same model, cut to its first ``dim`` dimensions; nothing is loaded again.

@@ -1,8 +1,9 @@
 """Embeddings kept by content, so that a second measurement of the same model on the same texts embeds nothing.
 
 A file holds the vectors of one list of texts in full width; a narrower one is cut from it. Its name hashes the model's
-identity, how it was run, and the texts. The folder is the user's cache folder (``GECKO_CACHE`` moves it) and is bounded:
-what was not used for the longest time goes first.
+identity, how it was run, and the texts; the passages of a model of two towers are those of the model that made them. The
+folder is the user's cache folder (``GECKO_CACHE`` moves it) and is bounded: what was not used for the longest time goes
+first.
 """
 
 import contextlib
@@ -56,7 +57,9 @@ class KeptEmbeddings:
         self._folder = folder if encoder.identity else None
         self._limit = limit
         window = str(encoder.model.max_seq_length)
-        self._how = digest(str(VERSION), encoder.identity, encoder.form, encoder.precision, window)
+        how = (encoder.form, encoder.precision, window)
+        self._how = digest(str(VERSION), encoder.identity, *how)
+        self._how_passages = digest(str(VERSION), encoder.passage_identity, *how)
 
     def queries(self, texts: Sequence[str], tasks: Sequence[str] | str = "", *, progress: bool = False) -> Vectors:
         """As :meth:`gecko.encoder.Encoder.queries`."""
@@ -92,7 +95,7 @@ class KeptEmbeddings:
         return self._key("passage", "", (text for item in items for text in (item.title, item.text)))
 
     def _key(self, side: str, task: str, texts: Iterable[str]) -> str:
-        return digest(self._how, side, task, *texts)
+        return digest(self._how_passages if side == "passage" else self._how, side, task, *texts)
 
     def _kept(self, key: str, rows: int, embed: Callable[[], Vectors]) -> Vectors:
         if self._folder is None:

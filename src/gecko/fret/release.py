@@ -179,7 +179,7 @@ def load_release(
     held = frozenset(heldout)
     released = Released(spec, passages)
     for row in read_release(spec):
-        ranked = _ranked(row, config)
+        ranked = ranked_labels(row, config)
         content = {entry["passage_id"]: entry["content"] for entry in row["candidates"]}
         there = {identifier for identifier, value in content.items() if known.get(identifier) == value}
         needed = {row["seed_id"], ranked[0].passage_id} - {""}
@@ -198,8 +198,8 @@ def load_release(
     return released
 
 
-def _ranked(row: Mapping[str, Any], config: SelectConfig) -> list[Label]:
-    """All candidates of a row in fused order."""
+def ranked_labels(row: Mapping[str, Any], config: SelectConfig) -> list[Label]:
+    """All candidates of a release's row in fused order, by their stored scores."""
     candidates: list[Candidate] = []
     scores: dict[str, Judged] = {}
     for rank, entry in enumerate(row["candidates"], start=1):
