@@ -109,6 +109,23 @@ def write_corpus(path: Path, words: Sequence[str]) -> Path:
     return path
 
 
+@pytest.fixture
+def sets(words: list[str], tmp_path: Path) -> list[Path]:
+    """Two BEIR folders of 60 passages and 12 queries each."""
+    folders = []
+    for place, name in enumerate(("one", "two")):
+        folder = tmp_path / name
+        (folder / "qrels").mkdir(parents=True)
+        write_corpus(folder / "corpus.jsonl", words[place:])
+        ids = [json.loads(line)["_id"] for line in (folder / "corpus.jsonl").read_text().splitlines()]
+        queries = [{"_id": f"q{row}", "text": f"{words[row]} and {words[row + 1]}"} for row in range(12)]
+        (folder / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in queries))
+        judged = "".join(f"q{row}\t{ids[row]}\t1\n" for row in range(12))
+        (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+        folders.append(folder)
+    return folders
+
+
 def rewrite_shards(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     """Have the shards of a stage be those of a version whose records were others."""
     from gecko.core.files import file_sha256

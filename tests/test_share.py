@@ -9,26 +9,9 @@ import pytest
 
 from gecko.core.files import read_json, tree_sha256
 
-from .conftest import write_corpus
 from .test_gain import script
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def sets(words: list[str], tmp_path: Path) -> list[Path]:
-    folders = []
-    for place, name in enumerate(("one", "two")):
-        folder = tmp_path / name
-        (folder / "qrels").mkdir(parents=True)
-        write_corpus(folder / "corpus.jsonl", words[place:])
-        ids = [json.loads(line)["_id"] for line in (folder / "corpus.jsonl").read_text().splitlines()]
-        queries = [{"_id": f"q{row}", "text": f"{words[row]} and {words[row + 1]}"} for row in range(12)]
-        (folder / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in queries))
-        judged = "".join(f"q{row}\t{ids[row]}\t1\n" for row in range(12))
-        (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
-        folders.append(folder)
-    return folders
 
 
 def test_labels_are_written_once_and_trained_on_without_a_teacher(
