@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.released and STDLIB_QUESTIONS in given.sets:
         options.error(f"{STDLIB_QUESTIONS} asks about the corpus of {', '.join(given.released)}; leave one of them out")
     config = load_config(None, ["train.formats=['native']", *given.changes], {})
+    if len(config.train.formats) > 1:
+        options.error(f"train.formats = {config.train.formats}; a model has one")
     sets = [load_set(spec) for spec in given.sets]  # first, so that a mistake in them shows before anything is trained
     passages, corpora = read_rows(given.rows, given.released, config.select)
     if not any(corpora.values()):
@@ -99,10 +101,8 @@ def read_rows(folder: Path, released: Sequence[str], config: SelectConfig) -> tu
 def train_model(folder: Path, rows: Sequence[Example], passages: Texts, config: RunConfig, seed: int) -> Path:
     """The model of a seed, trained unless it is there."""
     chosen = sorted(row.query_id for row in rows)
-    settings = {
-        "of": digest(config.train.model_dump_json(exclude=WITHOUT_EFFECT), config.backbone, *chosen),
-        "rows": len(rows),
-    }
+    how = (config.train.model_dump_json(exclude=WITHOUT_EFFECT), config.select.model_dump_json(), config.backbone)
+    settings = {"of": digest(*config.train.formats, *how, *chosen), "rows": len(rows)}
     if (folder / SETTINGS).exists():
         if read_json(folder / SETTINGS) != settings:
             raise SystemExit(f"{folder} was trained on other rows or with other settings; name another OUT")

@@ -41,8 +41,9 @@ def test_it_trains_once_and_measures_where_it_was_not_trained(
     trained = [tree_sha256(out / f"seed-{seed}") for seed in (0, 1)]
     assert trained[0] != trained[1]
     assert run()[1] == first and trained == [tree_sha256(out / f"seed-{seed}") for seed in (0, 1)]
-    with pytest.raises(SystemExit, match="other rows or with other settings; name another OUT"):
-        run("--set", "train.learning_rate=1e-3")
+    for other in ("train.learning_rate=1e-3", "select.targets=fused"):
+        with pytest.raises(SystemExit, match="other rows or with other settings; name another OUT"):
+            run("--set", other)
     with pytest.raises(SystemExit):
         recipe.main([str(out), "stdlib-questions", "--released", "fret-stdlib"])
     assert "asks about the corpus of fret-stdlib" in capsys.readouterr().err
