@@ -30,6 +30,7 @@ from gecko.core.counts import Counts
 from gecko.core.files import digest, read_json, write_json
 from gecko.core.progress import Terminal
 from gecko.core.records import Example, Passage, Query
+from gecko.core.text import difference, points
 from gecko.corpus import ingest
 from gecko.encoder import load_encoder, resolve_model
 from gecko.evaluation.beir import RetrievalSet
@@ -119,24 +120,19 @@ def measure(sets: Sequence[RetrievalSet], backbone: str, models: Sequence[Path])
     folder = cache_folder() / "embeddings"
     encoders = {str(path): KeptEmbeddings(load_encoder(str(path)), folder) for path in [backbone, *models]}
     found = evaluate_retrieval(sets, encoders, bm25=False)
-    gains, lines, each = [], [["set (queries)", "start", "model", "gain"]], {}
+    gains, each, lines = [], {}, [["set (queries)", "start", "model", "gain"]]
     for data in sets:
-        scores = {name: 100 * values[HEADLINE] for name, values in found[data.name].per_query.items()}
+        scores = {name: values[HEADLINE] for name, values in found[data.name].per_query.items()}
         start, model = scores[backbone], np.mean([scores[str(path)] for path in models], axis=0)
         gains.append(model - start)
-        each[data.name] = [round(value, 2) for value in macro_ci(gains[-1:])]
+        mean, *ends = each[data.name] = macro_ci(gains[-1:])
         label = f"{data.name} ({len(start):,})"
-        lines.append([label, f"{start.mean():.1f}", f"{model.mean():.1f}", interval(each[data.name])])
-    macro = [round(value, 2) for value in macro_ci(gains)]
-    lines.append(["mean", "", "", interval(macro)])
+        lines.append([label, points(start.mean()), points(model.mean()), difference(mean, ends)])
+    mean, *ends = macro = macro_ci(gains)
+    lines.append(["mean", "", "", difference(mean, ends)])
     print(markdown_table(lines))
-    print(json.dumps({"gain": macro[0], "gain_ci95": macro[1:], "sets": each}))
-
-
-def interval(numbers: Sequence[float]) -> str:
-    """A gain with its interval."""
-    mean, low, high = numbers
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    [gain, *gain_ci95], *rows = [[round(100 * value, 2) for value in one] for one in (macro, *each.values())]
+    print(json.dumps({"gain": gain, "gain_ci95": gain_ci95, "sets": dict(zip(each, rows, strict=True))}))
 
 
 if __name__ == "__main__":

@@ -92,10 +92,10 @@ class KeptEmbeddings:
         )
 
     def _passage_key(self, items: Sequence[Passage | Text]) -> str:
-        return self._key("passage", "", (text for item in items for text in (item.title, item.text)))
+        return digest(self._how_passages, "passage", "", *(text for item in items for text in (item.title, item.text)))
 
     def _key(self, side: str, task: str, texts: Iterable[str]) -> str:
-        return digest(self._how_passages if side == "passage" else self._how, side, task, *texts)
+        return digest(self._how, side, task, *texts)
 
     def _kept(self, key: str, rows: int, embed: Callable[[], Vectors]) -> Vectors:
         if self._folder is None:
