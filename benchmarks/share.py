@@ -96,6 +96,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--cell", dest="cells", action="append", nargs="+", default=[], metavar=("NAME", "KEY=VALUE"))
     options.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="in all cells")
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--keep", type=Path, metavar="DIR", help="keep each trained model as DIR/CELL/NAME-SEED")
     options.add_argument("--half", choices=["even", "odd", "all"], default="even")
     options.add_argument("--json", action="store_true", help="print the last line alone")
     options.add_argument("--judge", type=int, metavar="QUERIES")
@@ -155,7 +156,8 @@ def _train(
         *(form, trained, config.select.model_dump_json(), config.backbone, str(config.student)),
         *([config.lexical.model_dump_json()] if config.lexical.sentences else []),
     )
-    if file.exists() and read_json(file)["settings"] == settings:
+    kept = given.keep / cell / file.stem if given.keep else None
+    if file.exists() and read_json(file)["settings"] == settings and (kept is None or kept.exists()):
         return
     from gecko.training import train
 
@@ -173,6 +175,8 @@ def _train(
         seconds = time.perf_counter() - began
         student = _ndcg(data, str(folder))
         shutil.rmtree(points.parent, ignore_errors=True)
+        if kept:
+            shutil.copytree(folder, kept, dirs_exist_ok=True)
     result = {"settings": settings, "rows": len(rows), "seconds": round(seconds, 1), "student": student}
     write_json(file, result | {"start": _ndcg(data, config.backbone)})
 
