@@ -28,7 +28,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +124,7 @@ def _write_labels(given: argparse.Namespace, spec: str, name: str, ui: Terminal)
 
 def _judge(folder: Path, data: RetrievalSet, queries: int, config: RunConfig, ui: Terminal) -> None:
     """The teacher's order of the start model's candidates, of even queries; a larger number adds to what is kept."""
-    even = {key for key, _ in data.queries[::2]}
-    half = replace(
-        data,
-        queries=[query for query in data.queries if query[0] in even],
-        qrels={key: grades for key, grades in data.qrels.items() if key in even},
-    )
+    half = data.asking({key for key, _ in data.queries[::2]})
     value = ValueConfig(queries=queries, candidates=config.mine.n)
     form = load_form(value.forms[0])
     [measured] = measure_orders([half], [form], value, *connect(config.llm, config.backbone, value, ui))[form.name]

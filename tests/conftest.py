@@ -1,6 +1,9 @@
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,6 +127,16 @@ def sets(words: list[str], tmp_path: Path) -> list[Path]:
         (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
         folders.append(folder)
     return folders
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script outside the package, as a module."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    return module
 
 
 def rewrite_shards(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:

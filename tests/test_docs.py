@@ -1,7 +1,6 @@
 """The pages for people and programs: links lead somewhere, commands parse, and quoted messages are those of the code."""
 
 import ast
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,8 @@ from typer.main import get_command
 from gecko.cli.main import app
 from gecko.config.load import load_config
 from gecko.core import errors
+
+from .conftest import load_script
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -43,10 +44,7 @@ def named(page: Path) -> str:
 @cache
 def generated() -> dict[Path, str]:
     """Pages that the site makes from the code."""
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
-    assert spec and spec.loader
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
+    hooks = load_script(ROOT / "docs" / "hooks.py")
     return {ROOT / "docs" / path: make() for path, make in hooks.PAGES.items()}
 
 

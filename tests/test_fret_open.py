@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib.util
 import io
 import json
 import re
@@ -11,7 +10,6 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -21,6 +19,8 @@ from typer.testing import CliRunner
 from gecko.cli.main import app
 from gecko.core.errors import CorpusError, RunError
 from gecko.prompts import load_prompt
+
+from .conftest import load_script
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "fret-open"
 SHIPPED = Path(__file__).parent.parent / "data" / "fret-open"
@@ -127,18 +127,10 @@ def tiny(tiny_model: Path) -> Iterator[Path]:
     corpora.START = before
 
 
-def load_build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fret_open_build", RECIPE / "build.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def data(home: Path, tiny: Path) -> Path:
     """A small data set, as the script makes it."""
-    build = load_build()
+    build = load_script(RECIPE / "build.py")
     build.FOLDER = home / "corpora"
     command = ["-o", home / "data", "--work", home / "work", "--mirror", (home / "mirror").as_uri(), "--queries", 20]
     build.main([str(one) for one in (*command, "--llm", "fake", "--set", f"backbone={tiny}", "--set", "mine.n=6")])
@@ -287,7 +279,7 @@ def test_every_corpus_that_ships_can_be_read() -> None:
     assert len(found) >= 12
     assert {one.language for one in found} == {"en", "de", "fr", "es"}
     wordings = next(one.phrases for one in load_prompt("generate_kinds").variables if one.name == "language")
-    build = load_build()
+    build = load_script(RECIPE / "build.py")
     for one in found:
         config = build.settings(one, corpora.Made(Path("passages.jsonl"), {"licences": ["CC0-1.0"]}), "fake", 5)
         prompt = load_prompt(config.prompts.generate)
@@ -366,7 +358,7 @@ def test_the_data_set_passes_its_own_checks(data: Path) -> None:
 def test_it_grows_and_keeps_what_is_paid_for(data: Path, home: Path, tiny: Path) -> None:
     before = {row["query_id"]: row["query"] for row in rows_of(data)}
     copy = home / "grown"
-    build = load_build()
+    build = load_script(RECIPE / "build.py")
     build.FOLDER = home / "corpora"
     command = ["-o", copy, "--work", home / "work", "--mirror", (home / "mirror").as_uri(), "--queries", 26, "words"]
     build.main([str(one) for one in (*command, "--llm", "fake", "--set", f"backbone={tiny}", "--set", "mine.n=6")])

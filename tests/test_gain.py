@@ -1,11 +1,9 @@
 """The scripts that make the tables of docs/research/gain.md, on two tiny corpora with a stand-in for the teacher."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,20 +20,11 @@ from gecko.llm.base import Group
 from gecko.llm.fake import FakeLM
 from gecko.prompts import load_prompt
 
-from .conftest import write_corpus
+from .conftest import load_script, write_corpus
 
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent.parent / "benchmarks"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 Script = Callable[..., tuple[str, dict[str, Any]]]
@@ -48,7 +37,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     def run(name: str, *arguments: object) -> tuple[str, dict[str, Any]]:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         monkeypatch.setenv("GECKO_CACHE", str(home / "cache"))
-        script(name).main()
+        load_script(HERE / f"{name}.py").main()
         text = capsys.readouterr().out
         last = text.strip().splitlines()[-1]
         return text, json.loads(last) if last.startswith("{") else {}

@@ -1,12 +1,13 @@
 """The recipe that trains one model on many corpora, with the rows that ship and a tiny model."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from gecko.core.files import tree_sha256
+
+from .conftest import load_script
 
 SCRIPT = Path(__file__).parents[1] / "recipes" / "general_model.py"
 
@@ -20,10 +21,7 @@ def test_it_trains_once_and_measures_where_it_was_not_trained(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = importlib.util.spec_from_file_location("general_model", SCRIPT)
-    assert spec and spec.loader
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = load_script(SCRIPT)
     monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
     settings = [f"backbone={tiny_model}", "train.freeze=passages", "train.epochs=1", "train.min_steps=0"]

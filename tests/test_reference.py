@@ -1,6 +1,5 @@
 """The reference pages that the site makes from the code: nothing that a user can name is missing there."""
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,16 +16,14 @@ from gecko.cli.main import app
 from gecko.config.run import RunConfig
 from gecko.serving.config import ServeConfig
 
+from .conftest import load_script
+
 HOOKS = Path(__file__).parents[1] / "docs" / "hooks.py"
 
 
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_hooks", HOOKS)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(HOOKS)
 
 
 def keys(annotation: Any, prefix: str) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """What may be released: a tag of the version, with a section of the changelog that is no longer open."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 import gecko
+
+from .conftest import load_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,10 +22,7 @@ ROOT = Path(__file__).parents[1]
     ],
 )
 def test_a_tag_is_of_the_version_and_written_up(tag: str, changelog: str, says: str | None, tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("release_check", ROOT / "tools" / "release_check.py")
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script(ROOT / "tools" / "release_check.py")
     source = tmp_path / "src" / "gecko" / "__init__.py"
     source.parent.mkdir(parents=True)
     source.write_text('"""Words."""\n\n__version__ = "1.2.3"\n')

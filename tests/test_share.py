@@ -9,7 +9,9 @@ import pytest
 
 from gecko.core.files import read_json, tree_sha256
 
-from .test_gain import script
+from .conftest import load_script
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "share.py"
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +38,7 @@ def test_labels_are_written_once_and_trained_on_without_a_teacher(
         small = ("select.min_rc=null", "train.batch=8", "train.epochs=1", "train.min_steps=0", "train.max_tokens=32")
         chosen = [word for one in (*changed, *small) for word in ("--set", one)]
         monkeypatch.setattr(sys, "argv", ["share.py", *map(str, sets), "--labels", str(labels), *chosen, *options])
-        script("share").main()
+        load_script(SCRIPT).main()
         printed = capsys.readouterr().out.strip().splitlines()
         return json.loads(printed[-1]) if printed and printed[-1].startswith("{") else {}
 

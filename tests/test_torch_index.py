@@ -1,6 +1,5 @@
 """Where `make` takes torch from, with a pip that says what it is told to and writes down what it was asked."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from .conftest import load_script
 
 TOOL = Path(__file__).parents[1] / "tools" / "torch_index.py"
 VERSIONS = "torch (2.13.0+cpu)\nAvailable versions: 2.13.0+cpu, 2.12.1+cpu\n"
@@ -30,10 +31,7 @@ print(said[kind], end="")
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script as a module, on Linux without an NVIDIA device."""
-    spec = importlib.util.spec_from_file_location("torch_index", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(TOOL)
     monkeypatch.setattr(module, "has_nvidia", lambda: False)
     monkeypatch.setattr(sys, "platform", "linux")
     return module

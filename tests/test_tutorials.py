@@ -1,22 +1,19 @@
 """The tutorials show what their commands print."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from .conftest import load_script
+
 TOOL = Path(__file__).parents[1] / "tools" / "tutorials.py"
 
 
 @pytest.fixture(scope="module")
 def tutorials() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tutorials", TOOL)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOL)
 
 
 PAGE = """

@@ -1,6 +1,5 @@
 """A cross-encoder behind a retriever, and one that the recipe trains on a run's rows."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +22,8 @@ from gecko.evaluation.sets import eval_notes, eval_table
 from gecko.fret.export_rows import export_rows
 from gecko.fret.view import RunView
 from gecko.run.folder import Run
+
+from ..conftest import load_script
 
 HERE = Path(__file__).parents[1]
 KEPT = HERE / "golden" / "kept" / "run"
@@ -120,10 +121,7 @@ def test_what_reranks_nothing(tiny_model: Path, tmp_path: Path) -> None:
 def test_the_recipe_trains_one_that_eval_reads(
     tiny_model: Path, data: RetrievalSet, tmp_path: Path, own_cache: Path
 ) -> None:
-    spec = importlib.util.spec_from_file_location("cross_encoder", HERE.parent / "recipes" / "cross_encoder.py")
-    assert spec and spec.loader
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = load_script(HERE.parent / "recipes" / "cross_encoder.py")
     with Run(shutil.copytree(KEPT, tmp_path / "run")) as run:
         export_rows(RunView(run), tmp_path / "rows", "cross-encoder")
     common = ["--start", str(tiny_model), "--batch", "8", "--max-tokens", "48", "--learning-rate", "1e-3"]

@@ -1,14 +1,14 @@
 """The recipe of the two stages, on a tiny model and tiny data: to its table, again without work, and with paid rows."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from gecko.core.errors import ConfigError
 from gecko.training.loss import GeckoLoss
+
+from ..conftest import load_script
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +20,7 @@ WORDS = TEXT.split()
 @pytest.fixture
 def recipe(monkeypatch, tmp_path):
     """The script, and the commands it was seen to run."""
-    made = importlib.util.spec_from_file_location("two_stage", SCRIPT)
-    module = importlib.util.module_from_spec(made)
-    monkeypatch.setitem(sys.modules, "two_stage", module)  # its dataclass looks there
-    made.loader.exec_module(module)
+    module = load_script(SCRIPT)
     monkeypatch.setenv("GECKO_CACHE", str(tmp_path / "cache"))
     run, seen = module.gecko, []
 

@@ -8,8 +8,8 @@
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ class RetrievalSet:
     def gaps(self) -> str:
         """What the judgements name and the set lacks, in words; empty: nothing."""
         return gaps(self.unknown_documents, self.unknown_queries)
+
+    def asking(self, keys: Container[str]) -> "RetrievalSet":
+        """The set with the queries of these ids alone, in file order."""
+        queries = [query for query in self.queries if query[0] in keys]
+        return replace(self, queries=queries, qrels={key: self.qrels[key] for key, _ in queries})
 
 
 def gaps(documents: int, queries: int) -> str:

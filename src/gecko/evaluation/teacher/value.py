@@ -5,7 +5,7 @@ with the retriever's rank. Differences are paired, query by query. No pair is as
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -65,12 +65,8 @@ class ValueConfig:
 
 def sample_queries(data: RetrievalSet, count: int, seed: int) -> RetrievalSet:
     """A set with ``count`` of its queries, drawn at random and kept in file order; a larger draw includes a smaller."""
-    chosen = sorted(np.random.default_rng(seed).permutation(len(data.queries))[:count].tolist())
-    return _with_queries(data, [data.queries[place] for place in chosen])
-
-
-def _with_queries(data: RetrievalSet, queries: list[tuple[str, str]]) -> RetrievalSet:
-    return replace(data, queries=queries, qrels={key: data.qrels[key] for key, _ in queries})
+    chosen = np.random.default_rng(seed).permutation(len(data.queries))[:count]
+    return data.asking({data.queries[place][0] for place in chosen})
 
 
 def retrieve(data: RetrievalSet, start: "Callable[[], Encoder]", identity: str, k: int) -> dict[str, dict[str, float]]:
@@ -147,13 +143,13 @@ def _answered(
     }
     if not refused:
         return data
-    left = [(key, query) for key, query in data.queries if query not in refused]
+    left = {key for key, query in data.queries if query not in refused}
     lost, all_of_them = len(data.queries) - len(left), len(data.queries)
     what = f"{judge.known['name']} refused a pair of {lost} of {all_of_them} queries of {data.name}"
     if not left:
         raise EvaluationError(f"{what}, so it orders none; take another teacher, or mend what its server complains of")
     judge.ui.say(f"{what}; they are left out")
-    return _with_queries(data, left)
+    return data.asking(left)
 
 
 def teacher_value(
