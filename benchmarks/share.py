@@ -19,7 +19,8 @@ settings is made on the odd queries of a set and reported on the even ones.
 that ship with the package, they are the labels. A cell is a name and the settings in which it differs from the default
 preset; the first is ``default``. Each training's results are kept per query in ``LABELS/results/CELL/NAME-SEED.json``, so a
 call that was killed goes on. The last line is JSON of the default cell: ``share``, ``share_ci95``, ``gain``, ``gain_ci95``,
-``teacher_gain``, ``sets``; gains in points of nDCG@10.
+``teacher_gain``, ``sets``; gains in points of nDCG@10. ``--plot FILE.svg`` draws its gains. A cell is compared with the
+default on the trainings of the same seeds.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from gecko.config.load import load_config
 from gecko.config.run import RunConfig
 from gecko.config.training import WITHOUT_EFFECT
 from gecko.core.counts import Counts
-from gecko.core.files import digest, read_json, write_json
+from gecko.core.files import digest, read_json, write_bytes, write_json
 from gecko.core.progress import Terminal
 from gecko.core.records import Example, Passage
 from gecko.corpus import ingest
@@ -51,6 +52,8 @@ from gecko.evaluation.sets import load_set
 from gecko.evaluation.teacher.answers import load_form
 from gecko.evaluation.teacher.value import ValueConfig, connect, measure_orders, sample_queries
 from gecko.fret.release import FILE, load_release
+from gecko.report.plots import gains, standalone
+from gecko.report.table import ResultRow
 from gecko.report.text import markdown_table
 from gecko.run.folder import Run
 from gecko.stages import lexical, publish
@@ -78,12 +81,15 @@ def main() -> None:
             for seed in range(given.seeds):
                 for spec, data in sets:
                     _train(given, name, _config(given, spec, changes), data, seed, ui)
-    if shown := [name for name in cells if any(_kept(given, name, data) for _, data in sets)]:
-        rows = {name: _summary(given, name, [data for _, data in sets]) for name in shown}
+    measured = [data for _, data in sets]
+    if shown := [name for name in cells if any(_kept(given, name, data) for data in measured)]:
+        rows = {name: _summary(given, name, measured) for name in shown}
         if not given.json:
-            print(_table(rows, given.half))
-            for name in shown[1:]:
-                print(_paired(given, name, [data for _, data in sets]))
+            print(_sets_table(rows[shown[0]], given.half))
+            print("\n" + _cells_table(rows, given.half))
+            print(*(_paired(given, name, measured) for name in shown[1:]), sep="\n")
+        if given.plot:
+            write_bytes(given.plot, _plot(rows[shown[0]]).encode("utf-8"))
         print(json.dumps(rows[shown[0]]))
 
 
@@ -98,6 +104,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--keep", type=Path, metavar="DIR", help="keep each trained model as DIR/CELL/NAME-SEED")
     options.add_argument("--half", choices=["even", "odd", "all"], default="even")
     options.add_argument("--json", action="store_true", help="print the last line alone")
+    options.add_argument("--plot", type=Path, metavar="FILE")
     options.add_argument("--judge", type=int, metavar="QUERIES")
     options.add_argument("--write", type=int, metavar="QUERIES")
     options.add_argument("--work", type=Path, default=Path("runs/labels"))
@@ -199,16 +206,17 @@ def _ndcg(data: RetrievalSet, model: str) -> dict[str, float]:
 # --- the numbers
 
 
-def _kept(given: argparse.Namespace, cell: str, data: RetrievalSet) -> list[dict[str, Any]]:
+def _kept(given: argparse.Namespace, cell: str, data: RetrievalSet) -> dict[str, dict[str, Any]]:
     """The results of a cell's trainings on a set, by seed."""
-    return [read_json(file) for file in sorted((given.labels / "results" / cell).glob(f"{data.name}-*.json"))]
+    files = sorted((given.labels / "results" / cell).glob(f"{data.name}-*.json"))
+    return {file.stem.rpartition("-")[2]: read_json(file) for file in files}
 
 
-def _gains(given: argparse.Namespace, cell: str, data: RetrievalSet, keys: Sequence[str]) -> Array:
-    """(queries,) the student's gain in points, the mean over its seeds."""
-    kept = _kept(given, cell, data)
-    gains = [[one["student"][key] - one["start"][key] for key in keys] for one in kept]
-    return 100 * np.mean(gains, axis=0)
+def _gains(trainings: Iterable[dict[str, Any]], keys: Sequence[str]) -> Array:
+    """(queries,) the student's gain in points, the mean over its trainings."""
+    each = [[one["student"][key] - one["start"][key] for key in keys] for one in trainings]
+    points: Array = 100 * np.mean(each, axis=0)
+    return points
 
 
 def _keys(given: argparse.Namespace, data: RetrievalSet) -> list[str]:
@@ -219,26 +227,28 @@ def _keys(given: argparse.Namespace, data: RetrievalSet) -> list[str]:
 def _summary(given: argparse.Namespace, cell: str, sets: Sequence[RetrievalSet]) -> dict[str, Any]:
     """Gains of all queries of the half; the share of those that the teacher ordered."""
     sets = [data for data in sets if _kept(given, cell, data)]
-    gains, parts, wholes, each = [], [], [], {}
+    found, parts, wholes, each = [], [], [], {}
     for data in sets:
-        gains.append(_gains(given, cell, data, _keys(given, data)))
+        keys, kept = _keys(given, data), list(_kept(given, cell, data).values())
+        found.append(_gains(kept, keys))
         file = given.labels / data.name / "teacher.json"
-        kept = _kept(given, cell, data)
+        start = 100 * np.mean([kept[0]["start"][key] for key in keys])
         each[data.name] = {
-            "queries": len(gains[-1]),
+            "queries": len(keys),
             "rows": kept[0]["rows"],
             "seeds": len(kept),
             "seconds": round(float(np.mean([one["seconds"] for one in kept])), 1),
-            "gain": [round(value, 2) for value in macro_ci(gains[-1:])],
+            "start": round(float(start), 1),
+            "student": round(float(start + found[-1].mean()), 1),
+            "gain": [round(value, 2) for value in macro_ci(found[-1:])],
         }
         if file.exists():
             orders = read_json(file)["orders"]
-            ordered = [key for key in _keys(given, data) if key in orders["rrf"]]
-            if ordered:
-                parts.append(_gains(given, cell, data, ordered))
+            if ordered := [key for key in keys if key in orders["rrf"]]:
+                parts.append(_gains(kept, ordered))
                 wholes.append(100 * np.array([orders["rrf"][key] - orders["retriever"][key] for key in ordered]))
                 each[data.name] |= _share(parts[-1:], wholes[-1:]) | {"ordered": len(ordered)}
-    gain, *ends = macro_ci(gains)
+    gain, *ends = macro_ci(found)
     whole = _share(parts, wholes) if parts else {"share": None, "share_ci95": None, "teacher_gain": None}
     return whole | {
         "gain": round(gain, 2),
@@ -256,15 +266,28 @@ def _share(parts: Sequence[Array], wholes: Sequence[Array]) -> dict[str, Any]:
     }
 
 
-def _table(rows: dict[str, dict[str, Any]], half: str) -> str:
+def _sets_table(row: dict[str, Any], half: str) -> str:
+    """The default on each set, and in the mean."""
+    lines = [[f"set ({half} queries)", "rows", "start", "student", "gain", "the teacher's gain (queries)", "share"]]
+    for name, one in row["sets"].items():
+        teacher = f"{one['teacher_gain']:+.1f} ({one['ordered']:,})" if "ordered" in one else ""
+        counts = [f"{name} ({one['queries']:,})", f"{one['rows']:,}", f"{one['start']:.1f}", f"{one['student']:.1f}"]
+        lines.append([*counts, _interval(one["gain"]), teacher, _percent(one)])
+    queries, rows, ordered = (
+        sum(one.get(key, 0) for one in row["sets"].values()) for key in ("queries", "rows", "ordered")
+    )
+    means = [f"{np.mean([one[key] for one in row['sets'].values()]):.1f}" for key in ("start", "student")]
+    teacher = "" if row["teacher_gain"] is None else f"{row['teacher_gain']:+.1f} ({ordered:,})"
+    gain = _interval([row["gain"], *row["gain_ci95"]])
+    return markdown_table([*lines, [f"mean ({queries:,})", f"{rows:,}", *means, gain, teacher, _percent(row)]])
+
+
+def _cells_table(rows: dict[str, dict[str, Any]], half: str) -> str:
     names = list(dict.fromkeys(name for row in rows.values() for name in row["sets"]))
     lines = [[f"gain, {half} queries", *names, "macro", "share"]]
     for cell, row in rows.items():
         gains = [_interval(row["sets"][name]["gain"]) if name in row["sets"] else "" for name in names]
-        share = (
-            "" if row["share"] is None else f"{row['share']:.0%} [{', '.join(f'{x:.0%}' for x in row['share_ci95'])}]"
-        )
-        lines.append([cell, *gains, _interval([row["gain"], *row["gain_ci95"]]), share])
+        lines.append([cell, *gains, _interval([row["gain"], *row["gain_ci95"]]), _percent(row)])
     return markdown_table(lines)
 
 
@@ -273,13 +296,31 @@ def _interval(numbers: Sequence[float]) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+def _percent(row: dict[str, Any]) -> str:
+    """A share with its interval; nothing where the teacher's own gain is not clearly above 0."""
+    return "" if row.get("share") is None else "{:.0%} [{:.0%}, {:.0%}]".format(row["share"], *row["share_ci95"])
+
+
 def _paired(given: argparse.Namespace, cell: str, sets: Sequence[RetrievalSet]) -> str:
-    """The default's gain over a cell's on the same queries."""
-    both = [data for data in sets if _kept(given, DEFAULT, data) and _kept(given, cell, data)]
-    gaps = [
-        _gains(given, DEFAULT, one, _keys(given, one)) - _gains(given, cell, one, _keys(given, one)) for one in both
-    ]
-    return f"default over {cell}: {_interval(macro_ci(gaps))}" if gaps else f"{cell}: no set in common with the default"
+    """A cell's gain over the default's on the same queries, of the trainings of the same seeds."""
+    gaps, seeds = [], []
+    for data in sets:
+        base, other = (_kept(given, name, data) for name in (DEFAULT, cell))
+        if both := base.keys() & other.keys():
+            one, two = ([kept[seed] for seed in both] for kept in (base, other))
+            gaps.append(_gains(two, _keys(given, data)) - _gains(one, _keys(given, data)))
+            seeds.append(len(both))
+    if not gaps:
+        return f"{cell}: no training in common with the default"
+    return f"{cell} over the default, {sum(seeds)} trainings on {len(gaps)} sets: {_interval(macro_ci(gaps))}"
+
+
+def _plot(row: dict[str, Any]) -> str:
+    """The gain on each set with its interval, as SVG."""
+    points = {name: [value / 100 for value in one["gain"]] for name, one in row["sets"].items()}
+    drawn = gains([ResultRow(name, 0, "student", True, 0, None, *gain) for name, gain in points.items()])
+    assert drawn is not None
+    return standalone(drawn.svg)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 from gecko.core.files import read_json, tree_sha256
+from gecko.encoder import load_encoder
+from gecko.evaluation.evaluate import dense_run
+from gecko.evaluation.metrics import per_query
+from gecko.evaluation.sets import load_set
 
 from .conftest import load_script
 
@@ -67,3 +71,10 @@ def test_labels_are_written_once_and_trained_on_without_a_teacher(
     whole = tree_sha256(labels)
     assert share("--train", "--seeds", "2", *cells) == result == share()  # nothing is trained twice
     assert tree_sha256(labels) == whole
+
+    drawn, models = tmp_path / "gain.svg", tmp_path / "models"
+    share("--train", "--seeds", "1", "--keep", str(models), "--plot", str(drawn))
+    assert "<svg " in drawn.read_text()
+    kept, data = read_json(labels / "results" / "default" / "two-0.json")["student"], load_set(str(sets[1]))
+    found = dense_run(data, load_encoder(str(models / "default" / "two-0")))
+    assert list(kept.values()) == pytest.approx(per_query(found, data.qrels, ("ndcg@10",))["ndcg@10"], abs=1e-4)
