@@ -57,7 +57,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, default=LABELS)
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--system", action="append", default=[], metavar="NAME=MODEL[@DIM]")
-    parser.add_argument("--backbone", default="minilm", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the last line alone")
     given = parser.parse_args(arguments)
     systems = dict(system.split("=", 1) for system in given.system if "=" in system)
