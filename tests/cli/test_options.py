@@ -1,3 +1,4 @@
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
@@ -5,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gecko.cli import options
+from gecko.cli import models, options
 from gecko.cli.main import app
 from gecko.cli.options import HERE, EngineOptions, RunOptions, with_groups
 from gecko.core.errors import ConfigError
@@ -61,6 +62,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert (options.Kind, options.Store) == (manifest.Kind, manifest.Store)
     assert options.InputFormat == formats.InputFormat
     assert options.Library == export_rows.Library
+    assert signature(models.search).parameters["bm25_weight"].default == index.BM25_WEIGHT
 
 
 @pytest.mark.parametrize(

@@ -102,10 +102,11 @@ def test_hybrid_is_the_fusion_that_search_makes(tiny_model: Path, words: list[st
     row = eval_json(scores, "model", "baseline", resamples=200)["sets"]["small"]
     words_alone = bm25_run(passages, queries, 100)
     for label, model in models.items():
-        found = {}
+        found, every = {}, dense_run(data, model, len(passages))
         for key, ranked in dense_run(data, model).items():
-            parts = [{one: 1 / (60 + place) for place, one in enumerate(run, 1)} for run in (ranked, words_alone[key])]
-            summed = {one: sum(part.get(one, 0.0) for part in parts) for one in {*parts[0], *parts[1]}}
+            by_words = words_alone[key]
+            best = max(by_words.values())
+            summed = {one: every[key][one] + 0.3 * by_words.get(one, 0.0) / best for one in {*ranked, *by_words}}
             found[key] = dict(sorted(summed.items(), key=lambda item: (-item[1], item[0]))[:100])
         expected = per_query(found, data.qrels)["ndcg@10"].mean()
         assert row["hybrid"]["ndcg@10" if label == "model" else "baseline"] == pytest.approx(expected)

@@ -13,7 +13,7 @@ from gecko.encoder import Embedder
 from gecko.encoder.nearest import top_k
 from gecko.search import BulkConfig, IndexConfig, build_index, open_index
 from gecko.search import build as room
-from gecko.search.index import query_words, reciprocal_rank_fusion, sources_key
+from gecko.search.index import query_words, sources_key, weighted_sum
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +60,26 @@ def test_bm25_and_hybrid(embedder: Embedder, passages: list[Passage], tmp_path: 
             assert [hit.passage.id for hit in hits] == ["p300"]
             assert hits[0].score > 0
         assert index.search(["zzz", "!?", ""], method="bm25") == [[], [], []]
-        dense, sparse, both = (index.search(QUERIES, 100, method=how) for how in ("dense", "bm25", "hybrid"))
-        for one, two, fused in zip(places(dense), places(sparse), both, strict=True):
-            score = dict.fromkeys({*one, *two}, 0.0)
-            for ranking in (one, two):
-                for rank, place in enumerate(ranking, 1):
-                    score[place] += 1 / (60 + rank)
-            best = sorted(score, key=lambda place: (-score[place], place))[:100]
-            assert places([fused]) == [best]
-            assert best != one and best != two
+        near, by_words, both = (index.search(QUERIES, 100, method=how) for how in ("dense", "bm25", "hybrid"))
+        every = index.search(QUERIES, 301, method="dense")  # also of what words alone find
+        for one, two, cosines, fused in zip(near, by_words, every, both, strict=True):
+            listed, words_of = {hit.passage.id for hit in [*one, *two]}, {hit.passage.id: hit.score for hit in two}
+            score = {
+                hit.passage.id: hit.score + 0.3 * words_of.get(hit.passage.id, 0) / max(words_of.values())
+                for hit in cosines
+                if hit.passage.id in listed
+            }
+            assert [hit.passage.id for hit in fused] == sorted(score, key=lambda key: -score[key])[:100]
+            assert [hit.score for hit in fused] == pytest.approx(sorted(score.values(), reverse=True)[:100], abs=1e-5)
+            assert not words_of.keys() <= {hit.passage.id for hit in one} and fused != one
+        assert places(index.search(QUERIES, 5, bm25_weight=0)) == [row[:5] for row in places(near)]
+        assert index.search([], 5) == []
         assert len(index.search(QUERIES[:1], 3)[0]) == 3
         with pytest.raises(ConfigError, match="k = 0"):
             index.search(QUERIES, 0)
+        for weight in (-0.1, float("nan"), float("inf")):
+            with pytest.raises(ConfigError, match="bm25_weight = .*: give a number from 0"):
+                index.search(QUERIES, 3, bm25_weight=weight)
 
 
 def test_a_stopped_build_goes_on(
@@ -161,7 +169,8 @@ def test_large_corpora_take_a_graph(
 def test_pieces() -> None:
     assert query_words("THE cat, a cat_house?") == ["cat", "house"]
     assert query_words("to be or") == ["to", "be", "or"]
-    assert reciprocal_rank_fusion([[(7, 0.9), (3, 0.8)], [(3, 5.0)]]) == [(3, 1 / 62 + 1 / 61), (7, 1 / 61)]
+    assert weighted_sum({7: 0.9, 3: 0.5}, {3: 5.0}, 0.5) == [(3, 1.0), (7, 0.9)]
+    assert weighted_sum({7: 0.5, 3: 0.5}, {}) == [(3, 0.5), (7, 0.5)]
 
 
 def test_an_index_of_other_sources_is_refused(embedder: Embedder, passages: list[Passage], tmp_path: Path) -> None:

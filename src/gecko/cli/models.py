@@ -115,6 +115,9 @@ def search(
     index: Annotated[Path | None, typer.Option(help="The index folder; none: one in the user's cache.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many passages.")] = 10,
     method: Annotated[Method, typer.Option(help="hybrid: vectors and BM25, fused.")] = "hybrid",
+    bm25_weight: Annotated[
+        float, typer.Option(help="Of BM25 in hybrid: cosine + weight * BM25 / the best BM25.")
+    ] = 0.3,
     task: Annotated[str, typer.Option(help="What the queries are for.")] = "RETRIEVAL_QUERY",
     kind: Annotated[Kind, typer.Option(help="Of the index. flat is exact; auto: by the size of the corpus.")] = "auto",
     store: Annotated[Store, typer.Option(help="How the index keeps its vectors.")] = "auto",
@@ -160,7 +163,7 @@ def search(
         if among and not built.matching(among):
             raise ConfigError(f"--where {' --where '.join(where or ())}: no passage has that; look at a hit of --json")
         for text in asked:
-            show(text, built.search([text], k, method=method, task=task, where=among)[0])
+            show(text, built.search([text], k, method=method, task=task, where=among, bm25_weight=bm25_weight)[0])
 
 
 def _filter(where: Iterable[str]) -> dict[str, str]:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from gecko.core.errors import EvaluationError
 from gecko.encoder.nearest import top_k
+from gecko.encoder.vectors import Vectors
 from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.bm25 import bm25_run
 from gecko.evaluation.cache import SupportsEmbedding
 from gecko.evaluation.metrics import METRICS, Array, paired, per_query
-from gecko.search.index import reciprocal_rank_fusion
+from gecko.search.index import BY_WORDS, weighted_sum
 
 if TYPE_CHECKING:
     from gecko.evaluation.rerank import Reranker
@@ -80,14 +81,16 @@ def evaluate_retrieval(
         measured = {}
         by_words: dict[str, dict[str, float]] = {}
         if bm25 or hybrid:
-            by_words = _without_own(data, bm25_run(data.passages, data.queries, DEPTH + data.exclude_own), DEPTH)
+            depth = BY_WORDS if hybrid else DEPTH
+            by_words = _without_own(data, bm25_run(data.passages, data.queries, depth + data.exclude_own), depth)
         for label, encoder in models.items():
-            found = dense_run(data, encoder, progress=progress)
+            queries, passages = _vectors(data, encoder, progress)
+            found = _nearest(data, queries, passages, DEPTH)
             measured[label] = per_query(found, data.qrels)
             if rerank is not None:
                 measured[label + RERANKED] = per_query(rerank(data, found), data.qrels)
             if hybrid:
-                measured[label + HYBRID] = per_query(fused_runs(found, by_words), data.qrels)
+                measured[label + HYBRID] = per_query(_fused(data, queries, passages, found, by_words), data.qrels)
         if bm25:
             measured[BM25] = per_query(by_words, data.qrels)
         scores[data.name] = SetScores(data, measured)
@@ -98,11 +101,19 @@ def dense_run(
     data: RetrievalSet, encoder: SupportsEmbedding, k: int = DEPTH, *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
     """Cosine by query id and passage id of the best k passages, best first."""
+    return _nearest(data, *_vectors(data, encoder, progress), k)
+
+
+def _vectors(data: RetrievalSet, encoder: SupportsEmbedding, progress: bool) -> tuple[Vectors, Vectors]:
+    """(queries, D) and (passages, D)."""
     if data.symmetric and encoder.form == "unified":
         passages = encoder.queries([passage.text for passage in data.passages], data.task, progress=progress)
     else:
         passages = encoder.passages(data.passages, progress=progress)
-    queries = encoder.queries([text for _, text in data.queries], data.task, progress=progress)
+    return encoder.queries([text for _, text in data.queries], data.task, progress=progress), passages
+
+
+def _nearest(data: RetrievalSet, queries: Vectors, passages: Vectors, k: int) -> dict[str, dict[str, float]]:
     places, cosines = top_k(queries, passages, k + data.exclude_own)
     found = {
         key: {data.passages[place].id: score for place, score in zip(row, line, strict=True)}
@@ -111,10 +122,21 @@ def dense_run(
     return _without_own(data, found, k)
 
 
-def fused_runs(*runs: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Rankings of the same queries fused by reciprocal rank, as :meth:`gecko.search.Index.search` does; at most ``DEPTH``."""
-    keys = dict.fromkeys(key for run in runs for key in run)
-    return {key: dict(reciprocal_rank_fusion([list(run.get(key, {}).items()) for run in runs])[:DEPTH]) for key in keys}
+def _fused(
+    data: RetrievalSet,
+    queries: Vectors,
+    passages: Vectors,
+    found: Mapping[str, Mapping[str, float]],
+    by_words: Mapping[str, Mapping[str, float]],
+) -> dict[str, dict[str, float]]:
+    """The first ``DEPTH`` of each query by cosine and BM25, as :meth:`gecko.search.Index.search` fuses them."""
+    place = {passage.id: row for row, passage in enumerate(data.passages)}
+    fused = {}
+    for (key, _), vector in zip(data.queries, queries, strict=True):
+        others = [one for one in by_words[key] if one not in found[key]]
+        cosines = zip(others, (passages[[place[one] for one in others]] @ vector).tolist(), strict=True)
+        fused[key] = dict(weighted_sum({**found[key], **dict(cosines)}, by_words[key])[:DEPTH])
+    return fused
 
 
 def _without_own(data: RetrievalSet, run: dict[str, dict[str, float]], k: int) -> dict[str, dict[str, float]]:

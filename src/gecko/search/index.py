@@ -12,6 +12,7 @@ files are not disturbed. Passages stream in by shards; a killed build continues 
 bits (``int8``, ``binary``) finds more candidates than asked for and scores them again with the vectors on disk.
 """
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -50,13 +51,14 @@ __all__ = [
     "default_folder",
     "open_index",
     "query_words",
-    "reciprocal_rank_fusion",
     "sources_key",
     "sources_state",
+    "weighted_sum",
 ]
 
-CANDIDATES = 100  # of each ranking, before they are fused
-RRF_CONSTANT = 60  # Cormack et al. 2009
+CANDIDATES = 100  # by cosine, before both rankings are fused
+BY_WORDS = 1000  # by BM25: one that is not listed counts as having no word of the query
+BM25_WEIGHT = 0.3  # measured in docs/research/gain.md, "Beside BM25"
 OVERSAMPLE = {"float32": 1, "int8": 4, "binary": 16}
 HNSW_SEARCH = 128
 ROWS = 1 << 14  # vectors that are compared at a time where a filter leaves some
@@ -199,35 +201,40 @@ class Index(AbstractContextManager["Index"]):
         method: Method = "hybrid",
         task: str = "RETRIEVAL_QUERY",
         where: Mapping[str, str] | None = None,
+        bm25_weight: float = BM25_WEIGHT,
     ) -> list[list[Hit]]:
         """The best ``k`` passages of each query, best first.
 
         Args:
             queries: n queries, raw: a list, or any sequence or iterator, which is taken in its order.
             k: how many.
-            method: ``dense``: by cosine. ``bm25``: by words. ``hybrid``: both rankings, fused by reciprocal rank.
+            method: ``dense``: by cosine. ``bm25``: by words. ``hybrid``: by :func:`weighted_sum` of both.
             task: what the queries are for.
             where: only passages whose ``id``, ``title`` or ``source`` is this, in which ``*`` stands for any characters; all
                 of several must hold. The search among them is exact, whatever the kind of the index.
+            bm25_weight: of BM25 in ``hybrid``.
 
         Raises:
-            ConfigError: ``k`` is below 1, the method, the task or a field is not known, or a query is no valid string.
+            ConfigError: ``k`` is below 1, the weight below 0, the method, the task or a field is not known, or a query is no
+                valid string.
         """
         queries, k = strings(queries, "query"), whole("k", k)
         one_of("method", method, get_args(Method))
         if k < 1:
             raise ConfigError(f"k = {k}: give at least 1")
+        if not 0 <= bm25_weight < math.inf:
+            raise ConfigError(f"bm25_weight = {bm25_weight}: give a number from 0")
         match method:
             case "dense":
-                ranked = self._dense(queries, k, task, where)
+                ranked = self._dense(self._embed(queries, task), k, where)
             case "bm25":
                 ranked = [self._passages.bm25(query, k, where) for query in queries]
             case "hybrid":
                 depth = max(k, CANDIDATES)
-                dense = self._dense(queries, depth, task, where)
+                asked = self._embed(queries, task)
                 ranked = [
-                    reciprocal_rank_fusion([first, self._passages.bm25(query, depth, where)])[:k]
-                    for query, first in zip(queries, dense, strict=True)
+                    self._fused(vector, near, self._passages.bm25(query, max(k, BY_WORDS), where), bm25_weight)[:k]
+                    for query, vector, near in zip(queries, asked, self._dense(asked, depth, where), strict=True)
                 ]
             case _:
                 assert_never(method)
@@ -240,18 +247,30 @@ class Index(AbstractContextManager["Index"]):
         """How many passages a filter leaves. Raises ConfigError: a field is not known."""
         return len(self._passages.places(where))
 
-    def _dense(
-        self, queries: Sequence[str], k: int, task: str, where: Mapping[str, str] | None
-    ) -> list[list[tuple[int, float]]]:
-        """(place, cosine) of the best passages of each query; candidates are always scored with the float32 vectors."""
+    def _embed(self, queries: Sequence[str], task: str) -> Vectors:
+        """(n, dim) of n queries."""
         if not queries:
+            return np.empty((0, self.manifest.dim), np.float32)
+        return self._embedder.embed(queries, task=task, dim=self.manifest.dim)
+
+    def _fused(
+        self, vector: Vectors, near: list[tuple[int, float]], by_words: list[tuple[int, float]], weight: float
+    ) -> list[tuple[int, float]]:
+        """Both rankings of one query as one; passages that words alone found are scored with their vectors, too."""
+        cosines, words = dict(near), dict(by_words)
+        if others := sorted(words.keys() - cosines.keys()):
+            cosines |= zip(others, (self._vectors[others] @ vector).tolist(), strict=True)
+        return weighted_sum(cosines, words, weight)
+
+    def _dense(self, vectors: Vectors, k: int, where: Mapping[str, str] | None) -> list[list[tuple[int, float]]]:
+        """(place, cosine) of the best passages of each query; candidates are always scored with the float32 vectors."""
+        if not len(vectors):
             return []
-        vectors: Vectors = self._embedder.embed(queries, task=task, dim=self.manifest.dim)  # (n, dim)
         if where:
             left = self._passages.places(where)
             blocks = [left[start : start + ROWS] for start in range(0, len(left), ROWS)]
             if not blocks:
-                return [[] for _ in queries]
+                return [[] for _ in vectors]
             parts = [lambda block=block: self._vectors[block] for block in blocks]
             best, scores = top_k_parts(vectors, parts, min(k, len(left)))
             return [
@@ -309,12 +328,15 @@ def sources_state(sources: Sequence[str]) -> str:
     return digest(*known)
 
 
-def reciprocal_rank_fusion(rankings: Sequence[Sequence[tuple[Key, float]]]) -> list[tuple[Key, float]]:
-    """(place or id, sum of 1 / (60 + rank)), best first; ties by place or id."""
-    fused: dict[Key, float] = {}
-    for ranking in rankings:
-        for rank, (place, _) in enumerate(ranking, 1):
-            fused[place] = fused.get(place, 0.0) + 1 / (RRF_CONSTANT + rank)
+def weighted_sum(
+    cosines: Mapping[Key, float], words: Mapping[Key, float], weight: float = BM25_WEIGHT
+) -> list[tuple[Key, float]]:
+    """(place or id, cosine + weight · BM25 / best BM25 of the query), best first; ties by place or id.
+
+    ``cosines`` has every candidate. One that ``words`` lacks counts as having no word of the query.
+    """
+    best = max(words.values(), default=1.0)
+    fused = {key: cosine + weight * words.get(key, 0.0) / best for key, cosine in cosines.items()}
     return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
 
 
