@@ -60,8 +60,8 @@ def test_bm25_and_hybrid(embedder: Embedder, passages: list[Passage], tmp_path: 
             assert [hit.passage.id for hit in hits] == ["p300"]
             assert hits[0].score > 0
         assert index.search(["zzz", "!?", ""], method="bm25") == [[], [], []]
-        near, by_words, both = (index.search(QUERIES, 100, method=how) for how in ("dense", "bm25", "hybrid"))
-        every = index.search(QUERIES, 301, method="dense")  # also of what words alone find
+        near, both = (index.search(QUERIES, 100, method=how) for how in ("dense", "hybrid"))
+        every, by_words = (index.search(QUERIES, 301, method=how) for how in ("dense", "bm25"))
         for one, two, cosines, fused in zip(near, by_words, every, both, strict=True):
             listed, words_of = {hit.passage.id for hit in [*one, *two]}, {hit.passage.id: hit.score for hit in two}
             score = {
