@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gecko.cli import models, options
+from gecko.cli import measure, models, options
 from gecko.cli.main import app
 from gecko.cli.options import HERE, EngineOptions, RunOptions, with_groups
 from gecko.core.errors import ConfigError
@@ -62,7 +62,8 @@ def test_choices_are_those_of_the_library() -> None:
     assert (options.Kind, options.Store) == (manifest.Kind, manifest.Store)
     assert options.InputFormat == formats.InputFormat
     assert options.Library == export_rows.Library
-    assert signature(models.search).parameters["bm25_weight"].default == index.BM25_WEIGHT
+    for command in (models.search, measure.evaluate_model):
+        assert signature(command).parameters["bm25_weight"].default == index.BM25_WEIGHT
 
 
 @pytest.mark.parametrize(

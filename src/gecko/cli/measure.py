@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gecko.cli.exits import HARM
-from gecko.cli.options import AsJson, AsMarkdown, Evals, InputFormat, RunOptions, Split
+from gecko.cli.options import AsJson, AsMarkdown, BM25Weight, Evals, InputFormat, RunOptions, Split
 from gecko.cli.output import print_rows
 from gecko.cli.stages import on_run
 from gecko.core.errors import ConfigError
@@ -45,8 +45,9 @@ def evaluate_model(
     ] = None,
     top: Annotated[int, typer.Option(help="Passages of a query that it puts in order.")] = 20,
     hybrid: Annotated[
-        bool, typer.Option("--hybrid", help="Measure both models fused with BM25, too, as `gecko search` does.")
+        bool, typer.Option("--hybrid", help="Measure both models beside BM25, too, as `gecko search` does.")
     ] = False,
+    bm25_weight: BM25Weight = 0.3,
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
     no_cache: Annotated[
@@ -72,7 +73,7 @@ def evaluate_model(
     models = {"model": KeptEmbeddings(encoder.truncated(dim) if dim is not None else encoder, folder)}
     if baseline is not None:
         models["baseline"] = KeptEmbeddings(load_encoder(baseline, pad_token=pad_token), folder)
-    result = evaluate_sets(loaded, models, ui, rerank=reranker, hybrid=hybrid)
+    result = evaluate_sets(loaded, models, ui, rerank=reranker, hybrid=hybrid, bm25_weight=bm25_weight)
     if as_json:
         print(json.dumps(result))
         return

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gecko.cli.options import EngineOptions, Kind, Method, Output, PrecisionOption, Quantize, Side, Store, Target
+from gecko.cli.options import (
+    BM25Weight,
+    EngineOptions,
+    Kind,
+    Method,
+    Output,
+    PrecisionOption,
+    Quantize,
+    Side,
+    Store,
+    Target,
+)
 from gecko.cli.output import print_table, say_left_out
 from gecko.cli.stdin import Lines, standard_input, typed_queries
 from gecko.core.errors import ConfigError
@@ -115,9 +126,7 @@ def search(
     index: Annotated[Path | None, typer.Option(help="The index folder; none: one in the user's cache.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many passages.")] = 10,
     method: Annotated[Method, typer.Option(help="hybrid: vectors and BM25, fused.")] = "hybrid",
-    bm25_weight: Annotated[
-        float, typer.Option(help="Of BM25 in hybrid: cosine + weight * BM25 / the best BM25.")
-    ] = 0.3,
+    bm25_weight: BM25Weight = 0.3,
     task: Annotated[str, typer.Option(help="What the queries are for.")] = "RETRIEVAL_QUERY",
     kind: Annotated[Kind, typer.Option(help="Of the index. flat is exact; auto: by the size of the corpus.")] = "auto",
     store: Annotated[Store, typer.Option(help="How the index keeps its vectors.")] = "auto",

@@ -34,6 +34,9 @@ Llm = Annotated[
     typer.Option(help="The teacher: default, default-small, smollm2, hf:NAME, gguf:PATH, openai:URL#MODEL or fake."),
 ]
 Start = Annotated[str | None, typer.Option("--start", help="The start model: minilm, hf:NAME or a folder.")]
+BM25Weight = Annotated[
+    float, typer.Option(min=0, max=100, help="Of BM25 beside vectors: cosine + weight * BM25 / the query's best BM25.")
+]
 Budget = Annotated[str | None, typer.Option(help="Teacher time or tokens: 20m, 2h, 300000tok.")]
 PriceIn = Annotated[float | None, typer.Option(min=0, help="What a million tokens cost that the teacher reads.")]
 PriceOut = Annotated[float | None, typer.Option(min=0, help="What a million tokens cost that the teacher writes.")]

@@ -11,7 +11,7 @@ from gecko.evaluation.beir import RetrievalSet
 from gecko.evaluation.bm25 import bm25_run
 from gecko.evaluation.cache import SupportsEmbedding
 from gecko.evaluation.metrics import METRICS, Array, paired, per_query
-from gecko.search.index import BY_WORDS, weighted_sum
+from gecko.search.index import BM25_WEIGHT, BY_WORDS, weighted_sum
 
 if TYPE_CHECKING:
     from gecko.evaluation.rerank import Reranker
@@ -53,6 +53,7 @@ def evaluate_retrieval(
     progress: bool = False,
     rerank: "Reranker | None" = None,
     hybrid: bool = False,
+    bm25_weight: float = BM25_WEIGHT,
 ) -> dict[str, SetScores]:
     """Rank every set's passages for its queries with every model.
 
@@ -66,6 +67,7 @@ def evaluate_retrieval(
         progress: show a bar when embedding takes long.
         rerank: measure each model's ranking in this order, too, under its label and :data:`RERANKED`.
         hybrid: measure each model's ranking fused with BM25's, too, under its label and :data:`HYBRID`.
+        bm25_weight: of BM25 there, as of :func:`gecko.search.index.weighted_sum`.
 
     Returns:
         scores by set name.
@@ -90,7 +92,8 @@ def evaluate_retrieval(
             if rerank is not None:
                 measured[label + RERANKED] = per_query(rerank(data, found), data.qrels)
             if hybrid:
-                measured[label + HYBRID] = per_query(_fused(data, queries, passages, found, by_words), data.qrels)
+                fused = _fused(data, queries, passages, found, by_words, bm25_weight)
+                measured[label + HYBRID] = per_query(fused, data.qrels)
         if bm25:
             measured[BM25] = per_query(by_words, data.qrels)
         scores[data.name] = SetScores(data, measured)
@@ -128,6 +131,7 @@ def _fused(
     passages: Vectors,
     found: Mapping[str, Mapping[str, float]],
     by_words: Mapping[str, Mapping[str, float]],
+    weight: float,
 ) -> dict[str, dict[str, float]]:
     """The first ``DEPTH`` of each query by cosine and BM25, as :meth:`gecko.search.Index.search` fuses them."""
     place = {passage.id: row for row, passage in enumerate(data.passages)}
@@ -135,7 +139,7 @@ def _fused(
     for (key, _), vector in zip(data.queries, queries, strict=True):
         others = [one for one in by_words[key] if one not in found[key]]
         cosines = zip(others, (passages[[place[one] for one in others]] @ vector).tolist(), strict=True)
-        fused[key] = dict(weighted_sum({**found[key], **dict(cosines)}, by_words[key])[:DEPTH])
+        fused[key] = dict(weighted_sum({**found[key], **dict(cosines)}, by_words[key], weight)[:DEPTH])
     return fused
 
 

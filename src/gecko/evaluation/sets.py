@@ -17,6 +17,7 @@ from gecko.evaluation.evaluate import eval_json, evaluate_retrieval, refuse_equa
 from gecko.evaluation.rerank import Reranker
 from gecko.evaluation.task_scores import Measured
 from gecko.evaluation.tasks import Skipped, TaskSet
+from gecko.search.index import BM25_WEIGHT
 
 MODEL, BASELINE = "model", "baseline"
 
@@ -73,6 +74,7 @@ def evaluate_sets(
     resamples: int = 10_000,
     rerank: Reranker | None = None,
     hybrid: bool = False,
+    bm25_weight: float = BM25_WEIGHT,
 ) -> dict[str, Any]:
     """Measure ``model`` and, if there is one, ``baseline`` on all sets; retrieval sets behind a reranker or BM25, too.
 
@@ -85,7 +87,9 @@ def evaluate_sets(
     baseline = BASELINE if BASELINE in models else None
     result: dict[str, Any] = {"sets": {}}
     if sets.retrieval:
-        scores = evaluate_retrieval(sets.retrieval, models, progress=True, rerank=rerank, hybrid=hybrid)
+        scores = evaluate_retrieval(
+            sets.retrieval, models, progress=True, rerank=rerank, hybrid=hybrid, bm25_weight=bm25_weight
+        )
         result = eval_json(scores, MODEL, baseline, resamples=resamples)
     skipped = list(sets.skipped)
     measured: dict[str, dict[str, Measured]] = {}
