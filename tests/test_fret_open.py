@@ -283,7 +283,10 @@ def test_every_corpus_that_ships_can_be_read() -> None:
     for one in found:
         config = build.settings(one, corpora.Made(Path("passages.jsonl"), {"licences": ["CC0-1.0"]}), "fake", 5)
         prompt = load_prompt(config.prompts.generate)
-        assert (config.prompts.generate == "generate_kinds") != (one.name in ("gcide", "wordnet"))
+        own = one.language != "en" or one.name in ("gcide", "wordnet")
+        assert (config.prompts.generate != "generate_kinds") == own and (
+            one.language == "en" or "english" in dict(prompt.kinds)
+        )
         assert config.select.max_title == one.table("queries").get("max_title")
         assert one.table("queries").get("kinds", {}).keys() <= dict(prompt.kinds).keys() and len(prompt.kinds) > 3
         assert one.values.get("python") or re.fullmatch("[0-9a-f]{64}", one.table("package")["sha256"])
