@@ -226,10 +226,11 @@ def _keys(given: argparse.Namespace, data: RetrievalSet) -> list[str]:
 
 def _summary(given: argparse.Namespace, cell: str, sets: Sequence[RetrievalSet]) -> dict[str, Any]:
     """Gains of all queries of the half; the share of those that the teacher ordered."""
-    sets = [data for data in sets if _kept(given, cell, data)]
     found, parts, wholes, each = [], [], [], {}
     for data in sets:
-        keys, kept = _keys(given, data), list(_kept(given, cell, data).values())
+        if not (kept := list(_kept(given, cell, data).values())):
+            continue
+        keys = _keys(given, data)
         found.append(_gains(kept, keys))
         file = given.labels / data.name / "teacher.json"
         start = 100 * np.mean([kept[0]["start"][key] for key in keys])
@@ -286,8 +287,8 @@ def _cells_table(rows: dict[str, dict[str, Any]], half: str) -> str:
     names = list(dict.fromkeys(name for row in rows.values() for name in row["sets"]))
     lines = [[f"gain, {half} queries", *names, "macro", "share"]]
     for cell, row in rows.items():
-        gains = [_interval(row["sets"][name]["gain"]) if name in row["sets"] else "" for name in names]
-        lines.append([cell, *gains, _interval([row["gain"], *row["gain_ci95"]]), _percent(row)])
+        columns = [_interval(row["sets"][name]["gain"]) if name in row["sets"] else "" for name in names]
+        lines.append([cell, *columns, _interval([row["gain"], *row["gain_ci95"]]), _percent(row)])
     return markdown_table(lines)
 
 

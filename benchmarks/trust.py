@@ -39,7 +39,7 @@ from gecko.evaluation.evaluate import BM25, HEADLINE, dense_run
 from gecko.evaluation.metrics import Array, bootstrap_ci, descending, per_query
 from gecko.evaluation.sets import load_set
 from gecko.evaluation.teacher.answers import load_form
-from gecko.evaluation.teacher.value import ValueConfig, connect
+from gecko.evaluation.teacher.value import ValueConfig, connect, grouped
 from gecko.evaluation.testset import grade, pool
 from gecko.report.text import markdown_table
 from gecko.weights.cache import cache_folder
@@ -85,14 +85,10 @@ def _judge(folder: Path, data: RetrievalSet, systems: dict[str, str], ui: Ui) ->
         rankings[name] = dense_run(data, load_system(spec.format(set=data.name)), DEPTH)
     pooled, texts = pool(rankings, DEPTH), dict(data.queries)
     by_id = {passage.id: passage for passage in data.passages}
-    asked: dict[str, list[str]] = {}
-    for query, candidates in pooled.items():
-        for passage in candidates:
-            asked.setdefault(passage, []).append(texts[query])
     value = ValueConfig()
     form, (judge, *_) = load_form(value.forms[0]), connect(known["llm"], systems[START], value, ui)
     with judge.alone(wait=True):
-        judge.ask(form, [(by_id[passage], queries) for passage, queries in asked.items()], data.name)
+        judge.ask(form, grouped(data, pooled), data.name)
     pairs = [(query, passage) for query, candidates in pooled.items() for passage in candidates]
     scores = [judge.score(form, query, texts[query], by_id[passage]) for query, passage in pairs]
     assert all(isinstance(score, Score) for score in scores)

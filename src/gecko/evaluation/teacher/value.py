@@ -4,7 +4,7 @@ For each form of the prompts the retriever's first N are put in order by QL, by 
 with the retriever's rank. Differences are paired, query by query. No pair is asked for twice (``answers.py``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -111,7 +111,7 @@ def measure_orders(
             data = sample_queries(whole, config.queries, config.seed)
             run = retrieve(data, start, start_identity, config.candidates)
             by_id = {passage.id: passage for passage in data.passages}
-            groups = _groups(data, run)
+            groups = grouped(data, run)
             lists = {text: [by_id[found] for found in run[key]] for key, text in data.queries}
             for form in forms:
                 judge.ask(form, groups, data.name, lists)
@@ -121,7 +121,7 @@ def measure_orders(
     return measured
 
 
-def _groups(data: RetrievalSet, run: dict[str, dict[str, float]]) -> list[tuple[Passage, list[str]]]:
+def grouped(data: RetrievalSet, run: Mapping[str, Iterable[str]]) -> list[tuple[Passage, list[str]]]:
     """Passages with the queries that retrieved them; a query text that stands in the set twice is asked once."""
     texts = dict(data.queries)
     asked: dict[str, list[str]] = {}
