@@ -20,7 +20,7 @@ that ship with the package, they are the labels. A cell is a name and the settin
 preset; the first is ``default``. Each training's results are kept per query in ``LABELS/results/CELL/NAME-SEED.json``, so a
 call that was killed goes on. The last line is JSON of the default cell: ``share``, ``share_ci95``, ``gain``, ``gain_ci95``,
 ``teacher_gain``, ``sets``; gains in points of nDCG@10. ``--plot FILE.svg`` draws its gains. A cell is compared with the
-default on the trainings of the same seeds.
+default, or with the cell that ``--base`` names, on the trainings of the same seeds.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> None:
         if not given.json:
             print(_sets_table(rows[shown[0]], given.half))
             print("\n" + _cells_table(rows, given.half))
-            print(*(_paired(given, name, measured) for name in shown[1:]), sep="\n")
+            print(*(_paired(given, name, measured) for name in shown if name != given.base), sep="\n")
         if given.plot:
             write_bytes(given.plot, _plot(rows[shown[0]]).encode("utf-8"))
         print(json.dumps(rows[shown[0]]))
@@ -100,6 +100,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--train", action="store_true")
     options.add_argument("--cell", dest="cells", action="append", nargs="+", default=[], metavar=("NAME", "KEY=VALUE"))
     options.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="in all cells")
+    options.add_argument("--base", default=DEFAULT, metavar="CELL", help="what the other cells are compared with")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--keep", type=Path, metavar="DIR", help="keep each trained model as DIR/CELL/NAME-SEED")
     options.add_argument("--half", choices=["even", "odd", "all"], default="even")
@@ -303,17 +304,17 @@ def _percent(row: dict[str, Any]) -> str:
 
 
 def _paired(given: argparse.Namespace, cell: str, sets: Sequence[RetrievalSet]) -> str:
-    """A cell's gain over the default's on the same queries, of the trainings of the same seeds."""
+    """A cell's gain over that of ``--base`` on the same queries, of the trainings of the same seeds."""
     gaps, seeds = [], []
     for data in sets:
-        base, other = (_kept(given, name, data) for name in (DEFAULT, cell))
+        base, other = (_kept(given, name, data) for name in (given.base, cell))
         if both := base.keys() & other.keys():
             one, two = ([kept[seed] for seed in both] for kept in (base, other))
             gaps.append(_gains(two, _keys(given, data)) - _gains(one, _keys(given, data)))
             seeds.append(len(both))
     if not gaps:
-        return f"{cell}: no training in common with the default"
-    return f"{cell} over the default, {sum(seeds)} trainings on {len(gaps)} sets: {_interval(macro_ci(gaps))}"
+        return f"{cell}: no training in common with {given.base}"
+    return f"{cell} over {given.base}, {sum(seeds)} trainings on {len(gaps)} sets: {_interval(macro_ci(gaps))}"
 
 
 def _plot(row: dict[str, Any]) -> str:

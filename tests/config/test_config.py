@@ -136,7 +136,7 @@ def test_layers(tmp_path: Path) -> None:
 
 def test_presets() -> None:
     default, paper = load_config(), load_config(overrides=["preset=paper"])
-    changed = {"corpus": {"chunk_tokens": "read"}, "train": {"min_steps": 30}}
+    changed = {"corpus": {"chunk_tokens": "read"}, "lexical": {"sentences": 2000}, "train": {"min_steps": 30}}
     assert default == make_config({"budget": "20m", **changed}, "here")
     assert (paper.select.min_rc, paper.train.loss.mask_groups, paper.train.formats) == (None, False, ["unified"])
     assert paper.mine.warmup_epochs == 1
@@ -154,6 +154,7 @@ def test_presets() -> None:
         "select.min_rc",
         "select.self_contained",
         "corpus.chunk_tokens",
+        "lexical.sentences",
         "train.formats",
         "train.min_steps",
         "train.loss.mask_groups",
@@ -253,7 +254,7 @@ def test_known_keys_are_the_keys_that_can_be_set() -> None:
 
 
 def test_fields_that_came_later_change_no_fingerprint_until_they_are_set() -> None:
-    plain = load_config()
+    plain = load_config(overrides=["lexical.sentences=0"])
     for section in (plain, plain.generate, plain.select, plain.train):
         assert section.LATER
         assert not section.LATER & json.loads(section.model_dump_json()).keys()
@@ -349,7 +350,7 @@ def test_what_is_hashed_of_a_section_is_what_it_was_with_the_keys_that_are_gone(
         '{"generate":"generate","query_likelihood":"query_likelihood","relevance":"relevance"}'
     )
     # All of it: what a data set that is sent depends on.
-    former = load_config(overrides=["corpus.chunk_tokens=null"])
+    former = load_config(overrides=["corpus.chunk_tokens=null", "lexical.sentences=0"])
     assert digest(former.model_dump_json()) == "61e9338257964341"
     assert "near_cosine" not in config.model_dump()["select"]
     assert json.loads(config.select.model_dump_json(include={"max_title"})).keys() == {"max_title"}
@@ -446,6 +447,18 @@ def test_a_length_in_characters_that_is_named_is_meant(tmp_path: Path) -> None:
         assert changed.corpus.chunk_tokens is None
     assert change_config(load_config(), None, ["corpus.min_chars=9"]).corpus.chunk_tokens == "read"
     assert load_config(overrides=["preset=paper"]).corpus.chunk_tokens is None
+
+
+@pytest.mark.parametrize("setting", ["student=other", "train.freeze=passages", "train.backbone.projection=8"])
+def test_what_cannot_learn_bm25s_order_does_without_where_nobody_names_it(setting: str) -> None:
+    more = [setting, 'train.formats=["native"]']
+    assert load_config().lexical.sentences == 2000
+    assert load_config(overrides=more).lexical.sentences == 0
+    assert change_config(load_config(), None, more).lexical.sentences == 0
+    assert load_config(overrides=[f"{setting.partition('=')[0]}=null"]).lexical.sentences == 2000
+    assert load_config(overrides=["preset=paper"]).lexical.sentences == 0
+    with pytest.raises(ConfigError, match=r"lexical\.sentences = 90 trains the backbone"):
+        load_config(overrides=[*more, "lexical.sentences=90"])
 
 
 @pytest.mark.parametrize("value", ["15", "whole", "true", "-3", "[16]", "64.5"])

@@ -32,7 +32,7 @@ SMALL = (
     "evaluate.resamples=100",
 )
 # What the default preset was when the golden file was written; a new default changes no fingerprint of a run that has this.
-FORMER_DEFAULT = ("corpus.chunk_tokens=null",)
+FORMER_DEFAULT = ("corpus.chunk_tokens=null", "lexical.sentences=0")
 SCENARIOS: dict[str, tuple[str, ...]] = {
     "default": (),
     "budget": ("budget=100000tok", "generate.variables={}", "relabel.precision=full"),

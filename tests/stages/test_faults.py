@@ -201,4 +201,4 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path) -> None:
             for shard in manifest.shards:
                 assert len(run.read_shard(small / "run/ingest", shard, Passage)) == 1
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        subprocess.run(["umount", "--lazy", str(small)], check=True)

@@ -93,7 +93,7 @@ def trained(labelled, monkeypatch):
 
 
 def test_fret_alone_is_trained_on_as_it_is(trained, data, tiny_model):
-    given, fret = trained(settings(data, tiny_model))
+    given, fret = trained(settings(data, tiny_model, None, "lexical.sentences=0"))
     assert given["rows"] == fret
     assert len(fret) == 10
     assert given["sampling"] is None

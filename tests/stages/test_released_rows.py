@@ -425,7 +425,8 @@ def test_the_models_card_names_what_it_was_trained_from_and_how(both: Path, tiny
         trained = json.loads((both / f"train-{chosen_format(pipeline)}" / "training.json").read_text())
         assert f"{trained['steps']:,} steps" in text
         sets = [{"name": "nli", "kind": "snli", "source": "hf:stanfordnlp/snli"}]
-        values = {**run.config.model_dump(), "student": "hf:me/stage-one", "mixture": {"sets": sets}}
+        more = {"student": "hf:me/stage-one", "lexical": {"sentences": 0}, "mixture": {"sets": sets}}
+        values = {**run.config.model_dump(), **more}
         pipeline.config = RunConfig.model_validate(values)
         other = model_card(pipeline, chosen_format(pipeline), None)
     card = ModelCard(other)

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gecko.config.gone import ERROR
-from gecko.config.run import AMOUNT, DEFAULT_BUDGET, FORMER, PRESETS, RunConfig
+from gecko.config.run import AMOUNT, DEFAULT_BUDGET, FORMER, INSTEAD, PRESETS, RunConfig
 from gecko.core.errors import ConfigError
 
 
@@ -46,7 +46,7 @@ def load_config(
     named = override(named, overrides)
     values = deepcopy(_preset(preset))
     _merge(values, named)
-    _count_characters(values, named)
+    _give_way(values, named)
     if "budget" not in values and "queries" not in values.get("generate", {}):
         values["budget"] = budget
     config = make_config(values, str(path) if path else "the settings")
@@ -84,15 +84,17 @@ def change_config(config: RunConfig, path: str | os.PathLike[str] | None, overri
         _merge(values, _preset(preset))
     _merge(values, recipe)
     values = override(values, overrides)
-    _count_characters(values, override(recipe, overrides))
+    _give_way(values, override(recipe, overrides))
     return make_config(values, str(path) if path else "--set")
 
 
-def _count_characters(values: dict[str, Any], named: Mapping[str, Any]) -> None:
-    """Cut by characters where a length in characters is named, and none in tokens."""
-    asked = named.get("corpus")
-    if isinstance(asked, Mapping) and {"max_chars", "chunk_chars"} & asked.keys() and "chunk_tokens" not in asked:
-        values["corpus"] |= {"chunk_tokens": None}
+def _give_way(values: dict[str, Any], named: Mapping[str, Any]) -> None:
+    """Take back what a preset has where a setting that excludes it is named, and it is not."""
+    given = {key: value for key, value in _flatten(named).items() if value is not None}
+    for key, (excludes, value) in INSTEAD.items():
+        if excludes & given.keys() and key not in _flatten(named):
+            section, name = key.split(".")
+            values.setdefault(section, {})[name] = value
 
 
 def _unset(values: dict[str, Any], preset: Mapping[str, Any]) -> None:

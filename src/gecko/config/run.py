@@ -119,12 +119,12 @@ FREE = frozenset(
 AMOUNT = frozenset({"budget", "generate.queries"})  # a folder keeps both where neither is named
 
 # What the default preset had before, by key. A folder that was begun with it is finished with it, unless the key is named.
-FORMER: dict[str, Any] = {"corpus.chunk_tokens": None}
+FORMER: dict[str, Any] = {"corpus.chunk_tokens": None, "lexical.sentences": 0}
 
 
 # What a preset changes against the fields' own defaults.
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"corpus": {"chunk_tokens": "read"}, "train": {"min_steps": 30}},
+    "default": {"corpus": {"chunk_tokens": "read"}, "lexical": {"sentences": 2000}, "train": {"min_steps": 30}},
     "paper": {
         "generate": {"neighbourhood": 1},
         "prompts": {"query_likelihood": "query_likelihood"},
@@ -133,6 +133,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train": {"formats": ["unified"], "loss": {"mask_groups": False, "unique_ids": True}},
         "pretrain": {"loss": {"mask_groups": False}},
     },
+}
+
+# What a preset has where one of these keys is named and has a value: both exclude each other, and what is named counts.
+INSTEAD: dict[str, tuple[frozenset[str], Any]] = {
+    "corpus.chunk_tokens": (frozenset({"corpus.max_chars", "corpus.chunk_chars"}), None),
+    "lexical.sentences": (frozenset({"student", "train.freeze", "train.backbone.projection"}), 0),
 }
 
 

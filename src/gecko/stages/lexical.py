@@ -20,7 +20,7 @@ import numpy as np
 from gecko.config.run import RunConfig
 from gecko.core.files import write_json
 from gecko.core.formats import DEFAULT_TASK, native_prompt, render_query
-from gecko.core.progress import Ui
+from gecko.core.progress import Ui, quiet_libraries
 from gecko.core.records import Example, Passage
 from gecko.encoder import Encoder, resolve_model
 from gecko.encoder.nearest import top_k
@@ -119,19 +119,20 @@ def learn(
         ui.say(f"no passage has a sentence of {WORDS[0]} to {WORDS[1]} words: BM25's order is not learned")
         return
     ui.say(f"the start model learns BM25's order (weight {weight:g}) from {len(rows.texts):,} sentences of the corpus")
-    model = load_backbone(resolve_model(config.backbone), config.train.backbone, config.seed)
-    learn_ranking(
-        model,
-        found,
-        rows,
-        dims=widths(model, config.train),
-        temperature=TEMPERATURE,
-        learning_rate=settings.learning_rate,
-        bf16=config.train.bf16,
-        seed=config.seed,
-        ui=ui,
-    )
-    model.save(str(folder / MODEL), create_model_card=False)
+    with quiet_libraries():
+        model = load_backbone(resolve_model(config.backbone), config.train.backbone, config.seed)
+        learn_ranking(
+            model,
+            found,
+            rows,
+            dims=widths(model, config.train),
+            temperature=TEMPERATURE,
+            learning_rate=settings.learning_rate,
+            bf16=config.train.bf16,
+            seed=config.seed,
+            ui=ui,
+        )
+        model.save(str(folder / MODEL), create_model_card=False)
 
 
 def agree(
