@@ -180,13 +180,10 @@ def rank_sentences(
     from gecko.training.lexical import Ranked
 
     rng = np.random.default_rng(seed)
-    sentences = [
-        (text, at)
-        for at, passage in enumerate(passages)
-        for text in re.split(r"(?<=[.!?])\s+", passage.text.replace("\n", " "))
-        if WORDS[0] <= len(text.split()) <= WORDS[1]
-    ]
-    chosen = [sentences[at] for at in rng.permutation(len(sentences))[:count]]
+    ends = np.cumsum([len(_sentences(passage)) for passage in passages])
+    drawn = rng.permutation(ends[-1] if len(ends) else 0)[:count]
+    own = np.searchsorted(ends, drawn, side="right")
+    chosen = [(_sentences(passages[at])[place - ends[at]], at) for place, at in zip(drawn, own.tolist(), strict=True)]
     size = min(2 * DEPTH, len(passages) - 1)
     candidates = np.empty((len(chosen), size), np.int64)
     targets = np.empty(candidates.shape, np.float32)
@@ -205,6 +202,12 @@ def rank_sentences(
         targets[row] = (found[candidates[row]] @ asked[row] + weight * lexical) / TEMPERATURE
     before = native_prompt(start.model.prompts, "query") if start.form == "native" else ""
     return Ranked([before + render_query(text, DEFAULT_TASK, start.form) for text in texts], candidates, targets)
+
+
+def _sentences(passage: Passage) -> list[str]:
+    """Those of its text that are neither too short nor too long to serve as a query."""
+    parts = re.split(r"(?<=[.!?])\s+", passage.text.replace("\n", " "))
+    return [text for text in parts if WORDS[0] <= len(text.split()) <= WORDS[1]]
 
 
 def _shares(words: Bm25, place: dict[str, int], texts: Sequence[str], k: int) -> list[dict[int, float]]:
