@@ -393,7 +393,10 @@ def test_what_is_trained_how_long_and_from_what(
     monkeypatch.setattr("gecko.training.train", stop)
     with Run(folder) as run:
         asked(run, 3)
+        shutil.copytree(tiny_model, run.path / "lexical" / "learned" / "model")
+        asked(run, 3)  # another start
         run.config = change_config(run.config, None, ["train.min_steps=30", "train.epochs=1", f"student={student}"])
         assert asked(run).epochs == 10
         assert asked(run, 2).epochs == 2
-    assert trained == [(str(tiny_model), 3), (str(student), 10), (str(student), 2)]
+    taught = folder / "lexical" / "learned" / "model"
+    assert trained == [(str(tiny_model), 3), (str(taught), 3), (str(student), 10), (str(student), 2)]

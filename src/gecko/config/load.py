@@ -89,7 +89,7 @@ def change_config(config: RunConfig, path: str | os.PathLike[str] | None, overri
 
 
 def _give_way(values: dict[str, Any], named: Mapping[str, Any]) -> None:
-    """Take back what a preset has where a setting that excludes it is named, and it is not."""
+    """Give up what a preset has where a setting is named that asks for something else."""
     given = {key: value for key, value in _flatten(named).items() if value is not None}
     for key, (excludes, value) in INSTEAD.items():
         if excludes & given.keys() and key not in _flatten(named):

@@ -135,10 +135,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What a preset has where one of these keys is named and has a value: both exclude each other, and what is named counts.
+# What a preset has where one of these keys is named and has a value, since it asks for something else.
 INSTEAD: dict[str, tuple[frozenset[str], Any]] = {
     "corpus.chunk_tokens": (frozenset({"corpus.max_chars", "corpus.chunk_chars"}), None),
-    "lexical.sentences": (frozenset({"student", "train.freeze", "train.backbone.projection"}), 0),
+    "lexical.sentences": (
+        frozenset({"student", *(f"train.{key}" for key in ("freeze", "backbone.projection", "backbone.lora_rank"))}),
+        0,
+    ),
 }
 
 

@@ -201,10 +201,10 @@ class Ablation:
             *read_beside,
         )
 
-    @property
+    @cached_property
     def trained_from(self) -> str:
-        """What a student starts as: the run's ``student`` where it has one, else the start model."""
-        return self.run.config.student or self.run.config.backbone
+        """What a student starts as: as the run's own, so after BM25's order where the run has learned it."""
+        return str(self.run.taught or self.run.config.student or self.run.config.backbone)
 
     @cached_property
     def _trained_identity(self) -> str:

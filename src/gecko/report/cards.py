@@ -125,10 +125,8 @@ def model_card(view: RunView, form: str, result: Mapping[str, Any] | None) -> st
 
 def _taught(view: RunView) -> float:
     """The weight with which the start model learned BM25's order before the rows; 0: it did not."""
-    learned = view.run.path / "lexical" / "learned"
-    if view.config.lexical.sentences and (learned / "model").exists():
-        return float(read_json(learned / "choice.json")["weight"])
-    return 0.0
+    taught = view.run.taught
+    return float(read_json(taught.parent / "choice.json")["weight"]) if taught else 0.0
 
 
 def dataset_card(rows: Sequence[Mapping[str, Any]], config: RunConfig, prompts: Mapping[str, str]) -> str:

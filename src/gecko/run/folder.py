@@ -105,6 +105,12 @@ class Run(AbstractContextManager["Run"]):
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
+    @property
+    def taught(self) -> Path | None:
+        """The start model after BM25's order; none where the run has not learned it."""
+        folder = self.path / "lexical" / "learned" / "model"
+        return folder if self.config.lexical.sentences and folder.exists() else None
+
     def manifest(self, stage: str) -> Manifest | None:
         """What ``stage`` has done so far, if anything.
 

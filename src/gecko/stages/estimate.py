@@ -39,7 +39,8 @@ def estimate(context: Context) -> str:
     tested = sum(len(load_set(spec).passages) for spec in config.evaluate.sets)
     forms, epochs = len(config.train.formats), enough_steps(config.train, queries).epochs
     # A step forwards and backwards takes about three times an encoding; a row has a query and two passages.
-    training = 3 * 2.5 * text * queries * epochs * forms
+    # Of BM25's order each sentence is encoded twice, once of them with a step backwards.
+    training = text * (3 * 2.5 * queries * epochs * forms + 4 * config.lexical.sentences)
     testing = text * tested * (1 + forms) / 60
     before = context.run.manifest("generate")
     paid = before.rows + before.drops.total() if before else 0
