@@ -11,7 +11,7 @@ from gecko.core.records import Example, Passage, Text
 from gecko.encoder import load_encoder
 from gecko.evaluation.bm25 import Bm25, bm25_run
 from gecko.run.folder import Run
-from gecko.stages.lexical import TEMPERATURE, Agreement, agree, rank_sentences
+from gecko.stages.lexical import TEMPERATURE, Agreement, agree, count_sentences, rank_sentences
 from gecko.stages.runner import Pipeline, distill
 
 from ..conftest import Listener, write_corpus
@@ -31,6 +31,7 @@ def test_sentences_find_other_passages_by_words_and_vectors(passages: list[Passa
     start = load_encoder(str(tiny_model), bf16=False)
     found = start.passages(passages)
     rows = rank_sentences(passages, found, start, Bm25(passages), 25, 0.3, seed=4)
+    assert [count_sentences(passages, most) for most in (0, 25, 9000)] == [0, 25, 180]
     assert len(rows.texts) == 25 and rows.candidates.shape == rows.targets.shape == (25, 64)
     listed = bm25_run(passages, [(str(n), text) for n, text in enumerate(rows.texts)], 33)
     for n, (text, places, targets) in enumerate(zip(rows.texts, rows.candidates, rows.targets, strict=True)):

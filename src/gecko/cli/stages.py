@@ -116,7 +116,7 @@ def select(options: RunOptions) -> None:
 
 
 def train(config: Recipe = None, *, options: RunOptions) -> None:
-    """Train on the rows of a run, and on those of its mixture if it has one."""
+    """Train on the rows of a run and of its mixture, if it has one, after BM25's order."""
     with on_run(options, recipe=config) as pipeline:
         print(pipeline.through("choose"))
 

@@ -149,7 +149,8 @@ class LexicalConfig(Section):
     sentences: int = Field(
         default=0,
         ge=0,
-        description="sentences of the corpus from which the start model learns BM25's order, without the teacher; 0: none",
+        description="sentences of the corpus from which the start model learns BM25's order, without the teacher; 0: none, "
+        "and so with `student`, `train.freeze` and some of `train.backbone`",
     )
     weight: float | None = Field(
         default=None,

@@ -8,6 +8,7 @@ from gecko.report.spending import money, money_words
 from gecko.stages import ingest, user_queries
 from gecko.stages.context import Context
 from gecko.stages.costs import answered_tokens
+from gecko.stages.lexical import count_sentences
 from gecko.stages.plan import new_plan
 from gecko.stages.speed import measure
 
@@ -40,7 +41,8 @@ def estimate(context: Context) -> str:
     forms, epochs = len(config.train.formats), enough_steps(config.train, queries).epochs
     # A step forwards and backwards takes about three times an encoding; a row has a query and two passages.
     # Of BM25's order each sentence is encoded twice, once of them with a step backwards.
-    training = text * (3 * 2.5 * queries * epochs * forms + 4 * config.lexical.sentences)
+    sentences = count_sentences(passages, config.lexical.sentences)
+    training = text * (3 * 2.5 * queries * epochs * forms + 4 * sentences)
     testing = text * tested * (1 + forms) / 60
     before = context.run.manifest("generate")
     paid = before.rows + before.drops.total() if before else 0

@@ -204,6 +204,16 @@ def rank_sentences(
     return Ranked([before + render_query(text, DEFAULT_TASK, start.form) for text in texts], candidates, targets)
 
 
+def count_sentences(passages: Sequence[Passage], most: int) -> int:
+    """How many of at most so many sentences the passages have."""
+    left = most
+    for passage in passages:
+        if left <= 0:
+            break
+        left -= len(_sentences(passage))
+    return most - max(left, 0)
+
+
 def _sentences(passage: Passage) -> list[str]:
     """Those of its text that are neither too short nor too long to serve as a query."""
     parts = re.split(r"(?<=[.!?])\s+", passage.text.replace("\n", " "))

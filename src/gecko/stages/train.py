@@ -1,4 +1,4 @@
-"""Stage ``train``: the start model is trained in each input format that is asked for."""
+"""Stage ``train``: the start model, after BM25's order if it learns that, is trained in each input format asked for."""
 
 import shutil
 from collections.abc import Sequence
