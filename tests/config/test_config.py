@@ -458,6 +458,8 @@ def test_what_cannot_learn_bm25s_order_does_without_where_nobody_names_it(settin
     assert load_config(overrides=[f"{setting.partition('=')[0]}=null"]).lexical.sentences == 2000
     assert load_config(overrides=["preset=paper"]).lexical.sentences == 0
     assert load_config(overrides=["train.backbone.lora_rank=8"]).lexical.sentences == 0
+    with pytest.raises(ConfigError, match="lexical = 5"):
+        load_config(overrides=[*more, "lexical=5"])
     with pytest.raises(ConfigError, match=r"lexical\.sentences = 90 trains the backbone"):
         load_config(overrides=[*more, "lexical.sentences=90"])
 

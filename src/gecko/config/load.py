@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gecko.config.gone import ERROR
-from gecko.config.run import AMOUNT, DEFAULT_BUDGET, FORMER, INSTEAD, PRESETS, RunConfig
+from gecko.config.run import AMOUNT, DEFAULT_BUDGET, FORMER, GIVE_WAY, PRESETS, RunConfig
 from gecko.core.errors import ConfigError
 
 
@@ -90,11 +90,13 @@ def change_config(config: RunConfig, path: str | os.PathLike[str] | None, overri
 
 def _give_way(values: dict[str, Any], named: Mapping[str, Any]) -> None:
     """Give up what a preset has where a setting is named that asks for something else."""
-    given = {key: value for key, value in _flatten(named).items() if value is not None}
-    for key, (excludes, value) in INSTEAD.items():
-        if excludes & given.keys() and key not in _flatten(named):
-            section, name = key.split(".")
-            values.setdefault(section, {})[name] = value
+    flat = _flatten(named)
+    given = {key for key, value in flat.items() if value is not None}
+    for key, others in GIVE_WAY.items():
+        section, name = key.split(".")
+        held = values.get(section)
+        if others & given and key not in flat and isinstance(held, dict):
+            held.pop(name, None)
 
 
 def _unset(values: dict[str, Any], preset: Mapping[str, Any]) -> None:

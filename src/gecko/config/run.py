@@ -135,12 +135,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What a preset has where one of these keys is named and has a value, since it asks for something else.
-INSTEAD: dict[str, tuple[frozenset[str], Any]] = {
-    "corpus.chunk_tokens": (frozenset({"corpus.max_chars", "corpus.chunk_chars"}), None),
-    "lexical.sentences": (
-        frozenset({"student", *(f"train.{key}" for key in ("freeze", "backbone.projection", "backbone.lora_rank"))}),
-        0,
+# Keys that have their field's own default where one of these is named and has a value, since it asks for something else.
+GIVE_WAY: dict[str, frozenset[str]] = {
+    "corpus.chunk_tokens": frozenset({"corpus.max_chars", "corpus.chunk_chars"}),
+    "lexical.sentences": frozenset(
+        {"student", "train.freeze", "train.backbone.projection", "train.backbone.lora_rank"}
     ),
 }
 

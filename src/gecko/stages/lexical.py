@@ -12,6 +12,7 @@ corpus; the rows that the teacher has judged tell it.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -206,12 +207,7 @@ def rank_sentences(
 
 def count_sentences(passages: Sequence[Passage], most: int) -> int:
     """How many of at most so many sentences the passages have."""
-    left = most
-    for passage in passages:
-        if left <= 0:
-            break
-        left -= len(_sentences(passage))
-    return most - max(left, 0)
+    return sum(1 for _ in islice(chain.from_iterable(map(_sentences, passages)), most))
 
 
 def _sentences(passage: Passage) -> list[str]:
